@@ -1,0 +1,11 @@
+"""blip_lite: fine-tune, evaluate and run BLIP image captioning.
+
+Importing the package brings torch, tokenizers, safetensors, Pillow and numpy, and nothing else: `train`,
+`evaluate` and their dependencies live in `blip_lite.training` and `blip_lite.evaluation`.
+"""
+
+from blip_lite.captioner import Captioner
+from blip_lite.pretrained import load_pretrained, save_pretrained
+
+__all__ = ["Captioner", "load_pretrained", "save_pretrained"]
+__version__ = "0.1.0"

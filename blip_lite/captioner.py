@@ -1,0 +1,148 @@
+"""`Captioner`: images in, captions out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from blip_lite.generation import GenerationSettings, generate
+from blip_lite.model import Blip
+from blip_lite.pretrained import load_pretrained
+from blip_lite.processing import ImageInput, Processor
+
+
+def pick_device(device: str | torch.device = "auto") -> torch.device:
+    """`auto` is CUDA, else Apple's GPU, else the CPU."""
+    if str(device) != "auto":
+        return torch.device(device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 on a GPU that has it, float16 on an older one, else float32."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    named = getattr(torch, dtype, None)
+    if not isinstance(named, torch.dtype):
+        raise ValueError(f"dtype {dtype!r}: expected auto, float32, bfloat16 or float16")
+    return named
+
+
+class Captioner:
+    """Captions images with a BLIP model.
+
+    >>> captioner = Captioner.from_pretrained("runs/shapes/best")  # or a Hub id
+    >>> captioner("photo.jpg")
+    'a dog runs through the grass'
+    >>> captioner(["a.jpg", "b.jpg"], num_beams=3, max_new_tokens=20)
+    ['...', '...']
+    """
+
+    def __init__(self, model: Blip, processor: Processor) -> None:
+        self.model, self.processor = model, processor
+
+    @staticmethod
+    def from_pretrained(
+        path_or_id: str | Path, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto"
+    ) -> Captioner:
+        """Load a checkpoint directory or a Hub id.
+
+        Args:
+            path_or_id: e.g. `runs/flickr8k/best` or `Salesforce/blip-image-captioning-base`.
+            device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+            dtype: of the weights; `auto` is bfloat16 on a GPU that has it, float16 on an older one, else float32.
+
+        Raises:
+            CheckpointError: it cannot be found, or is not a BLIP captioning checkpoint.
+        """
+        device = pick_device(device)
+        return Captioner(*load_pretrained(path_or_id, device, pick_dtype(dtype, device)))
+
+    @overload
+    def __call__(self, images: ImageInput, **settings: Any) -> Any: ...
+    @overload
+    def __call__(self, images: Sequence[ImageInput], **settings: Any) -> list[Any]: ...
+    def __call__(
+        self,
+        images: ImageInput | Sequence[ImageInput],
+        prompt: str | Sequence[str] = "",
+        batch_size: int = 8,
+        **settings: Any,
+    ) -> Any:
+        """Caption one image or many.
+
+        Args:
+            images: a path, the bytes of a file, a `PIL.Image`, an array `[height, width, 3]`, or a list of these.
+            prompt: how captions shall begin, e.g. `"a photography of"`; one for all images, or one an image. It
+                is part of the caption.
+            batch_size: images at a time. It changes speed and memory, not captions.
+            **settings: fields of `GenerationSettings`: `num_beams=5`, `max_new_tokens=30`, `min_new_tokens`,
+                `length_penalty`, `early_stopping`, `num_return_sequences`, `do_sample` (with `num_beams=1`),
+                `temperature`, `top_k`, `top_p`, `seed`.
+
+        Returns:
+            A caption, or for a list of images a list of captions. With `num_return_sequences` above 1 each
+            caption is a list, best first.
+
+        Raises:
+            ImageError: an image cannot be read; the message names it.
+            ValueError: settings that make no sense.
+        """
+        if batch_size < 1:
+            raise ValueError("batch_size must be at least 1")
+        generation = GenerationSettings(**settings)
+        single = isinstance(images, (str, Path, bytes, Image.Image, np.ndarray))
+        sources: Sequence[Any] = [images] if single else images  # type: ignore[assignment]
+        prompts = [prompt] * len(sources) if isinstance(prompt, str) else list(prompt)
+        if len(prompts) != len(sources):
+            raise ValueError(f"{len(prompts)} prompts for {len(sources)} images")
+
+        captions: list[Any] = []
+        for start in range(0, len(sources), batch_size):
+            part = slice(start, start + batch_size)
+            found = self.caption_pixels(self.processor.pixel_values(sources[part]), generation, prompts[part])
+            captions += [row if generation.num_return_sequences > 1 else row[0] for row in found]
+        return captions[0] if single else captions
+
+    def caption_pixels(
+        self, pixel_values: Tensor, settings: GenerationSettings, prompts: Sequence[str] = (), with_prompt: bool = True
+    ) -> list[list[str]]:
+        """Caption a batch of preprocessed images.
+
+        Args:
+            pixel_values: `[I, 3, S, S]`.
+            settings: how to decode.
+            prompts: one an image, or none.
+            with_prompt: whether captions begin with the prompt.
+
+        Returns:
+            `num_return_sequences` captions an image, best first.
+        """
+        device = self.model.device
+        pixel_values = pixel_values.to(device, self.model.dtype)
+        ids = [self.processor.prompt_ids(prompt) for prompt in prompts] or [self.processor.prompt_ids()] * len(
+            pixel_values
+        )
+        captions: list[list[str]] = [[] for _ in ids]
+        # Prompts of one length at a time: no padding, so a caption does not depend on its neighbours' prompts.
+        for length in sorted({len(prompt) for prompt in ids}):
+            rows = [i for i, prompt in enumerate(ids) if len(prompt) == length]
+            prompt_ids = torch.tensor([ids[i] for i in rows], device=device)
+            sequences = generate(self.model, pixel_values[rows], prompt_ids, settings).sequences
+            if not with_prompt:
+                sequences = sequences[:, :, length:]
+            for i, found in zip(rows, sequences.tolist(), strict=True):
+                captions[i] = [self.processor.decode(sequence) for sequence in found]
+        return captions

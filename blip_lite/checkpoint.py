@@ -1,0 +1,190 @@
+"""The state of a run on disk: written whole or not at all, rotated, and loaded back exactly.
+
+`checkpoint-000455/` holds a model directory that `Captioner` and `transformers` load, and `state/` for resuming:
+AdamW's moments and the random states in safetensors, everything else in JSON. No pickles.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from blip_lite.model import Blip
+from blip_lite.pretrained import CheckpointError, load_weights, read_weights, save_pretrained
+from blip_lite.processing import Processor
+
+NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def write_directory(path: Path, fill: Callable[[Path], None]) -> None:
+    """Create a directory so that it appears complete or not at all.
+
+    It is written under a temporary name, each file flushed to disk, `manifest.json` (sizes, SHA-256) last, then
+    renamed. An existing one is moved aside first and removed after; `recover` puts it back if that was cut short.
+    """
+    work = path.parent / f".tmp-{path.name}-{os.getpid()}"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
+        fill(work)
+        files = sorted(file for file in work.rglob("*") if file.is_file())
+        manifest = {str(f.relative_to(work)): {"size": f.stat().st_size, "sha256": _sha256(f)} for f in files}
+        (work / "manifest.json").write_text(json.dumps(manifest, indent=1), "utf-8")
+        for entry in (*files, work / "manifest.json", *(d for d in work.rglob("*") if d.is_dir()), work):
+            _fsync(entry)
+        aside = path.parent / f".old-{path.name}"
+        if path.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+            os.rename(path, aside)
+        os.rename(work, path)
+        _fsync(path.parent)
+        shutil.rmtree(aside, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+
+
+def recover(run: Path) -> None:
+    """Clear what a killed process left: finish or undo a replaced directory, remove temporary ones."""
+    for aside in run.glob(".old-*"):
+        path = run / aside.name.removeprefix(".old-")
+        if path.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            os.rename(aside, path)
+    for work in run.glob(".tmp-*"):
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def problem(path: Path) -> str | None:
+    """What is wrong with a checkpoint directory, by its manifest; None if it is complete and unchanged."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        return f"manifest.json cannot be read ({error})"
+    for name, known in manifest.items():
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != known["size"]:
+            return f"{name} has {file.stat().st_size} bytes instead of {known['size']}"
+        if _sha256(file) != known["sha256"]:
+            return f"{name} has changed (SHA-256)"
+    return None
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The run's checkpoint directories, oldest first, ordered by step number."""
+    found = [
+        (int(m[1]), path) for path in run.glob("checkpoint-*") if (m := NAME.fullmatch(path.name)) and path.is_dir()
+    ]
+    return [path for _, path in sorted(found)]
+
+
+def newest(run: Path, say: Callable[[str], None] = print) -> Path | None:
+    """The newest intact checkpoint; damaged ones are named and passed over."""
+    for path in reversed(checkpoints(run)):
+        if (wrong := problem(path)) is None:
+            return path
+        say(f"{path} is damaged and passed over: {wrong}")
+    return None
+
+
+def save(
+    run: Path,
+    step: int,
+    model: Blip,
+    processor: Processor,
+    optimizer: torch.optim.Optimizer,
+    random_states: dict[str, Tensor],
+    progress: dict[str, Any],
+    keep: int,
+) -> Path:
+    """Write `checkpoint-STEP`, then remove all but the newest `keep`.
+
+    Args:
+        random_states: by name; see `training`.
+        progress: JSON, all else that resuming needs.
+    """
+
+    def fill(work: Path) -> None:
+        save_pretrained(model, processor, work)
+        state = optimizer.state_dict()
+        tensors = {f"optimizer.{i}.{k}": v.cpu() for i, values in state["state"].items() for k, v in values.items()}
+        tensors.update({f"random.{name}": value for name, value in random_states.items()})
+        (work / "state").mkdir()
+        safetensors.torch.save_file(tensors, work / "state" / "tensors.safetensors")
+        settings = {**progress, "param_groups": state["param_groups"]}
+        (work / "state" / "progress.json").write_text(json.dumps(settings, indent=1), "utf-8")
+
+    path = run / f"checkpoint-{step:06d}"
+    write_directory(path, fill)
+    for old in checkpoints(run)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return path
+
+
+def load(path: Path, model: Blip, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Put a checkpoint's weights and AdamW moments back.
+
+    Returns:
+        (progress, random states), as given to `save`.
+
+    Raises:
+        CheckpointError: it has no `state/`, or does not fit the model.
+    """
+    try:
+        progress = json.loads((path / "state" / "progress.json").read_text("utf-8"))
+        tensors = safetensors.torch.load_file(path / "state" / "tensors.safetensors")
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{path}: not a checkpoint to resume from ({error})") from error
+    parameters = dict(model.named_parameters())
+    fresh = Blip(model.config)
+    load_weights(fresh, read_weights(path), path)
+    with torch.no_grad():  # in place: the optimizer and DDP hold these tensors
+        for name, parameter in fresh.named_parameters():
+            parameters[name].copy_(parameter)
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".")
+            state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": progress.pop("param_groups")})
+    random_states = {n.removeprefix("random."): v for n, v in tensors.items() if n.startswith("random.")}
+    return progress, random_states
+
+
+def save_best(run: Path, model: Blip, processor: Processor, why: dict[str, Any]) -> None:
+    """Write `best/`, a model directory of its own, with `best.json` saying what made it the best."""
+
+    def fill(work: Path) -> None:
+        save_pretrained(model, processor, work)
+        (work / "best.json").write_text(json.dumps(why, indent=1), "utf-8")
+
+    write_directory(run / "best", fill)

@@ -1,0 +1,252 @@
+"""The settings of a run as dataclasses; their help texts are the scripts' `--help`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+
+class ConfigError(ValueError):
+    """Settings that cannot work; the message names them and says what to do."""
+
+
+def setting(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
+    """A dataclass field with its help text."""
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+
+
+# Defaults that depend on the model: a published checkpoint, or a preset that starts from random weights.
+FINE_TUNING: dict[str, Any] = {
+    "learning_rate": 5e-5,
+    "epochs": 4,
+    "gradient_accumulation_steps": 2,
+    "gradient_checkpointing": True,
+}
+FROM_SCRATCH: dict[str, dict[str, Any]] = {
+    "tiny": {"learning_rate": 1.5e-3, "epochs": 10, "gradient_accumulation_steps": 1, "gradient_checkpointing": False},
+    "small": {"learning_rate": 6e-4, "epochs": 10, "gradient_accumulation_steps": 2, "gradient_checkpointing": False},
+    "base": {"learning_rate": 2e-4, "epochs": 40, "gradient_accumulation_steps": 2, "gradient_checkpointing": True},
+}
+
+
+@dataclass
+class TrainConfig:
+    """Fine-tune BLIP for image captioning."""
+
+    # data
+    dataset: str = setting(
+        "flickr8k", "shapes, flickr8k, coco_karpathy, or a folder with metadata.csv or metadata.jsonl"
+    )
+    data_dir: str | None = setting(
+        None, "local copy of flickr8k (Flickr8k.token.txt, Flicker8k_Dataset/); default: the Hub"
+    )
+    image_root: str | None = setting(
+        None, "folder of COCO images (train2014/, val2014/); default: download once into a cache"
+    )
+    split_scheme: str = setting(
+        "seed", "flickr8k: 90/5/5 by image and seed, or the official 6000/1000/1000 lists", ("seed", "official")
+    )
+    max_train_images: int | None = setting(None, "use only this many training images; default: all")
+    max_eval_images: int | None = setting(None, "validate on only this many images; default: all")
+    max_bad_images: float = setting(0.01, "share of undecodable images, 0 to 1, above which a run ends")
+    prompt: str = setting("", "how every caption begins, not trained on; the official COCO recipe uses 'a picture of '")
+    max_length: int = setting(40, "longest caption in tokens, [DEC], prompt and [SEP] included; longer ones are cut")
+    num_workers: int = setting(2, "processes that decode images ahead, per training process; 0: none")
+    # model
+    model: str = setting(
+        "Salesforce/blip-image-captioning-base",
+        "Hub id, checkpoint directory, or a preset that starts from nothing: tiny, small, base",
+    )
+    freeze_vision: bool = setting(False, "train the text decoder only")
+    gradient_checkpointing: bool | None = setting(
+        None, "recompute activations to save memory; default: on, off for tiny and small"
+    )
+    mixed_precision: str = setting(
+        "auto",
+        "auto: what `accelerate launch` says, else bf16 or fp16 where the GPU has it",
+        ("auto", "no", "bf16", "fp16"),
+    )
+    # optimisation
+    epochs: int | None = setting(
+        None, "passes over the training images; default: 4, tiny and small 10, base from nothing 40"
+    )
+    max_steps: int | None = setting(None, "stop after this many optimizer steps; default: what epochs needs")
+    batch_size: int = setting(
+        8, "images per device and forward pass, each with all of its captions; also in evaluation"
+    )
+    gradient_accumulation_steps: int | None = setting(None, "forward passes per optimizer step; default: 2, tiny 1")
+    learning_rate: float | None = setting(
+        None, "peak learning rate; default: 5e-5, tiny 1.5e-3, small 6e-4, base (from nothing) 2e-4"
+    )
+    lr_schedule: str = setting("linear", "decay after warm-up", ("linear", "cosine", "constant"))
+    warmup_ratio: float = setting(0.05, "share of all steps in which the learning rate rises linearly, 0 to 1")
+    weight_decay: float = setting(0.05, "AdamW weight decay, on matrices only")
+    label_smoothing: float = setting(0.0, "0 to 1; the official COCO recipe uses 0.1")
+    max_grad_norm: float = setting(1.0, "clip the gradient's norm to this; 0: do not clip")
+    seed: int = setting(42, "of the split, the order of images and random weights")
+    # generation, in validation
+    max_new_tokens: int = setting(30, "longest generated caption in tokens, [SEP] included, prompt not")
+    min_new_tokens: int = setting(0, "shortest generated caption in tokens")
+    num_beams: int = setting(5, "beams; 1 is greedy")
+    length_penalty: float = setting(1.0, "beam score = sum of log-probabilities / length ** length_penalty")
+    early_stopping: bool = setting(True, "an image is done as soon as num_beams captions are complete")
+    # the run
+    output_dir: str | None = setting(None, "where everything is written; default: runs/DATASET")
+    overwrite: bool = setting(False, "delete the run that output_dir holds")
+    resume: bool = setting(False, "continue the run in output_dir from its newest checkpoint")
+    save_every: int | None = setting(None, "save a checkpoint every so many steps, besides each epoch's end")
+    eval_every: int | None = setting(None, "validate every so many steps instead of at each epoch's end")
+    logging_steps: int = setting(50, "steps between two lines of the log")
+    save_total_limit: int = setting(2, "checkpoints to keep, at least 2; best/ is kept besides")
+    log_with: str = setting("none", "dashboard", ("none", "wandb", "tensorboard"))
+    project: str = setting("blip_lite", "project name on the dashboard")
+    run_name: str | None = setting(None, "run name on the dashboard; default: output_dir's name")
+    # instead of training
+    sanity: bool = setting(False, "only check that the model can learn 8 of the captions word for word, then stop")
+    plan: bool = setting(
+        False, "only run 3 steps on the longest captions, print memory, time and disk needed, then stop"
+    )
+
+    def resolved(self) -> TrainConfig:
+        """The same settings with every default that depends on another one filled in."""
+        own = FROM_SCRATCH.get(self.model, FINE_TUNING)
+        fill = {name: value for name, value in own.items() if getattr(self, name) is None}
+        if self.output_dir is None:
+            fill["output_dir"] = f"runs/{Path(self.dataset).resolve().name}"
+        return dataclasses.replace(self, **fill)
+
+    def validate(self) -> None:
+        """Raises ConfigError with every problem at once."""
+        ratios = ("max_bad_images", "warmup_ratio", "label_smoothing")
+        positive: tuple[str, ...] = (
+            "epochs",
+            "max_steps",
+            "batch_size",
+            "gradient_accumulation_steps",
+            "logging_steps",
+        )
+        positive += ("save_every", "eval_every", "max_train_images", "max_eval_images", "num_beams", "max_new_tokens")
+        positive += ("learning_rate",)
+        problems = [f"--{n} must be between 0 and 1" for n in ratios if not 0 <= getattr(self, n) <= 1]
+        problems += [
+            f"--{n} must be above 0" for n in positive if getattr(self, n) is not None and getattr(self, n) <= 0
+        ]
+        if self.num_workers < 0:
+            problems.append("--num_workers must not be negative")
+        if self.save_total_limit < 2:
+            problems.append("--save_total_limit must be at least 2: the last one may be the one being written")
+        if self.resume and self.overwrite:
+            problems.append("--resume and --overwrite exclude each other")
+        if problems:
+            raise ConfigError("; ".join(problems))
+
+
+@dataclass
+class EvalConfig:
+    """Caption a split with a checkpoint and score the captions."""
+
+    ckpt: str = setting("best", "best or latest (of the run), a checkpoint directory, or a Hub id")
+    run: str | None = setting(None, "run directory; default: that of the checkpoint, else the newest under runs/")
+    split: str = setting("test", "which images", ("train", "validation", "test"))
+    dataset: str | None = setting(None, "as in train.py; default: the run's (needed for a Hub id)")
+    data_dir: str | None = setting(None, "as in train.py; default: the run's")
+    image_root: str | None = setting(None, "as in train.py; default: the run's")
+    split_scheme: str | None = setting(None, "as in train.py; default: the run's", ("seed", "official"))
+    max_eval_images: int | None = setting(None, "caption only this many images; default: all")
+    prompt: str | None = setting(None, "how every caption begins; default: the run's")
+    batch_size: int | None = setting(None, "images at a time; default: the run's")
+    num_beams: int | None = setting(None, "beams; default: the run's")
+    max_new_tokens: int | None = setting(None, "longest caption in tokens; default: the run's")
+    length_penalty: float | None = setting(None, "default: the run's")
+    output_dir: str | None = setting(None, "where to write; default: the run, or the working directory for a Hub id")
+    dtype: str = setting(
+        "auto", "of the weights; auto: bfloat16 on a GPU that has it, float16 on an older one, else float32"
+    )
+
+
+# ------------------------------------------------------------------------------------ command line, YAML
+
+T = TypeVar("T", TrainConfig, EvalConfig)
+
+
+def parse(cls: type[T], argv: list[str] | None = None) -> T:
+    """Settings from the command line, over those of `--config FILE.yaml`, over the defaults.
+
+    Raises:
+        ConfigError: the YAML file is missing, not a mapping, or holds an unknown name or a wrong type.
+        SystemExit: argparse's own, for a wrong command line and for `--help`.
+    """
+    parser = argparse.ArgumentParser(description=cls.__doc__)
+    parser.add_argument("--config", metavar="YAML", help="file with settings by name; the command line overrides it")
+    types_ = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        kind, help = _base_type(types_[field.name]), field.metadata["help"]
+        if field.default is not None:
+            help += f" (default: {field.default if field.default != '' else 'none'})"
+        options: dict[str, Any] = {"help": help.replace("%", "%%"), "default": argparse.SUPPRESS}
+        if kind is bool:
+            parser.add_argument(f"--{field.name}", action=argparse.BooleanOptionalAction, **options)
+        else:
+            metavar = None if field.metadata["choices"] else {int: "N", float: "X", str: "TEXT"}[kind]
+            parser.add_argument(
+                f"--{field.name}", type=kind, choices=field.metadata["choices"], metavar=metavar, **options
+            )
+    given = vars(parser.parse_args(argv))
+    file = given.pop("config", None)
+    return cls(**{**(_read_yaml(cls, Path(file)) if file else {}), **given})
+
+
+def _base_type(annotation: Any) -> Any:
+    if isinstance(annotation, types.UnionType):  # `int | None`
+        return next(arg for arg in typing.get_args(annotation) if arg is not type(None))
+    return annotation
+
+
+def _read_yaml(cls: type[T], path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text("utf-8")) or {}
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--config {path}: not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"--config {path}: expected lines of `name: value`")
+    return check(cls, values, str(path))
+
+
+def check(cls: type[T], values: dict[str, Any], source: str) -> dict[str, Any]:
+    """Check names and types of settings that were read from a file. Raises ConfigError."""
+    types_ = typing.get_type_hints(cls)
+    for name, value in values.items():
+        if name not in types_:
+            close = difflib.get_close_matches(name, types_, n=1)
+            raise ConfigError(
+                f"{source}: unknown setting {name!r}" + (f"; did you mean {close[0]!r}?" if close else "")
+            )
+        kind, optional = _base_type(types_[name]), isinstance(types_[name], types.UnionType)
+        if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+            with contextlib.suppress(ValueError):
+                values[name] = value = float(value)  # YAML reads 5e-5 as text
+        if not (value is None and optional) and (type(value) is not kind):
+            raise ConfigError(f"{source}: {name} is {value!r}; expected {kind.__name__}")
+    return values
+
+
+def read_run_config(run: Path) -> TrainConfig:
+    """The settings of a run, from its `config.json`. Raises ConfigError."""
+    path = run / "config.json"
+    try:
+        values = json.loads(path.read_text("utf-8"))["settings"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"{run}: not a run of train.py, {path.name} cannot be read ({error})") from error
+    return TrainConfig(**check(TrainConfig, values, str(path)))

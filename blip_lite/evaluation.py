@@ -1,0 +1,210 @@
+"""A split -> captions -> numbers -> files.
+
+Captions are made from pixels alone: the examples that reach the model carry no references, which are kept in
+another object until the scoring.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from tqdm import tqdm
+
+from blip_lite import metrics, report
+from blip_lite.captioner import Captioner, pick_dtype
+from blip_lite.checkpoint import newest, recover
+from blip_lite.config import ConfigError, EvalConfig, TrainConfig, read_run_config
+from blip_lite.data import Captions, Example, epoch_batches, load_data, loader
+from blip_lite.generation import GenerationSettings
+
+
+def generation_settings(config: TrainConfig) -> GenerationSettings:
+    """The decoding settings of a run."""
+    names = ("max_new_tokens", "min_new_tokens", "num_beams", "length_penalty", "early_stopping")
+    return GenerationSettings(**{name: getattr(config, name) for name in names})
+
+
+def gather_captions(
+    mine: list[tuple[str, str]], failed: list[str], expected: Sequence[str]
+) -> tuple[dict[str, str], list[str]]:
+    """Put the processes' (image id, caption) pairs together, in the split's order.
+
+    Raises:
+        RuntimeError: an image of the split has neither a caption nor a failure, or has two.
+    """
+    pairs, failures = gather_object(mine), sorted(set(gather_object(failed)))
+    captions = dict(pairs)
+    lost = [f.split(":", 1)[0] for f in failures]
+    if len(pairs) != len(captions) or sorted([*captions, *lost]) != sorted(expected):
+        raise RuntimeError(f"{len(pairs)} captions and {len(failures)} failures for {len(expected)} images")
+    return {image_id: captions[image_id] for image_id in expected if image_id in captions}, failures
+
+
+def caption_images(
+    captioner: Captioner,
+    examples: Sequence[Example],
+    settings: GenerationSettings,
+    prompt: str,
+    batch_size: int,
+    num_workers: int,
+) -> tuple[dict[str, str], list[str]]:
+    """Caption examples, shared out among the processes.
+
+    Returns:
+        Captions by image id (the same on every process), without the prompt; and `"image id: reason"` of every
+        image that could not be decoded.
+    """
+    state = PartialState()
+    bare = [Example(e.image_id, e.image, ()) for e in examples]  # no reference goes further than this line
+    batches = epoch_batches(range(len(bare)), batch_size, state.process_index, state.num_processes)
+    mine: list[tuple[str, str]] = []
+    failed: list[str] = []
+    quiet = not (state.is_main_process and sys.stderr.isatty())
+    data = loader(Captions(bare, captioner.processor, "", 40), batches, num_workers)
+    for indices, batch in zip(batches, tqdm(data, "captions", unit="batch", disable=quiet), strict=True):
+        failed += batch.bad
+        bad = {entry.split(":", 1)[0] for entry in batch.bad}
+        good = [i for i, image_id in enumerate(batch.image_ids) if indices[i] >= 0 and image_id not in bad]
+        if good:
+            found = captioner.caption_pixels(
+                batch.pixel_values[good], settings, [prompt] * len(good), with_prompt=False
+            )
+            mine += [(batch.image_ids[i], row[0]) for i, row in zip(good, found, strict=True)]
+    return gather_captions(mine, failed, [e.image_id for e in examples])
+
+
+def find_checkpoint(config: EvalConfig) -> tuple[str, Path | None]:
+    """The checkpoint to load and the run it belongs to (None for a Hub id, or a directory outside a run).
+
+    Raises:
+        ConfigError: there is no such run, or it has no such checkpoint.
+    """
+    run = Path(config.run) if config.run else None
+    if config.ckpt not in ("best", "latest"):
+        path = Path(config.ckpt)
+        return config.ckpt, run or (
+            path.resolve().parent if (path.resolve().parent / "config.json").is_file() else None
+        )
+    if run is None:
+        found = sorted(Path("runs").glob("*/config.json"), key=lambda p: p.stat().st_mtime)
+        if not found:
+            raise ConfigError(
+                f"--ckpt {config.ckpt}: there is no run under runs/; name one with --run, or a checkpoint with --ckpt PATH"
+            )
+        run = found[-1].parent
+    recover(run)
+    found_path = run / "best" if config.ckpt == "best" else newest(run)
+    if found_path is None or not found_path.is_dir():
+        raise ConfigError(
+            f"{run} has no {config.ckpt} checkpoint" + (" yet" if run.is_dir() else "; there is no such directory")
+        )
+    return str(found_path), run
+
+
+def evaluate(config: EvalConfig) -> dict[str, Any]:
+    """Caption a split and score it.
+
+    Writes, into the run's directory, `captions.jsonl` (one line an image), `coco_metrics.json` (what is returned)
+    and `report.html`; for another split than test their names end in `_SPLIT`.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: before any image is captioned.
+    """
+    state = PartialState()
+    ckpt, run = find_checkpoint(config)
+    base = read_run_config(run) if run else TrainConfig(dataset=config.dataset or "")
+    if not base.dataset:
+        raise ConfigError(f"--ckpt {ckpt} belongs to no run: say which images with --dataset")
+    given = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if hasattr(base, f.name)}
+    given = {name: value for name, value in given.items() if value is not None and name != "output_dir"}
+    # All images, unless told otherwise: a run's limit was for its validations.
+    run_config = dataclasses.replace(base, **{"max_eval_images": None, **given})
+    run_config.validate()
+    settings = generation_settings(run_config)
+    data = load_data(run_config)
+    examples = data.splits[config.split]
+    if not examples:
+        raise ConfigError(f"{data.name}: the {config.split} split has no images")
+    captioner = Captioner.from_pretrained(ckpt, state.device, pick_dtype(config.dtype, state.device))
+    state.print(f"{ckpt}: captioning {len(examples)} images of {data.name}, {config.split}")
+
+    start = time.perf_counter()
+    captions, failures = caption_images(
+        captioner, examples, settings, run_config.prompt, run_config.batch_size, run_config.num_workers
+    )
+    seconds = time.perf_counter() - start
+    references = {e.image_id: list(e.captions) for e in examples if e.image_id in captions}
+    if not captions:
+        raise ConfigError(f"no image of {data.name}, {config.split}, could be decoded, e.g. {failures[0]}")
+    result: dict[str, Any] = {}
+    if state.is_main_process:
+        bleu = metrics.sacrebleu(list(captions.values()), list(references.values()))
+        result = {
+            "checkpoint": ckpt,
+            "dataset": data.name,
+            "split": config.split,
+            "num_images": len(captions),
+            "num_references": sum(map(len, references.values())),
+            "failed_images": failures,
+            "data_fingerprint": data.fingerprint(),
+            "decoding": {**dataclasses.asdict(settings), "prompt": run_config.prompt},
+            "dtype": str(next(captioner.model.parameters()).dtype).removeprefix("torch."),
+            "seconds": seconds,
+            "images_per_second": len(captions) / seconds,
+            "sacrebleu": bleu["score"],
+            "sacrebleu_signature": bleu["signature"],
+            "human_agreement_sacrebleu": metrics.human_agreement(list(references.values())),
+            "failure_groups": metrics.failure_groups(list(captions.values())),
+            **metrics.coco_metrics(captions, references),
+        }
+        _write(Path(config.output_dir or run or "."), config.split, result, captions, references, examples)
+    state.wait_for_everyone()
+    return result
+
+
+def _write(
+    folder: Path,
+    split: str,
+    result: dict[str, Any],
+    captions: dict[str, str],
+    references: dict[str, list[str]],
+    examples: Sequence[Example],
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    suffix = "" if split == "test" else f"_{split}"
+    with open(folder / f"captions{suffix}.jsonl", "w", encoding="utf-8") as file:
+        for image_id, caption in captions.items():
+            line = {"image_id": image_id, "caption": caption, "references": references[image_id]}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    (folder / f"coco_metrics{suffix}.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    shown = [e for e in examples if e.image_id in captions][:100]
+    rows = [(e.open(), captions[e.image_id], references[e.image_id]) for e in shown]
+    page = report.page(result, rows, report.read_metrics(folder))
+    (folder / f"report{suffix}.html").write_text(page, "utf-8")
+
+
+def summary(result: dict[str, Any]) -> str:
+    """A few lines for people."""
+    lines = [
+        f"{result['dataset']}, {result['split']}: {result['num_images']} images, {result['images_per_second']:.1f} images/s"
+    ]
+    human = result["human_agreement_sacrebleu"]
+    lines.append(
+        f"  sacreBLEU {result['sacrebleu']:.2f}" + (f"   (one human against the others: {human:.2f})" if human else "")
+    )
+    names = ("Bleu_4", "METEOR", "ROUGE_L", "CIDEr")
+    known = [f"{name} {result[name]:.4f}" for name in names if result[name] is not None]
+    missing = {result["reasons"][name] for name in names if result[name] is None}
+    lines += [f"  {'   '.join(known)}"] if known else []
+    lines += [f"  not computed: {reason}" for reason in sorted(missing)]
+    if result["failed_images"]:
+        lines.append(f"  {len(result['failed_images'])} images could not be decoded, e.g. {result['failed_images'][0]}")
+    return "\n".join(lines)

@@ -1,0 +1,349 @@
+"""Checkpoint directory or Hub id <-> (model, processor), with every key and every shape checked."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor
+
+from blip_lite.model import Blip, BlipConfig, TextConfig, VisionConfig
+from blip_lite.processing import CLIP_MEAN, CLIP_STD, SPECIAL_TOKENS, Processor
+
+HUB_FILES = ["*.json", "vocab.txt", "model*.safetensors", "pytorch_model*.bin"]
+# The vocabulary head is the word embedding, its bias has two names, and old checkpoints store a constant.
+HEAD = "text_decoder.cls.predictions."
+DERIVED = {
+    HEAD + "decoder.weight": "text_decoder.bert.embeddings.word_embeddings.weight",
+    HEAD + "decoder.bias": HEAD + "bias",
+}
+CONSTANT = re.compile(r".*\.position_ids$")
+
+
+class CheckpointError(ValueError):
+    """A directory that is no usable checkpoint; the message names it and says what is wrong."""
+
+
+# --------------------------------------------------------------------------------------------- reading
+
+
+def resolve(path_or_id: str | Path) -> Path:
+    """A local directory as it is; a Hub id is downloaded (or taken from the cache).
+
+    Raises:
+        CheckpointError: neither a directory nor a Hub id that can be had.
+    """
+    path = Path(path_or_id).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path_or_id)):
+        raise CheckpointError(f"{path_or_id}: no such directory, and not a Hub id (owner/name)")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise CheckpointError(f"{path_or_id}: no such directory; for a Hub id `pip install huggingface_hub`") from None
+    try:
+        files = _only_one_format(str(path_or_id))
+        return Path(snapshot_download(str(path_or_id), allow_patterns=HUB_FILES, ignore_patterns=files))
+    except Exception as error:  # the hub client raises a dozen unrelated types; all mean "cannot be had"
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{path_or_id}: no such directory, and not to be had from the Hub ({reason})") from error
+
+
+def _only_one_format(repo: str) -> list[str]:
+    """Patterns to leave out, so that weights that are there twice are downloaded once."""
+    from huggingface_hub import list_repo_files
+
+    try:
+        names = list_repo_files(repo)
+    except Exception:  # offline: the cache decides
+        return []
+    return ["*.bin"] if any(name.endswith(".safetensors") for name in names) else []
+
+
+def read_config(directory: Path) -> BlipConfig:
+    """Read `config.json`. Raises CheckpointError."""
+    try:
+        return BlipConfig.from_dict(_read_json(directory / "config.json"))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{directory}: {error}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise CheckpointError(f"{path.parent}: not a checkpoint directory, it has no {path.name}")
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error})") from error
+
+
+def read_weights(directory: Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint, from `model.safetensors` or `pytorch_model.bin`, whole or in shards.
+
+    Pickles are read with `weights_only=True` alone: nothing in them is run.
+    """
+    readers: dict[str, Callable[[Path], dict[str, Tensor]]] = {
+        "model.safetensors": safetensors.torch.load_file,
+        "pytorch_model.bin": lambda file: torch.load(file, map_location="cpu", weights_only=True, mmap=True),
+    }
+    for name, read in readers.items():
+        index = directory / f"{name}.index.json"
+        if (directory / name).is_file():
+            shards = [name]
+        elif index.is_file():
+            shards = sorted(set(_read_json(index).get("weight_map", {}).values()))
+            if bad := [shard for shard in shards if Path(shard).name != shard]:
+                raise CheckpointError(f"{index}: names a file outside the directory: {bad[0]}")
+        else:
+            continue
+        weights: dict[str, Tensor] = {}
+        for shard in shards:
+            try:
+                weights.update(read(directory / shard))
+            except Exception as error:  # torn zip, bad pickle, short header: many types, one meaning
+                raise CheckpointError(f"{directory / shard}: cannot be read ({error})") from error
+        return weights
+    raise CheckpointError(f"{directory}: has neither model.safetensors nor pytorch_model.bin")
+
+
+def load_weights(model: Blip, weights: dict[str, Tensor], source: str | Path) -> None:
+    """Put tensors into a model (which may be on the meta device).
+
+    Raises:
+        CheckpointError: naming missing, unexpected and misshapen tensors, or tied ones that differ.
+    """
+    weights = {name: tensor for name, tensor in weights.items() if not CONSTANT.match(name)}
+    if HEAD + "bias" not in weights and HEAD + "decoder.bias" in weights:
+        weights[HEAD + "bias"] = weights[HEAD + "decoder.bias"]
+    for copy, original in DERIVED.items():
+        tensor = weights.pop(copy, None)
+        if tensor is not None and original in weights and not torch.equal(tensor, weights[original]):
+            raise CheckpointError(f"{source}: {copy} differs from {original}, to which BLIP ties it")
+
+    wanted = {name: tensor for name, tensor in model.state_dict().items() if name not in DERIVED}
+    problems = [f"missing: {name}" for name in wanted if name not in weights]
+    problems += [f"unexpected: {name}" for name in weights if name not in wanted]
+    problems += [
+        f"{name}: shape {list(weights[name].shape)}, config.json asks for {list(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    if problems:
+        more = f"\n  ... and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise CheckpointError(f"{source}: the weights do not fit the model\n  " + "\n  ".join(problems[:8]) + more)
+    weights = {name: tensor.to(wanted[name].dtype) for name, tensor in weights.items()}
+    model.load_state_dict(weights, strict=False, assign=True)  # strict above, but for the derived names
+    model.text_decoder.cls.predictions.decoder.bias = model.text_decoder.cls.predictions.bias
+    model.tie_weights()
+
+
+def load_pretrained(
+    path_or_id: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> tuple[Blip, Processor]:
+    """Load a captioning checkpoint: ours, or one saved by `transformers`, old or new.
+
+    Args:
+        path_or_id: a directory, or a Hub id such as `Salesforce/blip-image-captioning-base`.
+        device: where the model goes.
+        dtype: of the weights.
+
+    Returns:
+        The model, in evaluation mode, and its processor.
+
+    Raises:
+        CheckpointError: it cannot be found, or a file, key or shape is wrong; the message names it.
+    """
+    directory = resolve(path_or_id)
+    config = read_config(directory)
+    processor = load_processor(directory, config)
+    with torch.device("meta"):  # no memory and no time for weights that are replaced at once
+        model = Blip(config)
+    load_weights(model, read_weights(directory), path_or_id)
+    return model.to(device, dtype).eval(), processor
+
+
+def load_processor(directory: Path, config: BlipConfig) -> Processor:
+    """Read the tokenizer (`tokenizer.json` or `vocab.txt`) and the image settings (`processor_config.json`, or
+    the older `preprocessor_config.json`). Raises CheckpointError."""
+    settings: dict[str, Any] = {}
+    if (directory / "processor_config.json").is_file():
+        settings = _read_json(directory / "processor_config.json").get("image_processor", {})
+    if not settings:
+        settings = _read_json(directory / "preprocessor_config.json")
+    size = settings.get("size", config.vision.image_size)
+    height, width = (size.get("height"), size.get("width")) if isinstance(size, dict) else (size, size)
+    if height != config.vision.image_size or width != config.vision.image_size:
+        raise CheckpointError(
+            f"{directory}: images of size {size}, but the model's image_size is {config.vision.image_size}"
+        )
+    tokenizer = _load_tokenizer(directory)
+    if tokenizer.get_vocab_size() > config.text.vocab_size:
+        raise CheckpointError(
+            f"{directory}: the tokenizer has {tokenizer.get_vocab_size()} tokens, the model {config.text.vocab_size}"
+        )
+    return Processor(
+        tokenizer,
+        config.vision.image_size,
+        config.text.bos_token_id,
+        config.text.sep_token_id,
+        config.text.pad_token_id,
+        tuple(settings.get("image_mean", CLIP_MEAN)),
+        tuple(settings.get("image_std", CLIP_STD)),
+        settings.get("resample", Image.Resampling.BICUBIC),
+        settings.get("rescale_factor", 1 / 255),
+    )
+
+
+def _load_tokenizer(directory: Path) -> Tokenizer:
+    try:
+        if (directory / "tokenizer.json").is_file():
+            return Tokenizer.from_file(str(directory / "tokenizer.json"))
+        if (directory / "vocab.txt").is_file():
+            return wordpiece(models.WordPiece.read_file(str(directory / "vocab.txt")))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise CheckpointError(f"{directory}: the tokenizer cannot be read ({error})") from error
+    raise CheckpointError(f"{directory}: has neither tokenizer.json nor vocab.txt")
+
+
+# --------------------------------------------------------------------------------------------- writing
+
+
+def save_pretrained(model: Blip, processor: Processor, directory: str | Path) -> None:
+    """Write a directory that loads here and in `transformers` (4 and 5), tied tensors once.
+
+    Weights are stored in the model's dtype. For a write that is whole or not at all see `checkpoint.save`.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items() if k not in DERIVED}
+    safetensors.torch.save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+
+    config = model.config.to_dict()
+    config.pop("torch_dtype", None)
+    config["dtype"] = str(next(iter(weights.values())).dtype).removeprefix("torch.")
+    preprocessor = {
+        "image_processor_type": "BlipImageProcessor",
+        "processor_class": "BlipProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "do_rescale": True,
+        "do_normalize": True,
+        "size": {"height": processor.image_size, "width": processor.image_size},
+        "resample": int(processor.resample),
+        "rescale_factor": processor.rescale_factor,
+        "image_mean": list(processor.image_mean),
+        "image_std": list(processor.image_std),
+    }
+    special = {
+        name: f"[{name[:-6].upper()}]" for name in ("cls_token", "mask_token", "pad_token", "sep_token", "unk_token")
+    }
+    tokenizer = {
+        **special,
+        "tokenizer_class": "BertTokenizer",
+        "processor_class": "BlipProcessor",
+        "do_lower_case": True,
+        "model_max_length": model.config.text.max_position_embeddings,
+        "model_input_names": ["input_ids", "attention_mask"],
+    }
+    for name, content in (
+        ("config.json", config),
+        ("preprocessor_config.json", preprocessor),
+        ("tokenizer_config.json", tokenizer),
+        ("special_tokens_map.json", special),
+    ):
+        (directory / name).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+    processor.tokenizer.save(str(directory / "tokenizer.json"))
+    vocab = sorted(processor.tokenizer.get_vocab(with_added_tokens=False).items(), key=lambda item: item[1])
+    (directory / "vocab.txt").write_text("".join(token + "\n" for token, _ in vocab), "utf-8")
+
+
+# ---------------------------------------------------------------------------------- starting from nothing
+
+# Sizes of a model that starts from random weights, and of its image: (vision, text, smallest number of
+# times a word must occur to enter the vocabulary).
+PRESETS: dict[str, tuple[VisionConfig, TextConfig, int]] = {
+    "tiny": (
+        VisionConfig(
+            hidden_size=96,
+            intermediate_size=384,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            image_size=64,
+            patch_size=8,
+        ),
+        TextConfig(
+            hidden_size=96,
+            intermediate_size=384,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=64,
+        ),
+        1,
+    ),
+    "small": (
+        VisionConfig(
+            hidden_size=256,
+            intermediate_size=1024,
+            num_hidden_layers=6,
+            num_attention_heads=4,
+            image_size=160,
+            patch_size=16,
+        ),
+        TextConfig(
+            hidden_size=256,
+            intermediate_size=1024,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            max_position_embeddings=64,
+        ),
+        3,
+    ),
+    "base": (VisionConfig(), TextConfig(num_attention_heads=12), 3),
+}
+
+
+def wordpiece(vocab: dict[str, int]) -> Tokenizer:
+    """BERT's uncased tokenizer around a vocabulary."""
+    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    return tokenizer
+
+
+def from_scratch(preset: str, captions: list[str], seed: int) -> tuple[Blip, Processor]:
+    """A randomly initialised model of a preset's size, and a WordPiece vocabulary learnt from captions.
+
+    Args:
+        preset: a key of `PRESETS`.
+        captions: normalised training captions.
+        seed: of the random weights.
+    """
+    vision, text, min_frequency = PRESETS[preset]
+    tokenizer = wordpiece({})
+    special = list(SPECIAL_TOKENS[:5])
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=text.vocab_size, min_frequency=min_frequency, special_tokens=special, show_progress=False
+    )
+    tokenizer.train_from_iterator(captions, trainer)
+    size = tokenizer.get_vocab_size()
+    # As in the published checkpoints, [DEC] and [ENC] are the two ids after the vocabulary.
+    pad, sep = special.index("[PAD]"), special.index("[SEP]")  # the trainer puts them first
+    config = BlipConfig(
+        vision,
+        replace(text, vocab_size=size + 2, bos_token_id=size, sep_token_id=sep, pad_token_id=pad),
+        {"tie_word_embeddings": True},
+    )
+    model = Blip(config)
+    model.init_weights(torch.Generator().manual_seed(seed))
+    processor = Processor(tokenizer, vision.image_size, size, sep, pad)
+    return model.eval(), processor

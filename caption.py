@@ -1,0 +1,63 @@
+"""Caption photographs: `python caption.py photo.jpg`, `python caption.py photos/ --output captions.jsonl`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    add("images", nargs="+", help="image files and folders (searched recursively)")
+    add(
+        "--ckpt",
+        default="Salesforce/blip-image-captioning-base",
+        help="checkpoint directory (e.g. runs/shapes/best) or Hub id",
+    )
+    add("--output", metavar="FILE", help='write lines of {"image", "caption"} here instead of printing the captions')
+    add("--prompt", default="", metavar="TEXT", help="how captions shall begin, e.g. 'a photography of'")
+    add("--batch_size", type=int, default=8, metavar="N", help="images at a time")
+    add("--num_beams", type=int, default=5, metavar="N", help="beams; 1 is greedy")
+    add("--max_new_tokens", type=int, default=30, metavar="N", help="longest caption in tokens")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    add("--dtype", default="auto", help="of the weights: auto, float32, bfloat16, float16")
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = arguments()
+    from tqdm import tqdm
+
+    from blip_lite import Captioner
+    from blip_lite.bulk import caption_files, expand, write_lines
+
+    try:
+        captioner = Captioner.from_pretrained(args.ckpt, args.device, args.dtype)
+        paths = list(expand(args.images))
+        if not paths:
+            raise ValueError(f"no images in {', '.join(args.images)}")
+        found = caption_files(
+            captioner, paths, args.batch_size, args.prompt, num_beams=args.num_beams, max_new_tokens=args.max_new_tokens
+        )
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    results = tqdm(found, total=len(paths), unit="image", disable=not (args.output and sys.stderr.isatty()))
+    if args.output:
+        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+        with open(args.output, "w", encoding="utf-8") as file:
+            captioned, failed = write_lines(results, file)
+        print(f"{captioned} images captioned, {failed} failed: {args.output}", file=sys.stderr)
+        return 1 if failed else 0
+    failed = 0
+    for result in results:
+        if result.error:
+            failed += 1
+            print(f"error: {result.image}: {result.error}", file=sys.stderr)
+        else:
+            print(result.captions[0] if len(paths) == 1 else f"{result.image}: {result.captions[0]}", flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""`Captioner`: every kind of input, the settings, and an environment without the training packages."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+
+from blip_lite import Captioner
+from blip_lite.processing import ImageError
+from blip_lite.shapes import draw_scene, scene_ids
+
+
+@pytest.fixture(scope="module")
+def captioner(hf_dir: Path) -> Captioner:
+    return Captioner.from_pretrained(hf_dir, device="cpu")
+
+
+@pytest.fixture
+def pictures() -> list[Image.Image]:
+    return [draw_scene(scene, 48) for scene in scene_ids(5, 1)]
+
+
+def test_one_in_one_out_list_in_list_out(captioner: Captioner, pictures: list[Image.Image], tmp_path: Path) -> None:
+    pictures[0].save(tmp_path / "a.png")
+    one = captioner(tmp_path / "a.png")
+    assert isinstance(one, str) and one
+    sources = [str(tmp_path / "a.png"), pictures[0], (tmp_path / "a.png").read_bytes(), np.asarray(pictures[0])]
+    assert captioner(sources) == [one] * 4
+    assert captioner([]) == []
+    assert captioner((tmp_path / "a.png",)) == [one]
+
+
+def test_batch_size_does_not_change_captions(captioner: Captioner, pictures: list[Image.Image]) -> None:
+    alone = [captioner(p) for p in pictures]
+    assert captioner(pictures, batch_size=2) == captioner(pictures, batch_size=8) == alone
+
+
+def test_prompts_of_different_lengths_in_one_batch(captioner: Captioner, pictures: list[Image.Image]) -> None:
+    prompts = ["there is", "", "a picture of a", "There is", "two"]
+    together = captioner(pictures, prompt=prompts)
+    assert together == [captioner(p, prompt=prompt) for p, prompt in zip(pictures, prompts, strict=True)]
+    assert together[0].startswith("there is") and together[2].startswith("a picture of a")
+    with pytest.raises(ValueError, match="2 prompts for 5 images"):
+        captioner(pictures, prompt=["a", "b"])
+
+
+def test_generation_settings_are_keyword_arguments(captioner: Captioner, pictures: list[Image.Image]) -> None:
+    several = captioner(pictures[:2], num_beams=3, num_return_sequences=3, max_new_tokens=6)
+    assert [len(found) for found in several] == [3, 3]
+    assert len(captioner(pictures[0], num_beams=3, num_return_sequences=2)) == 2
+    drawn = [captioner(pictures[0], do_sample=True, num_beams=1, seed=s, temperature=2.0) for s in (1, 1)]
+    assert drawn[0] == drawn[1]
+    with pytest.raises(TypeError, match="num_beam"):
+        captioner(pictures[0], num_beam=3)
+    with pytest.raises(ValueError, match="batch_size"):
+        captioner(pictures[0], batch_size=0)
+
+
+def test_a_bad_image_is_named(captioner: Captioner, tmp_path: Path) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    with pytest.raises(ImageError, match="broken.jpg"):
+        captioner([tmp_path / "broken.jpg"])
+
+
+def test_dtype_and_device(hf_dir: Path, pictures: list[Image.Image]) -> None:
+    half = Captioner.from_pretrained(hf_dir, device="cpu", dtype="bfloat16")
+    assert half.model.dtype == torch.bfloat16
+    assert isinstance(half(pictures[0]), str)
+    with pytest.raises(ValueError, match="float33"):
+        Captioner.from_pretrained(hf_dir, device="cpu", dtype="float33")
+
+
+def test_it_needs_only_torch_tokenizers_safetensors_pillow_numpy(hf_dir: Path, tmp_path: Path) -> None:
+    """Import and caption with every other dependency blocked."""
+    draw_scene(scene_ids(1, 0)[0]).save(tmp_path / "a.png")
+    blocked = [
+        "accelerate",
+        "transformers",
+        "datasets",
+        "sacrebleu",
+        "pycocoevalcap",
+        "tqdm",
+        "wandb",
+        "yaml",
+        "huggingface_hub",
+        "matplotlib",
+        "pandas",
+    ]
+    code = f"""
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in {blocked}:
+            raise ImportError('blocked: ' + name)
+sys.meta_path.insert(0, Block())
+from blip_lite import Captioner
+print(Captioner.from_pretrained({str(hf_dir)!r}, device='cpu')({str(tmp_path / "a.png")!r}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()

@@ -1,0 +1,81 @@
+"""Captions + references -> numbers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from conftest import real_data
+
+from blip_lite import metrics
+
+needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="no java on this machine")
+
+
+def test_sacrebleu_uses_all_references_of_each_image() -> None:
+    captions = ["A red star on the left .", "two dogs run over grass"]
+    references = [["no match here", "a red star on the left"], ["Two dogs run over grass!", "dogs", "running dogs"]]
+    result = metrics.sacrebleu(captions, references)
+    assert result["score"] == pytest.approx(100.0)
+    assert "case:lc" in result["signature"] and "nrefs:3" in result["signature"]
+    assert metrics.sacrebleu(captions, references[::-1])["score"] < 30
+
+
+def test_padding_ragged_references_changes_nothing() -> None:
+    captions = ["a dog runs over green grass", "a man in a red coat"]
+    ragged = [["a dog runs on grass", "the brown dog runs over the grass"], ["a man in a coat"]]
+    padded = [ragged[0], ragged[1] * 2]
+    assert metrics.sacrebleu(captions, ragged)["score"] == metrics.sacrebleu(captions, padded)["score"]
+
+
+def test_sacrebleu_refuses_what_it_cannot_score() -> None:
+    for captions, references in (([], []), (["a"], []), (["a"], [[]])):
+        with pytest.raises(ValueError, match="expected as many"):
+            metrics.sacrebleu(captions, references)
+
+
+def test_human_agreement_of_flickr8k_is_the_known_number() -> None:
+    """22.13, lower-cased, each human against the other four, as DESIGN states for its 8,091 images."""
+    captions: dict[str, list[str]] = {}
+    for line in (real_data("flickr8k") / "Flickr8k.token.txt").read_text("utf-8").splitlines():
+        key, caption = line.split("\t")
+        captions.setdefault(key.split("#")[0], []).append(caption)
+    references = [found for name, found in captions.items() if name.endswith(".jpg")]
+    assert metrics.human_agreement(references[:2000]) == pytest.approx(22, abs=1.5)
+    assert metrics.human_agreement([["only one"]]) is None
+
+
+@needs_java
+def test_coco_metrics_equal_the_published_ones() -> None:
+    """200 real captions of COCO Karpathy test with the scores `pycocoevalcap` gave elsewhere."""
+    folder = real_data("golden_metrics", "coco_karpathy_test_magic_first200")
+    expected = json.loads((folder / "expected_computed_here.json").read_text())
+    captions = {str(r["image_id"]): r["caption"] for r in json.loads((folder / "results_coco.json").read_text())}
+    references: dict[str, list[str]] = {}
+    for row in json.loads((folder / "references_coco.json").read_text())["annotations"]:
+        references.setdefault(str(row["image_id"]), []).append(row["caption"])
+    found = metrics.coco_metrics(captions, references)
+    for name in ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"):
+        assert found[name] == pytest.approx(expected["metrics"][name], abs=1e-9), name
+    assert found["SPICE"] is None and "CoreNLP" in found["reasons"]["SPICE"]
+
+
+@needs_java
+def test_captions_that_break_the_java_tools() -> None:
+    """Newlines, `|||`, punctuation only, nothing at all: every image keeps its own score."""
+    captions = {"a": "a dog\nruns ||| fast", "b": "", "c": "...", "7": "a cat"}
+    references = {"a": ["a dog runs\nfast"], "b": ["a man"], "c": ["a red car", "!"], "7": ["a cat"]}
+    found = metrics.coco_metrics(captions, references)
+    assert found["Bleu_1"] > 0 and found["METEOR"] > 0 and found["CIDEr"] >= 0, found["reasons"]
+
+
+def test_without_java_the_metrics_are_null_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    found = metrics.coco_metrics({"a": "a dog"}, {"a": ["a dog"]})
+    assert found["CIDEr"] is None and "Java" in found["reasons"]["CIDEr"]
+
+
+def test_failure_groups() -> None:
+    found = metrics.failure_groups(["a dog", "a dog", "", "post post post"])
+    assert found == {"empty": 0.25, "repetition": 0.25, "commonest_caption": 0.5}

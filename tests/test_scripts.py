@@ -1,0 +1,85 @@
+"""The scripts as people run them: exit codes, one clear line for each mistake, output."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from blip_lite.shapes import draw_scene, scene_ids
+
+
+def script(name: str, *arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / f"{name}.py"), *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
+
+
+def test_train_evaluate_caption(tmp_path: Path) -> None:
+    """The thin path through everything, in a working directory of its own."""
+    done = script("train", "--dataset", "shapes", "--model", "tiny", "--max_steps", 6, "--max_train_images", 40,
+                  "--max_eval_images", 5, "--num_beams", 2, "--logging_steps", 3, cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "validation loss" in done.stdout and "best validation sacreBLEU" in done.stdout
+    assert "it/s" not in done.stderr, "a progress bar where there is no terminal"
+    done = script("evaluate", "--ckpt", "best", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "shapes, test: 5 images" in done.stdout and "sacreBLEU" in done.stdout
+    assert (tmp_path / "runs" / "shapes" / "coco_metrics.json").is_file()
+
+    photos = tmp_path / "photos" / "inner"
+    photos.mkdir(parents=True)
+    for n, scene in enumerate(scene_ids(3, 0)):
+        draw_scene(scene).save(photos / f"{n}.png")
+    done = script("caption", photos / "0.png", "--ckpt", "runs/shapes/best", cwd=tmp_path)
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == 1, done.stderr
+    (photos / "1.png").write_bytes(b"broken")
+    done = script("caption", "photos", "--ckpt", "runs/shapes/best", "--output", "out/captions.jsonl", cwd=tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "captions.jsonl").read_text().splitlines()]
+    assert done.returncode == 1 and "2 images captioned, 1 failed" in done.stderr
+    assert [line["image"] for line in lines] == [f"photos/inner/{n}.png" for n in range(3)]
+    assert lines[1]["caption"] is None and "not an image" in lines[1]["error"] and lines[2]["caption"]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "words"),
+    [
+        ("train", ["--dataset", "flickr9k"], "--dataset flickr9k: expected shapes"),
+        ("train", ["--dataset", "shapes", "--model", "nowhere/at/all"], "nowhere/at/all: no such directory"),
+        ("train", ["--dataset", "shapes", "--model", "."], "not a checkpoint directory, it has no config.json"),
+        ("train", ["--data_dir", "/no/such/place"], "has no Flickr8k.token.txt"),
+        ("train", ["--batch_size", "0", "--save_total_limit", "1"], "--batch_size must be above 0; --save_total_limit"),
+        ("train", ["--config", "/no/such.yaml"], "No such file"),
+        ("train", ["--split_scheme", "mine"], "invalid choice: 'mine'"),
+        ("train", ["--dataset", "shapes", "--model", "tiny", "--max_length", "500"], "the model has 64 positions"),
+        ("evaluate", ["--run", "/no/such/run"], "there is no such directory"),
+        ("evaluate", ["--split", "dev"], "invalid choice: 'dev'"),
+        ("caption", ["photo.jpg", "--ckpt", "/no/such/checkpoint"], "no such directory"),
+    ],
+)
+def test_mistakes_get_one_clear_line(tmp_path: Path, name: str, arguments: list[str], words: str) -> None:
+    done = script(name, *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert words in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists() or not any((tmp_path / "runs").rglob("config.json"))
+
+
+def test_our_evaluate_hides_hugging_faces_from_nobody_by_running() -> None:
+    """Importing evaluate.py (as `import evaluate` from the repository root would) does nothing."""
+    done = subprocess.run([sys.executable, "-c", "import evaluate; print(sorted(n for n in dir(evaluate) if n[0] != '_'))"],
+                          capture_output=True, text=True, cwd=ROOT)  # fmt: skip
+    assert done.stdout.strip() == "['main', 'sys']"
+
+
+@pytest.mark.parametrize("name", ["cpu", "single_gpu", "multi_gpu"])
+def test_accelerate_reads_our_config_files(name: str) -> None:
+    from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+
+    loaded = load_config_from_file(str(ROOT / "accelerate_configs" / f"{name}.yaml"))
+    assert isinstance(loaded, ClusterConfig)
+    assert loaded.mixed_precision == ("no" if name == "cpu" else "bf16")

@@ -1,0 +1,262 @@
+"""The loop: what it learns, what it writes, how it resumes, what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, tiny_config
+from transformers import BlipForConditionalGeneration
+
+from blip_lite import Captioner, data, training
+from blip_lite.config import ConfigError, TrainConfig
+from blip_lite.data import DataError, load_data
+from blip_lite.training import TrainingError, learning_rate, train
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    import safetensors.torch
+
+    return safetensors.torch.load_file(path / "model.safetensors")
+
+
+def metrics_of(run: Path) -> list[dict]:
+    """The lines of metrics.jsonl without times."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    timed = ("second", "memory")
+    return [{k: v for k, v in line.items() if not any(t in k for t in timed)} for line in lines]
+
+
+def test_a_run_writes_everything_it_should(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, save_every=2, gradient_accumulation_steps=2)
+    result = train(config)
+    run = tmp_path / "run"
+    assert {p.name for p in run.iterdir()} == {
+        "config.json",
+        "metrics.jsonl",
+        "best",
+        "checkpoint-000002",
+        "checkpoint-000004",
+    }
+    settings = json.loads((run / "config.json").read_text())["settings"]
+    assert settings["learning_rate"] > 0 and settings["epochs"], "config.json holds resolved settings"
+    lines = metrics_of(run)
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
+    assert [line["step"] for line in lines if "val_bleu" in line] == [4]
+    assert result["val_images"] == 6 and result["val_loss"] > 0
+    for folder in (run / "best", run / "checkpoint-000004"):
+        hf, info = BlipForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+        assert not info["missing_keys"] and not info["unexpected_keys"]
+        assert isinstance(
+            Captioner.from_pretrained(folder, device="cpu")(load_data(config).splits["test"][0].open()), str
+        )
+
+
+def test_it_overfits_eight_pictures_word_for_word(tmp_path: Path) -> None:
+    """With a wrong start token, mask or label this cannot work: generation would not say what training taught."""
+    result = train(tiny_config(tmp_path, sanity=True))
+    assert result["passed"] and len(set(result["captions"])) == 8
+    assert not (tmp_path / "run").exists()
+
+
+def test_sanity_fails_when_training_starts_from_cls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mistake of most public scripts, put back on purpose."""
+    collate = data.collate
+
+    def with_cls(items, processor, prompt_length):
+        batch = collate(items, processor, prompt_length)
+        batch.input_ids[:, :, 0] = processor.tokenizer.token_to_id("[CLS]")
+        return batch
+
+    monkeypatch.setattr(data, "collate", with_cls)
+    with pytest.raises(TrainingError, match="training and generation differ"):
+        train(tiny_config(tmp_path, sanity=True))
+
+
+def test_resuming_gives_the_undisturbed_run_bit_for_bit(tmp_path: Path) -> None:
+    """Stopped inside the second epoch, at a save that is no epoch's end."""
+    whole = tiny_config(
+        tmp_path, output_dir=str(tmp_path / "whole"), max_steps=8, save_every=3, gradient_accumulation_steps=3
+    )
+    train(whole)
+    cut = dataclasses.replace(whole, output_dir=str(tmp_path / "cut"))
+    with pytest.MonkeyPatch.context() as patch:
+        save = training.checkpoint.save
+
+        def save_then_die(run: Path, step: int, *args: object) -> Path:
+            path = save(run, step, *args)
+            if step == 6:
+                raise KeyboardInterrupt
+            return path
+
+        patch.setattr(training.checkpoint, "save", save_then_die)
+        with pytest.raises(KeyboardInterrupt):
+            train(cut)
+    progress = json.loads((tmp_path / "cut" / "checkpoint-000006" / "state" / "progress.json").read_text())
+    assert (progress["epoch"] == 2 and progress["batches"] == 0) or progress["batches"] > 0
+    train(dataclasses.replace(cut, resume=True))
+    a, b = tmp_path / "whole", tmp_path / "cut"
+    for name in ("best", "checkpoint-000008"):
+        one, other = weights(a / name), weights(b / name)
+        assert all(torch.equal(one[key], other[key]) for key in one), name
+    assert metrics_of(a) == [line | {"loss": line["loss"]} if "loss" in line else line for line in metrics_of(b)]
+
+
+def test_resume_without_a_run_starts_afresh(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(tiny_config(tmp_path, resume=True, max_steps=1))
+    assert "starting afresh" in capsys.readouterr().out
+
+
+def test_accumulation_gives_the_large_batchs_run(tmp_path: Path) -> None:
+    """Uneven captions, the last window incomplete: 4 x 2 is 8 x 1, to rounding."""
+    runs = []
+    for batch, steps in ((4, 2), (8, 1), (2, 4)):
+        config = tiny_config(
+            tmp_path, output_dir=str(tmp_path / f"{batch}"), batch_size=batch, gradient_accumulation_steps=steps,
+            max_train_images=29, max_steps=6, learning_rate=1e-3,
+        )  # fmt: skip
+        train(config)
+        runs.append([line["loss"] for line in metrics_of(tmp_path / f"{batch}") if "loss" in line])
+    assert runs[0] == pytest.approx(runs[1], abs=1e-4) and runs[2] == pytest.approx(runs[1], abs=1e-4)
+
+
+def test_learning_rate_is_a_function_of_the_step() -> None:
+    config = TrainConfig(learning_rate=1.0, warmup_ratio=0.1)
+    rates = [learning_rate(step, 100, config) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == rates[10] == 1.0
+    assert all(a > b for a, b in itertools.pairwise(rates)) and 0 < rates[-1] < 0.02
+    cosine = TrainConfig(learning_rate=1.0, warmup_ratio=0.0, lr_schedule="cosine")
+    assert learning_rate(50, 100, cosine) == pytest.approx(0.5)
+    assert learning_rate(99, 100, TrainConfig(learning_rate=1.0, lr_schedule="constant")) == 1.0
+    assert learning_rate(0, 1, TrainConfig(learning_rate=1.0)) == 1.0
+
+
+def test_biases_and_norms_do_not_decay(hf_dir: Path) -> None:
+    from blip_lite import load_pretrained
+
+    model, _ = load_pretrained(hf_dir)
+    decayed, plain = training.build_optimizer(model, TrainConfig(learning_rate=1e-3)).param_groups
+    assert decayed["weight_decay"] == 0.05 and plain["weight_decay"] == 0.0
+    assert all(p.ndim > 1 for p in decayed["params"]) and all(p.ndim == 1 for p in plain["params"])
+    assert len(decayed["params"]) + len(plain["params"]) == len(list(model.parameters()))
+
+
+def test_non_finite_gradients_are_skipped_and_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = iter(range(1000))
+    forward = training.Blip.forward
+
+    def poisoned(self, *args, **kwargs):
+        loss, targets = forward(self, *args, **kwargs)
+        bad = self.training and torch.is_grad_enabled() and next(calls) in poison
+        return loss * (torch.nan if bad else 1), targets
+
+    monkeypatch.setattr(training.Blip, "forward", poisoned)
+    poison = {2}
+    train(tiny_config(tmp_path, gradient_accumulation_steps=1, max_steps=4))
+    assert [line["skipped"] for line in metrics_of(tmp_path / "run") if "loss" in line] == [0, 0, 1, 1]
+    assert all(w.isfinite().all() for w in weights(tmp_path / "run" / "checkpoint-000004").values())
+    poison = set(range(1000))
+    with pytest.raises(TrainingError, match="not finite in 10 steps in a row"):
+        train(tiny_config(tmp_path, output_dir=str(tmp_path / "nan"), max_steps=20))
+
+
+def test_bad_images_are_counted_up_to_a_share(
+    scenes_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    folder = tmp_path / "scenes"
+    shutil.copytree(scenes_folder, folder)
+    (folder / "005.png").write_bytes(b"broken")
+    config = tiny_config(
+        tmp_path,
+        dataset=str(folder),
+        max_train_images=None,
+        max_steps=14,
+        gradient_accumulation_steps=1,
+        max_bad_images=0.1,
+    )
+    train(config)
+    assert capfd.readouterr().err.count("005.png") == 1
+    with pytest.raises(DataError, match=r"1 of \d+ training images could not be decoded.*--max_bad_images 0.*005.png"):
+        train(dataclasses.replace(config, max_bad_images=0.0, overwrite=True))
+
+
+def test_plan_measures_and_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = train(tiny_config(tmp_path, plan=True))
+    assert 0 < result["peak_memory_gb"] < 24 and result["seconds_per_step"] > 0 and result["total_steps"] == 4
+    assert "min an epoch" in capsys.readouterr().out and not (tmp_path / "run").exists()
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr(training.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(TrainingError, match="the checkpoints need"):
+        train(tiny_config(tmp_path, plan=True))
+
+
+def test_an_output_directory_with_another_run_is_refused(tmp_path: Path) -> None:
+    train(tiny_config(tmp_path, max_steps=1))
+    with pytest.raises(ConfigError, match="holds a run: continue it with --resume"):
+        train(tiny_config(tmp_path))
+    train(tiny_config(tmp_path, max_steps=1, overwrite=True))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("precious")
+    for overwrite in (False, True):
+        with pytest.raises(ConfigError, match="is not empty"):
+            train(tiny_config(tmp_path, output_dir=str(tmp_path / "other"), overwrite=overwrite))
+
+
+@pytest.mark.parametrize("tracker", ["wandb", "tensorboard"])
+def test_dashboards_record_without_login_or_network(
+    tmp_path: Path, tracker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_API_KEY", "")
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path))
+    train(tiny_config(tmp_path, log_with=tracker, max_steps=2))
+    pattern = "wandb/offline-run-*/run-*.wandb" if tracker == "wandb" else "blip_lite/**/events.out.tfevents.*"
+    assert list((tmp_path / "run").glob(pattern)), [str(p) for p in (tmp_path / "run").rglob("*")]
+
+
+def test_a_dashboard_that_fails_does_not_stop_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise OSError("network gone")
+
+    monkeypatch.setattr(training.Accelerator, "log", fails)
+    train(tiny_config(tmp_path, log_with="tensorboard", max_steps=3))
+    assert capsys.readouterr().out.count("warning: no dashboard from here on") == 1
+    assert len(metrics_of(tmp_path / "run")) == 4
+
+
+def test_two_processes_give_one_processs_losses(tmp_path: Path) -> None:
+    """torchrun, gloo: 2 processes x 4 images are 1 x 8, validation is shared out and whole."""
+    common = "--dataset shapes --model tiny --max_train_images 29 --max_eval_images 7 --max_steps 5 --logging_steps 1 --num_workers 0"
+    common += " --gradient_accumulation_steps 1 --num_beams 2 --max_new_tokens 12 --learning_rate 1e-3"
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    runs = {"two": ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29617"], "one": []}
+    for name, launcher in runs.items():
+        batch = "4" if name == "two" else "8"
+        command = [sys.executable, *launcher, str(ROOT / "train.py"), *common.split(), "--batch_size", batch]
+        done = subprocess.run(
+            [*command, "--output_dir", str(tmp_path / name)], capture_output=True, text=True, env=environment
+        )
+        assert done.returncode == 0, done.stderr
+    one, two = metrics_of(tmp_path / "one"), metrics_of(tmp_path / "two")
+    assert [line["step"] for line in one] == [line["step"] for line in two]
+    for a, b in zip(one, two, strict=True):
+        for key in ("loss", "val_loss"):
+            if key in a:
+                assert a[key] == pytest.approx(b[key], abs=2e-4)
+    assert [line["val_images"] for line in two if "val_images" in line] == [7] * sum(
+        "val_images" in line for line in one
+    )
