@@ -12,11 +12,13 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     from blip_lite.data import DataError  # after --help and wrong settings: these imports take seconds
+    from blip_lite.preflight import plan, sanity
     from blip_lite.pretrained import CheckpointError
     from blip_lite.training import TrainingError, train
 
     try:
-        train(config)
+        run = sanity if config.sanity else plan if config.plan else train
+        run(config)
     except (ConfigError, DataError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

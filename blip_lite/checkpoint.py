@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from blip_lite.model import Blip
-from blip_lite.pretrained import CheckpointError, load_weights, read_weights, save_pretrained
+from blip_lite.pretrained import CheckpointError, Unfilled, load_weights, read_weights, save_pretrained
 from blip_lite.processing import Processor
 
 NAME = re.compile(r"checkpoint-(\d+)")
@@ -165,7 +165,8 @@ def load(path: Path, model: Blip, optimizer: torch.optim.Optimizer) -> tuple[dic
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path}: not a checkpoint to resume from ({error})") from error
     parameters = dict(model.named_parameters())
-    fresh = Blip(model.config)
+    with Unfilled(), torch.device("meta"):
+        fresh = Blip(model.config)
     load_weights(fresh, read_weights(path), path)
     with torch.no_grad():  # in place: the optimizer and DDP hold these tensors
         for name, parameter in fresh.named_parameters():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from typing import Any
 import safetensors.torch
 import torch
 from PIL import Image
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from blip_lite.model import Blip, BlipConfig, TextConfig, VisionConfig
 from blip_lite.processing import CLIP_MEAN, CLIP_STD, SPECIAL_TOKENS, Processor
@@ -146,6 +148,16 @@ def load_weights(model: Blip, weights: dict[str, Tensor], source: str | Path) ->
     model.tie_weights()
 
 
+class Unfilled(TorchFunctionMode):
+    """Modules made in this context do not fill their weights. (On the meta device torch would do that with
+    decompositions, whose import alone takes 2 seconds.)"""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
 def load_pretrained(
     path_or_id: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
 ) -> tuple[Blip, Processor]:
@@ -165,7 +177,7 @@ def load_pretrained(
     directory = resolve(path_or_id)
     config = read_config(directory)
     processor = load_processor(directory, config)
-    with torch.device("meta"):  # no memory and no time for weights that are replaced at once
+    with Unfilled(), torch.device("meta"):  # no memory and no time for weights that are replaced at once
         model = Blip(config)
     load_weights(model, read_weights(directory), path_or_id)
     return model.to(device, dtype).eval(), processor
@@ -268,8 +280,7 @@ def save_pretrained(model: Blip, processor: Processor, directory: str | Path) ->
 
 # ---------------------------------------------------------------------------------- starting from nothing
 
-# Sizes of a model that starts from random weights, and of its image: (vision, text, smallest number of
-# times a word must occur to enter the vocabulary).
+# Sizes of models that start from random weights: (vision, text, how often a word must occur to enter the vocabulary).
 PRESETS: dict[str, tuple[VisionConfig, TextConfig, int]] = {
     "tiny": (
         VisionConfig(
@@ -320,8 +331,26 @@ def wordpiece(vocab: dict[str, int]) -> Tokenizer:
     return tokenizer
 
 
-def from_scratch(preset: str, captions: list[str], seed: int) -> tuple[Blip, Processor]:
-    """A randomly initialised model of a preset's size, and a WordPiece vocabulary learnt from captions.
+def build_vocabulary(captions: Iterable[str], min_frequency: int, limit: int) -> dict[str, int]:
+    """A WordPiece vocabulary: BERT's five special tokens, every letter (so that any word can be spelt), then the
+    words that occur at least `min_frequency` times, commonest first, up to `limit` tokens.
+
+    Not `tokenizers`' WordPieceTrainer: its result changes from process to process, so two ranks would disagree.
+    """
+    bert = wordpiece({})
+    counts = Counter(
+        word
+        for caption in captions
+        for word, _ in bert.pre_tokenizer.pre_tokenize_str(bert.normalizer.normalize_str(caption))
+    )
+    letters = sorted(set("".join(counts)))
+    words = sorted((w for w, n in counts.items() if n >= min_frequency and len(w) > 1), key=lambda w: (-counts[w], w))
+    tokens = [*SPECIAL_TOKENS[:5], *letters, *("##" + letter for letter in letters), *words]
+    return {token: index for index, token in enumerate(tokens[:limit])}
+
+
+def from_scratch(preset: str, captions: Iterable[str], seed: int) -> tuple[Blip, Processor]:
+    """A randomly initialised model of a preset's size, and a vocabulary from captions.
 
     Args:
         preset: a key of `PRESETS`.
@@ -329,21 +358,12 @@ def from_scratch(preset: str, captions: list[str], seed: int) -> tuple[Blip, Pro
         seed: of the random weights.
     """
     vision, text, min_frequency = PRESETS[preset]
-    tokenizer = wordpiece({})
-    special = list(SPECIAL_TOKENS[:5])
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=text.vocab_size, min_frequency=min_frequency, special_tokens=special, show_progress=False
-    )
-    tokenizer.train_from_iterator(captions, trainer)
-    size = tokenizer.get_vocab_size()
+    vocab = build_vocabulary(captions, min_frequency, text.vocab_size - 2)
+    size, pad, sep = len(vocab), vocab["[PAD]"], vocab["[SEP]"]
     # As in the published checkpoints, [DEC] and [ENC] are the two ids after the vocabulary.
-    pad, sep = special.index("[PAD]"), special.index("[SEP]")  # the trainer puts them first
-    config = BlipConfig(
-        vision,
-        replace(text, vocab_size=size + 2, bos_token_id=size, sep_token_id=sep, pad_token_id=pad),
-        {"tie_word_embeddings": True},
-    )
-    model = Blip(config)
+    text = replace(text, vocab_size=size + 2, bos_token_id=size, sep_token_id=sep, pad_token_id=pad)
+    config = BlipConfig(vision, text, {"tie_word_embeddings": True})
+    with Unfilled():
+        model = Blip(config)
     model.init_weights(torch.Generator().manual_seed(seed))
-    processor = Processor(tokenizer, vision.image_size, size, sep, pad)
-    return model.eval(), processor
+    return model.eval(), Processor(wordpiece(vocab), vision.image_size, size, sep, pad)

@@ -32,7 +32,6 @@ from blip_lite.data import (
     DataError,
     DataSet,
     Example,
-    collate,
     epoch_batches,
     epoch_order,
     load_data,
@@ -78,35 +77,14 @@ def train(config: TrainConfig) -> dict[str, Any]:
     """
     config = config.resolved()
     config.validate()
-    accelerator = Accelerator(
-        mixed_precision=pick_precision(config),
-        log_with=None if config.log_with == "none" else config.log_with,
-        project_dir=config.output_dir,
-    )
+    accelerator = start(config)
     say = accelerator.print
-    use_all_cores(accelerator)
-    set_seed(config.seed)
     run = Path(str(config.output_dir))
-    if not (config.sanity or config.plan):
-        open_run(run, config, accelerator)
-
-    # Data and model.
-    data = load_data(config)
-    for note in data.notes:
-        say(f"{data.name}: {note}")
-    say(f"{data.name}: " + ", ".join(f"{split} {len(examples)} images" for split, examples in data.splits.items()))
-    model, processor = build_model(config, data)
-    num_parameters = sum(p.numel() for p in model.parameters())
-    say(
-        f"{config.model}: {num_parameters / 1e6:.1f}M parameters, {accelerator.device}, precision {accelerator.mixed_precision}"
-    )
-    train_set = Captions(data.splits["train"], processor, config.prompt, config.max_length)
-    if config.sanity:
-        return sanity(model, processor, train_set, accelerator)
-    if config.plan:
-        return plan(model, train_set, config, accelerator)
+    open_run(run, config, accelerator)
+    data, model, train_set = load(config, accelerator)
+    processor = train_set.processor
     if accelerator.is_main_process:
-        write_config(run, config, data, num_parameters)
+        write_config(run, config, data, model)
 
     # Optimizer. Its learning rate is set at each step by `learning_rate`: nothing else is scheduled.
     model.to(accelerator.device)
@@ -240,6 +218,30 @@ def windows(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
         yield window
 
 
+def start(config: TrainConfig) -> Accelerator:
+    """Devices, precision and processes; random seeds."""
+    tracker = None if config.log_with == "none" else config.log_with
+    accelerator = Accelerator(mixed_precision=pick_precision(config), log_with=tracker, project_dir=config.output_dir)
+    use_all_cores(accelerator)
+    set_seed(config.seed)
+    return accelerator
+
+
+def load(config: TrainConfig, accelerator: Accelerator) -> tuple[DataSet, Blip, Captions]:
+    """The data, the model, and the training images as the model takes them; says what was found."""
+    data = load_data(config)
+    for note in data.notes:
+        accelerator.print(f"{data.name}: {note}")
+    sizes = ", ".join(f"{split} {len(examples)} images" for split, examples in data.splits.items())
+    accelerator.print(f"{data.name}: {sizes}")
+    model, processor = build_model(config, data)
+    size = sum(p.numel() for p in model.parameters()) / 1e6
+    accelerator.print(
+        f"{config.model}: {size:.1f}M parameters, {accelerator.device}, precision {accelerator.mixed_precision}"
+    )
+    return data, model, Captions(data.splits["train"], processor, config.prompt, config.max_length)
+
+
 def pick_precision(config: TrainConfig) -> str | None:
     """What to tell Accelerate; None leaves it to `accelerate launch`, which has said it in the environment."""
     if config.mixed_precision != "auto":
@@ -267,7 +269,10 @@ def use_all_cores(accelerator: Accelerator) -> None:
 
 def build_model(config: TrainConfig, data: DataSet) -> tuple[Blip, Processor]:
     """The model to train, in float32, with checkpointing and freezing as configured."""
-    if config.model in FROM_SCRATCH:
+    saved = checkpoint.newest(Path(str(config.output_dir))) if config.resume else None
+    if config.model in FROM_SCRATCH and saved:
+        model, processor = load_pretrained(saved)  # its vocabulary with it
+    elif config.model in FROM_SCRATCH:
         captions = [normalize_caption(c) for example in data.splits["train"] for c in example.captions]
         model, processor = from_scratch(config.model, captions, config.seed)
     else:
@@ -386,7 +391,7 @@ def open_run(run: Path, config: TrainConfig, accelerator: Accelerator) -> None:
     accelerator.wait_for_everyone()
 
 
-def write_config(run: Path, config: TrainConfig, data: DataSet, num_parameters: int) -> None:
+def write_config(run: Path, config: TrainConfig, data: DataSet, model: Blip) -> None:
     """`config.json`: the resolved settings, the data's fingerprint, and the versions."""
     if config.resume and (run / "config.json").is_file():
         old, new = dataclasses.asdict(read_run_config(run)), dataclasses.asdict(config)
@@ -402,7 +407,7 @@ def write_config(run: Path, config: TrainConfig, data: DataSet, num_parameters: 
         "settings": saved,
         "images": {split: len(examples) for split, examples in data.splits.items()},
         "data_fingerprint": data.fingerprint(),
-        "num_parameters": num_parameters,
+        "num_parameters": sum(p.numel() for p in model.parameters()),
         "versions": {"blip_lite": blip_lite.__version__, "torch": torch.__version__, "python": sys.version.split()[0]},
     }
     (run / "config.json").write_text(json.dumps(content, indent=2) + "\n", "utf-8")
@@ -557,158 +562,3 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-# ------------------------------------------------------------------------------------ instead of training
-
-
-def sanity(
-    model: Blip, processor: Processor, train_set: Captions, accelerator: Accelerator, seconds: float = 60
-) -> dict[str, Any]:
-    """Can this model, on this data, learn 8 captions word for word? Takes the same path as training does: a wrong
-    start token, mask, label or image path shows here, in a minute, and not after a night.
-
-    Raises:
-        TrainingError: it could not.
-    """
-    chosen: dict[str, int] = {}
-    for index, example in enumerate(train_set.examples):
-        chosen.setdefault(normalize_caption(example.captions[0]), index)
-        if len(chosen) == 8:
-            break
-    examples = [
-        dataclasses.replace(train_set.examples[i], captions=train_set.examples[i].captions[:1]) for i in chosen.values()
-    ]
-    few = Captions(examples, processor, train_set.prompt, train_set.max_length)
-    batch = next(iter(loader(few, [list(range(len(few)))], 0)))
-    if batch.bad:
-        raise DataError(f"an image cannot be decoded: {batch.bad[0]}")
-    device = accelerator.device
-    model.to(device).train()
-    inputs = batch.to(device)
-    wanted = [
-        processor.decode(row[len(processor.prompt_ids(train_set.prompt)) :]) for (row,) in batch.input_ids.tolist()
-    ]
-    greedy = GenerationSettings(num_beams=1, max_new_tokens=train_set.max_length)
-    captioner = Captioner(model, processor)
-    peak = 1e-3 if model.config.text.hidden_size <= 256 else 1e-4
-    optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=peak)
-    start, step, first, found = time.perf_counter(), 0, math.nan, [""]
-    accelerator.print(f"sanity: learning {len(few)} captions word for word, at most {seconds:.0f} s")
-    while time.perf_counter() - start < seconds:
-        for group in optimizer.param_groups:
-            group["lr"] = peak * min(1.0, (step + 1) / 10)
-        with accelerator.autocast():
-            loss, targets = model(*inputs)
-        loss = loss / targets
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        first = loss.item() if step == 0 else first
-        step += 1
-        if loss.item() < 0.1 and step % 5 == 0:
-            with accelerator.autocast():
-                found = [
-                    c[0]
-                    for c in captioner.caption_pixels(
-                        batch.pixel_values, greedy, [train_set.prompt] * len(few), with_prompt=False
-                    )
-                ]
-            if found == wanted or loss.item() < 0.005:  # learnt by heart: more steps change nothing
-                break
-    took = time.perf_counter() - start
-    result = {
-        "steps": step,
-        "seconds": took,
-        "first_loss": first,
-        "last_loss": loss.item(),
-        "captions": found,
-        "passed": found == wanted,
-    }
-    if not result["passed"]:
-        if loss.item() < 0.1:
-            wrong = next((w, f) for w, f in zip(wanted, found, strict=False) if w != f)
-            reason = f"the loss fell to {loss.item():.3f}, yet {wrong[0]!r} came back as {wrong[1]!r}: training and generation differ"
-        else:
-            reason = f"in {step} steps ({took:.0f} s) the loss went from {first:.2f} to {loss.item():.2f}; below 0.1 was wanted"
-            reason += (
-                "; this machine is too slow to tell"
-                if step < 100
-                else ": the captions cannot be learnt, or not from these images"
-            )
-        raise TrainingError(f"sanity: FAILED: {reason}")
-    accelerator.print(
-        f"sanity: passed. {len(few)} captions came back word for word after {step} steps, {took:.0f} s, loss {first:.2f} -> {loss.item():.3f}"
-    )
-    return result
-
-
-def plan(model: Blip, train_set: Captions, config: TrainConfig, accelerator: Accelerator) -> dict[str, Any]:
-    """Three optimizer steps on the longest captions: what memory, time and disk will the run need?
-
-    Raises:
-        TrainingError: memory or disk will not do; the message says what would fit.
-    """
-    longest = sorted(range(len(train_set)), key=lambda i: -max(map(len, train_set.examples[i].captions)))[
-        : config.batch_size
-    ]
-    items = [train_set[i] for i in longest]
-    batch = collate(items, train_set.processor, len(train_set.processor.prompt_ids(config.prompt)))
-    model.to(accelerator.device).train()
-    ddp, optimizer = accelerator.prepare(model, build_optimizer(model, config))
-    accumulation = int(config.gradient_accumulation_steps or 1)
-    times = []
-    for _ in range(4):  # the first warms up
-        start = time.perf_counter()
-        try:
-            for _ in range(accumulation):
-                loss, targets = ddp(*batch.to(accelerator.device), config.label_smoothing)
-                accelerator.backward(loss / targets)
-            accelerator.clip_grad_norm_(ddp.parameters(), math.inf)
-            optimizer.step()
-            optimizer.zero_grad()
-            grad_done = loss.item()  # waits for the device
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            tip = "--gradient_checkpointing, " if not config.gradient_checkpointing else ""
-            half = max(1, config.batch_size // 2)
-            raise TrainingError(
-                f"plan: out of memory with --batch_size {config.batch_size}. Try {tip}--batch_size {half} "
-                f"--gradient_accumulation_steps {accumulation * config.batch_size // half}, or --freeze_vision."
-            ) from error
-        assert math.isfinite(grad_done), "plan: the loss is not finite"
-        times.append(time.perf_counter() - start)
-    seconds_per_step = sorted(times[1:])[1]
-    images = config.batch_size * accelerator.num_processes * accumulation
-    steps_per_epoch = math.ceil(len(train_set) / images)
-    total_steps = config.max_steps or steps_per_epoch * int(config.epochs or 0)
-    weights = sum(p.numel() for p in model.parameters()) * 4
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad) * 4
-    # each checkpoint: weights and two moments; one more is written before the oldest goes; and best/, twice while it is replaced
-    disk = (config.save_total_limit + 1) * (weights + 2 * trained) + 2 * weights
-    folder = Path(str(config.output_dir)).resolve()
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    result = {
-        "peak_memory_gb": peak_memory(accelerator.device) / 1e9,
-        "seconds_per_step": seconds_per_step,
-        "steps_per_epoch": steps_per_epoch,
-        "minutes_per_epoch": seconds_per_step * steps_per_epoch / 60,
-        "total_steps": total_steps,
-        "total_hours": seconds_per_step * total_steps / 3600,
-        "disk_gb": disk / 1e9,
-        "free_disk_gb": free / 1e9,
-    }
-    accelerator.print(
-        f"plan: {images} images a step, the longest captions ({batch.input_ids.shape[2]} tokens), median of 3 steps\n"
-        f"  memory  {result['peak_memory_gb']:.2f} GB peak\n"
-        f"  time    {seconds_per_step:.2f} s a step, {result['minutes_per_epoch']:.1f} min an epoch ({steps_per_epoch} steps), "
-        f"{result['total_hours']:.2f} h for {total_steps} steps, validation not counted\n"
-        f"  disk    {result['disk_gb']:.2f} GB of {result['free_disk_gb']:.0f} GB free"
-    )
-    if disk > free:
-        raise TrainingError(
-            f"plan: {folder} has {free / 1e9:.2f} GB free; the checkpoints need {disk / 1e9:.2f} GB. Use another --output_dir."
-        )
-    return result

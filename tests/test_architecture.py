@@ -26,6 +26,7 @@ ROOMS: dict[str, tuple[str, str]] = {
         "model generation processing pretrained captioner config data metrics checkpoint evaluation",
         "torch accelerate tqdm",
     ),
+    "preflight": ("captioner config data generation processing training", "torch"),
     "__init__": ("captioner pretrained", ""),
 }
 

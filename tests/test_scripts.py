@@ -27,7 +27,7 @@ def test_train_evaluate_caption(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "validation loss" in done.stdout and "best validation sacreBLEU" in done.stdout
     assert "it/s" not in done.stderr, "a progress bar where there is no terminal"
-    done = script("evaluate", "--ckpt", "best", cwd=tmp_path)
+    done = script("evaluate", "--ckpt", "best", "--max_eval_images", 5, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "shapes, test: 5 images" in done.stdout and "sacreBLEU" in done.stdout
     assert (tmp_path / "runs" / "shapes" / "coco_metrics.json").is_file()

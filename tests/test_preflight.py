@@ -1,0 +1,61 @@
+"""Before hours are spent: what `--sanity` and `--plan` catch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_config
+
+from blip_lite import data, preflight
+from blip_lite.model import Blip
+from blip_lite.preflight import plan, sanity
+from blip_lite.training import TrainingError
+
+
+def test_it_overfits_eight_pictures_word_for_word(tmp_path: Path) -> None:
+    """With a wrong start token, mask or label this cannot work: generation would not say what training taught."""
+    result = sanity(tiny_config(tmp_path))
+    assert len(set(result["captions"])) == 8 and result["last_loss"] < 0.1
+    assert not (tmp_path / "run").exists()
+
+
+def test_sanity_fails_when_training_starts_from_cls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mistake of most public scripts, put back on purpose."""
+    collate = data.collate
+
+    def with_cls(items, processor, prompt_length):
+        batch = collate(items, processor, prompt_length)
+        batch.input_ids[:, :, 0] = processor.tokenizer.token_to_id("[CLS]")
+        return batch
+
+    monkeypatch.setattr(data, "collate", with_cls)
+    with pytest.raises(TrainingError, match=r"training captions begin with \['\[CLS\]'\], generation with"):
+        sanity(tiny_config(tmp_path))
+
+
+@pytest.mark.parametrize("mistake", ["labels not shifted", "image ignored"])
+def test_sanity_fails_on_other_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mistake: str) -> None:
+    forward = Blip.forward
+
+    def wrong(self, pixel_values, input_ids, labels, label_smoothing=0.0):
+        if mistake == "image ignored":
+            return forward(self, torch.zeros_like(pixel_values), input_ids, labels, label_smoothing)
+        return forward(self, pixel_values, input_ids, labels.roll(1, -1), label_smoothing)  # each token predicts itself
+
+    monkeypatch.setattr(Blip, "forward", wrong)
+    with pytest.raises(TrainingError, match="sanity: FAILED"):
+        sanity(tiny_config(tmp_path), seconds=8)
+
+
+def test_plan_measures_and_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = plan(tiny_config(tmp_path))
+    assert 0 < result["peak_memory_gb"] < 24 and result["seconds_per_step"] > 0 and result["total_steps"] == 4
+    assert "min an epoch" in capsys.readouterr().out and not (tmp_path / "run").exists()
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(TrainingError, match="the checkpoints need"):
+        plan(tiny_config(tmp_path))
