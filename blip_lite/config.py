@@ -31,7 +31,7 @@ FINE_TUNING: dict[str, Any] = {
     "gradient_checkpointing": True,
 }
 FROM_SCRATCH: dict[str, dict[str, Any]] = {
-    "tiny": {"learning_rate": 1.5e-3, "epochs": 10, "gradient_accumulation_steps": 1, "gradient_checkpointing": False},
+    "tiny": {"learning_rate": 1.5e-3, "epochs": 8, "gradient_accumulation_steps": 1, "gradient_checkpointing": False},
     "small": {"learning_rate": 6e-4, "epochs": 10, "gradient_accumulation_steps": 2, "gradient_checkpointing": False},
     "base": {"learning_rate": 2e-4, "epochs": 40, "gradient_accumulation_steps": 2, "gradient_checkpointing": True},
 }
@@ -76,7 +76,7 @@ class TrainConfig:
     )
     # optimisation
     epochs: int | None = setting(
-        None, "passes over the training images; default: 4, tiny and small 10, base from nothing 40"
+        None, "passes over the training images; default: 4, tiny 8, small 10, base from nothing 40"
     )
     max_steps: int | None = setting(None, "stop after this many optimizer steps; default: what epochs needs")
     batch_size: int = setting(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 import shutil
@@ -11,11 +9,13 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from subprocess import PIPE
 from typing import Any
 
 from blip_lite.processing import normalize_caption
 
-METEOR_SECONDS = 600  # its Java process can hang; 5,000 captions take well under a minute
+COCO_METRICS = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr")
+TIME_LIMIT = 900  # seconds; METEOR's Java process can hang. 5,000 captions take about a minute
 
 
 def sacrebleu(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Any]:
@@ -64,78 +64,71 @@ def human_agreement(references: Sequence[Sequence[str]]) -> float | None:
 def coco_metrics(captions: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """Bleu_1..4, METEOR, ROUGE_L and CIDEr on PTB-tokenised text, by `pycocoevalcap`.
 
+    They run in a process of their own with a time limit: METEOR's lock is never released after an error.
+
     Args:
         captions: by image id.
         references: by image id, the same ids.
 
     Returns:
         The metrics by name; one that could not be computed is None, and `"reasons"` says why.
+
+    Raises:
+        ValueError: the ids differ, or an image has no reference.
     """
-    names = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr")
+    if set(captions) != set(references) or not all(references.values()):
+        raise ValueError("captions and references must have the same image ids, each with a reference")
+    scores: dict[str, Any] = dict.fromkeys((*COCO_METRICS, "SPICE"))
     reasons = {"SPICE": "not computed: it needs Stanford CoreNLP 3.6.0, which is not installed by pip"}
-    scores: dict[str, Any] = dict.fromkeys((*names, "SPICE"))
-    if set(captions) != set(references):
-        raise ValueError("captions and references have different image ids")
-    if not shutil.which("java"):
-        reasons.update(dict.fromkeys(names, "no `java` on this machine; install a Java runtime, 8 or later"))
-        return {**scores, "reasons": reasons}
-
-    from pycocoevalcap.bleu.bleu import Bleu
-    from pycocoevalcap.cider.cider import Cider
-    from pycocoevalcap.rouge.rouge import Rouge
-    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
-
-    ids = sorted(captions)
-    # A newline or `|||` in one caption would shift all that follow, and an empty line is swallowed.
-    clean = lambda text: " ".join(text.replace("|||", " ").split()) or "."  # noqa: E731
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        refs = PTBTokenizer().tokenize({i: [{"caption": clean(r)} for r in references[i]] for i in ids})
-        hyps = PTBTokenizer().tokenize({i: [{"caption": clean(captions[i])}] for i in ids})
-    if [len(refs.get(i, ())) for i in ids] != [len(references[i]) for i in ids] or len(hyps) != len(ids):
-        reasons.update(dict.fromkeys(names, "the PTB tokenizer lost captions"))
-        return {**scores, "reasons": reasons}
-    with contextlib.redirect_stdout(io.StringIO()):
-        bleu, _ = Bleu(4).compute_score(refs, hyps, verbose=0)
-        scores.update({f"Bleu_{n + 1}": value for n, value in enumerate(bleu)})
-        scores["ROUGE_L"] = float(Rouge().compute_score(refs, hyps)[0])
-        scores["CIDEr"] = float(Cider().compute_score(refs, hyps)[0])
-    scores["METEOR"], reason = _meteor(refs, hyps)
-    if reason:
-        reasons["METEOR"] = reason
+    output, reason = "", "no `java` on this machine; install a Java runtime, 8 or later"
+    if shutil.which("java"):
+        # A newline or `|||` in one caption would shift all that follow, and an empty line is swallowed.
+        clean = [
+            {i: [" ".join(text.replace("|||", " ").split()) or "." for text in texts] for i, texts in side}
+            for side in (references.items(), [(i, [caption]) for i, caption in captions.items()])
+        ]
+        output, reason = _in_a_child(json.dumps(clean))
+    for line in output.splitlines():
+        scores.update(json.loads(line))
+    reasons.update({name: reason for name in COCO_METRICS if scores[name] is None})
     return {**scores, "reasons": reasons}
 
 
-def _meteor(refs: dict[str, list[str]], hyps: dict[str, list[str]]) -> tuple[float | None, str | None]:
-    """METEOR in a process of its own: after an error its lock is never released, and it would hang ours."""
-    command = [sys.executable, "-c", "from blip_lite.metrics import _meteor_main; _meteor_main()"]
-    environment = {
-        **os.environ,
-        "LC_ALL": "C",
-        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
-    }  # C: no decimal commas
-    try:
-        done = subprocess.run(
-            command,
-            input=json.dumps([refs, hyps]),
-            capture_output=True,
-            text=True,
-            timeout=METEOR_SECONDS,
-            env=environment,
-        )
-        return float(done.stdout.strip().splitlines()[-1]), None
-    except subprocess.TimeoutExpired:
-        return None, f"METEOR gave no answer within {METEOR_SECONDS} s"
-    except (IndexError, ValueError):
-        return None, f"METEOR failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
+def _in_a_child(text: str) -> tuple[str, str]:
+    """Run `_child` on its standard input; return its standard output, and what to blame for what is missing."""
+    # LC_ALL: a German Java would print decimal commas. PYTHONPATH: find this package as the parent did.
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = [sys.executable, "-c", "from blip_lite.metrics import _child; _child()"]
+    with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True, env=environment) as child:
+        try:
+            output, errors = child.communicate(text, timeout=TIME_LIMIT)
+            return output, f"failed: {(errors.strip().splitlines() or ['no message'])[-1]}"
+        except subprocess.TimeoutExpired:
+            child.kill()
+            return child.communicate()[0], f"no answer within {TIME_LIMIT} s"
 
 
-def _meteor_main() -> None:
+def _child() -> None:
+    """Print one JSON line with the metrics that rarely fail, and one with METEOR, which does."""
+    references, captions = json.load(sys.stdin)
+    out, sys.stdout = sys.stdout, sys.stderr  # the metrics print on their own account
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.meteor.meteor import Meteor
+    from pycocoevalcap.rouge.rouge import Rouge
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-    refs, hyps = json.load(sys.stdin)
-    score, _ = Meteor().compute_score(refs, hyps)
-    print(score, flush=True)
-    os._exit(0)  # its Java process and lock would keep us
+    ids = sorted(references)
+    both = [{i: [{"caption": text} for text in side[i]] for i in ids} for side in (references, captions)]
+    refs, hyps = (PTBTokenizer().tokenize(side) for side in both)
+    if [len(refs.get(i, ())) for i in ids] != [len(references[i]) for i in ids] or len(hyps) != len(ids):
+        raise SystemExit("the PTB tokenizer lost captions")
+    bleu, _ = Bleu(4).compute_score(refs, hyps, verbose=0)
+    scores = {f"Bleu_{n}": float(value) for n, value in enumerate(bleu, 1)}
+    scores["ROUGE_L"], scores["CIDEr"] = (float(m.compute_score(refs, hyps)[0]) for m in (Rouge(), Cider()))
+    print(json.dumps(scores), file=out, flush=True)
+    print(json.dumps({"METEOR": float(Meteor().compute_score(refs, hyps)[0])}), file=out, flush=True)
+    os._exit(0)  # METEOR's Java process and lock would keep us
 
 
 def failure_groups(captions: Sequence[str]) -> dict[str, float]:

@@ -117,6 +117,18 @@ class KeyValueCache(Protocol):
         ...
 
 
+def grid_positions(c: VisionConfig) -> Tensor:
+    """Where a model that starts from nothing begins to know where a patch lies: sines and cosines of its row and of
+    its column, `[patches, D]` (Beyer et al. 2022, https://arxiv.org/abs/2205.01580). They stay trainable.
+    """
+    side, quarter = c.image_size // c.patch_size, c.hidden_size // 4
+    frequencies = 10_000 ** -(torch.arange(quarter) / quarter)
+    angles = torch.arange(side)[:, None] * frequencies  # [side, D/4]
+    waves = torch.cat([angles.sin(), angles.cos()], dim=1)  # [side, D/2]
+    rows, columns = waves[:, None].expand(-1, side, -1), waves[None].expand(side, -1, -1)
+    return torch.cat([rows, columns], dim=2).flatten(0, 1)
+
+
 def heads(x: Tensor, num_heads: int) -> Tensor:
     """`[B, T, D]` -> `[B, H, T, d]`."""
     return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
@@ -374,6 +386,8 @@ class Blip(nn.Module):
                 embedding = "embedding" in name and "patch" not in name
                 std = 0.02 if embedding else parameter[0].numel() ** -0.5
                 nn.init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std, generator=generator)
+        with torch.no_grad():
+            self.vision_model.embeddings.position_embedding[0, 1:] = grid_positions(self.config.vision)
 
     def freeze_vision(self) -> None:
         """Train the text decoder only."""

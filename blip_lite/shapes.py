@@ -30,19 +30,19 @@ GRID = {2: [(18, 32), (46, 32)], 3: [(32, 17), (17, 46), (47, 46)], 4: [(17, 17)
 
 
 def scene_ids(count: int, seed: int) -> list[str]:
-    """`count` different scenes, e.g. `left-large-red-circle-small-blue-star` or `count-3-small-red-circle`. The id
-    says all that a caption can say, so no two scenes have the same captions."""
+    """`count` different scenes, e.g. `left-large-red-circle-small-blue-star`, `count-3-small-red-circle` or
+    `group-2-small-red-circle-large-blue-star`. The id says all that a caption can say, so no two scenes have the same
+    captions."""
     rng = random.Random(f"shapes-{seed}")
     scenes: dict[str, None] = {}
     while len(scenes) < count:
-        if rng.random() < 0.25:
-            scene = f"count-{rng.choice(list(NUMBERS))}-{_thing(rng)}"
-        else:
-            a, b = _thing(rng), _thing(rng)
-            if a == b:
-                continue
-            scene = f"{rng.choice(list(RELATIONS))}-{a}-{b}"
-        scenes[scene] = None
+        a, b = _thing(rng), _thing(rng)
+        kind = rng.choice(("left", "above", "left", "above", "group", "group", "count"))
+        if kind == "count":
+            scenes[f"count-{rng.choice(list(NUMBERS))}-{a}"] = None
+        elif a != b:
+            number = f"{rng.choice((2, 3))}-" if kind == "group" else ""
+            scenes[f"{kind}-{number}{a}-{b}"] = None
     return list(scenes)
 
 
@@ -53,8 +53,10 @@ def _thing(rng: random.Random) -> str:
 def scene_captions(scene: str) -> list[str]:
     """Five paraphrases of a scene."""
     kind, *rest = scene.split("-")
-    if kind == "count":
-        things = f"{NUMBERS[int(rest[0])]} {' '.join(rest[1:])}s"
+    if kind in ("count", "group"):
+        things = f"{NUMBERS[int(rest[0])]} {' '.join(rest[1:4])}s"
+        if kind == "group":
+            things += f" and a {' '.join(rest[4:])}"
         return [
             things,
             f"there are {things}",
@@ -77,15 +79,17 @@ def draw_scene(scene: str, size: int = 64) -> Image.Image:
     """Draw a scene, `size` x `size` pixels, RGB; the same picture at every call."""
     rng = random.Random(scene)
     kind, *rest = scene.split("-")
-    if kind == "count":
-        size_, colour, shape = rest[1:]
-        things = [(centre, colour, shape, SIZES[size_]) for centre in GRID[int(rest[0])]]
+    if kind in ("count", "group"):
+        members = [rest[1:4]] * int(rest[0]) + ([rest[4:]] if kind == "group" else [])
+        rng.shuffle(members)
+        centres = GRID[len(members)]
     else:
         _, _, *centres = RELATIONS[kind]
-        things = [(c, t[1], t[2], SIZES[t[0]]) for c, t in zip(centres, (rest[:3], rest[3:]), strict=True)]
+        members = [rest[:3], rest[3:]]
     scale = 4 * size / 64  # drawn 4 times as large, for smooth edges
     image = Image.new("RGB", (4 * size, 4 * size), (255, 255, 255))
-    for centre, colour, shape, radius in things:
+    for centre, (name, colour, shape) in zip(centres, members, strict=True):
+        radius = SIZES[name]
         x, y, r = centre[0] + rng.uniform(-2, 2), centre[1] + rng.uniform(-2, 2), radius * rng.uniform(0.92, 1.0)
         shade = tuple(max(0, min(255, v + rng.randrange(-12, 13))) for v in COLOURS[colour])
         _draw_shape(ImageDraw.Draw(image), shape, x * scale, y * scale, r * scale, shade)

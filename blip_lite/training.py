@@ -89,11 +89,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     # Optimizer. Its learning rate is set at each step by `learning_rate`: nothing else is scheduled.
     model.to(accelerator.device)
     ddp, optimizer = accelerator.prepare(model, build_optimizer(model, config))
-    rank, world, accumulation = (
-        accelerator.process_index,
-        accelerator.num_processes,
-        int(config.gradient_accumulation_steps or 1),
-    )
+    rank, world = accelerator.process_index, accelerator.num_processes
+    accumulation = int(config.gradient_accumulation_steps or 1)
     per_epoch = len(epoch_batches(range(len(train_set)), config.batch_size, rank, world))
     steps_per_epoch = math.ceil(per_epoch / accumulation)
     total_steps = config.max_steps or steps_per_epoch * int(config.epochs or 0)
@@ -146,11 +143,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             progress.skipped += skipped
             skips_in_a_row = skips_in_a_row + 1 if skipped else 0
             if skips_in_a_row == SKIPS_IN_A_ROW:
-                images = ", ".join(image_id for batch in window for image_id in batch.image_ids)
-                raise TrainingError(
-                    f"the gradient was not finite in {SKIPS_IN_A_ROW} steps in a row, lastly at step {progress.step} on the images "
-                    f"{images}. Lower --learning_rate, or use --mixed_precision no. Checkpoints and best/ are from before."
-                )
+                raise not_finite(window, progress.step)
             report_bad_images(window, bad_images, len(train_set), config)
 
             bar.update()
@@ -170,17 +163,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
                     if accelerator.is_main_process:
                         checkpoint.save_best(run, model, processor, {"step": progress.step, **evaluation})
                 log.evaluation(progress, evaluation, improved, per_epoch)
-            if due or finished or (config.save_every and progress.step % config.save_every == 0):
-                random_states = gather_random_states(accelerator)
-                if accelerator.is_main_process:
-                    saved = {
-                        **dataclasses.asdict(progress),
-                        "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
-                    }
-                    checkpoint.save(
-                        run, progress.step, model, processor, optimizer, random_states, saved, config.save_total_limit
-                    )
-                accelerator.wait_for_everyone()
+            save_now = config.save_every and progress.step % config.save_every == 0
+            if save_now or due or end_of_epoch or finished:
+                save(run, model, processor, optimizer, progress, config, accelerator)
             if finished:
                 break
 
@@ -222,6 +207,10 @@ def start(config: TrainConfig) -> Accelerator:
     """Devices, precision and processes; random seeds."""
     tracker = None if config.log_with == "none" else config.log_with
     accelerator = Accelerator(mixed_precision=pick_precision(config), log_with=tracker, project_dir=config.output_dir)
+    if accelerator.device.type == "cuda" and config.mixed_precision == "auto" and accelerator.mixed_precision == "no":
+        accelerator.print(
+            "float32, as `accelerate launch` says (its default without a config file): --mixed_precision bf16 is faster"
+        )
     use_all_cores(accelerator)
     set_seed(config.seed)
     return accelerator
@@ -297,6 +286,14 @@ def build_optimizer(model: Blip, config: TrainConfig) -> torch.optim.AdamW:
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=float(config.learning_rate or 0), betas=(0.9, 0.999), fused=True)
+
+
+def not_finite(window: list[Batch], step: int) -> TrainingError:
+    images = ", ".join(image_id for batch in window for image_id in batch.image_ids)
+    return TrainingError(
+        f"the gradient was not finite in {SKIPS_IN_A_ROW} steps in a row, lastly at step {step} on the images {images}. "
+        "Lower --learning_rate, or use --mixed_precision no. Checkpoints and best/ are from before."
+    )
 
 
 def report_bad_images(window: list[Batch], known: set[str], num_images: int, config: TrainConfig) -> None:
@@ -413,12 +410,26 @@ def write_config(run: Path, config: TrainConfig, data: DataSet, model: Blip) -> 
     (run / "config.json").write_text(json.dumps(content, indent=2) + "\n", "utf-8")
 
 
-def gather_random_states(accelerator: Accelerator) -> dict[str, Tensor]:
-    """torch's random states of every process, by name (they only matter to models with dropout)."""
-    state = {f"cpu.{accelerator.process_index}": torch.get_rng_state()}
+def save(
+    run: Path,
+    model: Blip,
+    processor: Processor,
+    optimizer: Any,
+    progress: Progress,
+    config: TrainConfig,
+    accelerator: Accelerator,
+) -> None:
+    """Write a checkpoint: all that `resume` needs."""
+    # torch's random states of every process; they only matter to models with dropout
+    mine = {f"cpu.{accelerator.process_index}": torch.get_rng_state()}
     if torch.cuda.is_available():
-        state[f"cuda.{accelerator.process_index}"] = torch.cuda.get_rng_state()
-    return {name: value for each in gather_object([state]) for name, value in each.items()}
+        mine[f"cuda.{accelerator.process_index}"] = torch.cuda.get_rng_state()
+    random_states = {name: value for each in gather_object([mine]) for name, value in each.items()}
+    if accelerator.is_main_process:
+        scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
+        saved = {**dataclasses.asdict(progress), "scaler": scaler}
+        checkpoint.save(run, progress.step, model, processor, optimizer, random_states, saved, config.save_total_limit)
+    accelerator.wait_for_everyone()
 
 
 def resume(run: Path, model: Blip, optimizer: Any, accelerator: Accelerator) -> Progress:
@@ -513,9 +524,9 @@ class RunLog:
         loss = (self.accelerator.reduce(self.loss, "sum") / self.targets.clamp(min=1)).item()
         values = {
             "epoch": progress.epoch + progress.batches / per_epoch,
-            "loss": loss,
+            "loss": loss if math.isfinite(loss) else None,
             "lr": lr,
-            "grad_norm": grad_norm.item(),
+            "grad_norm": grad_norm.item() if torch.isfinite(grad_norm) else None,
             "images_per_second": self.images / seconds,
             "tokens_per_second": self.targets.item() / seconds,
             "seconds_per_step": seconds / max(1, progress.step - self.last_step),

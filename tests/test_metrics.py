@@ -79,3 +79,12 @@ def test_without_java_the_metrics_are_null_with_the_reason(monkeypatch: pytest.M
 def test_failure_groups() -> None:
     found = metrics.failure_groups(["a dog", "a dog", "", "post post post"])
     assert found == {"empty": 0.25, "repetition": 0.25, "commonest_caption": 0.5}
+
+
+@needs_java
+def test_a_metric_that_hangs_is_null_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "TIME_LIMIT", 0.2)
+    found = metrics.coco_metrics({"a": "a dog"}, {"a": ["a dog"]})
+    assert found["METEOR"] is None and found["reasons"]["METEOR"] == "no answer within 0.2 s"
+    with pytest.raises(ValueError, match="same image ids"):
+        metrics.coco_metrics({"a": "a dog"}, {"b": ["a dog"]})
