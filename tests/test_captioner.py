@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from PIL import Image
 
 from blip_lite import Captioner
 from blip_lite.processing import ImageError
 from blip_lite.shapes import draw_scene, scene_ids
+from conftest import ROOT
 
 
 @pytest.fixture(scope="module")

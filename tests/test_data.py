@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import real_data
 from PIL import Image
 
 from blip_lite.config import TrainConfig
@@ -32,6 +31,7 @@ from blip_lite.model import IGNORE
 from blip_lite.pretrained import load_processor, read_config
 from blip_lite.processing import Processor
 from blip_lite.shapes import draw_scene, scene_captions, scene_ids
+from conftest import real_data
 
 
 @pytest.fixture

@@ -7,13 +7,13 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import tiny_config
 
 from blip_lite import Captioner, evaluation
 from blip_lite.config import ConfigError, EvalConfig
 from blip_lite.data import DataSet, Example, load_data
 from blip_lite.evaluation import caption_images, evaluate, find_checkpoint, gather_captions, generation_settings
 from blip_lite.training import train
+from conftest import tiny_config
 
 
 @pytest.fixture(scope="module")

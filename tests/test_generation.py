@@ -6,10 +6,10 @@ import itertools
 
 import pytest
 import torch
-from conftest import make_hf
-from test_model import ours
 
 from blip_lite.generation import GenerationSettings, _sample, generate
+from conftest import make_hf
+from test_model import ours
 
 
 def stripped(sequence: torch.Tensor) -> list[int]:

@@ -6,9 +6,9 @@ import json
 import shutil
 
 import pytest
-from conftest import real_data
 
 from blip_lite import metrics
+from conftest import real_data
 
 needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="no java on this machine")
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import make_hf
 
 from blip_lite.model import IGNORE, Blip, BlipConfig
 from blip_lite.pretrained import load_weights
+from conftest import make_hf
 
 
 def ours(hf: torch.nn.Module) -> Blip:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_config
 
 from blip_lite import data, preflight
 from blip_lite.model import Blip
 from blip_lite.preflight import plan, sanity
 from blip_lite.training import TrainingError
+from conftest import tiny_config
 
 
 def test_it_overfits_eight_pictures_word_for_word(tmp_path: Path) -> None:

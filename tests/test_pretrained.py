@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from conftest import real_data
 from transformers import BlipForConditionalGeneration, BlipProcessor
 
 from blip_lite import Captioner, load_pretrained, save_pretrained
 from blip_lite.generation import GenerationSettings, generate
 from blip_lite.pretrained import PRESETS, CheckpointError, from_scratch
 from blip_lite.shapes import draw_scene, scene_captions, scene_ids
+from conftest import real_data
 
 
 def same_weights(model: torch.nn.Module, hf: torch.nn.Module) -> bool:

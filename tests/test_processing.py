@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import real_data
 from PIL import Image
 from tokenizers import Tokenizer
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 from blip_lite.pretrained import wordpiece
 from blip_lite.processing import ImageError, Processor, detokenize, normalize_caption, open_image
+from conftest import real_data
 
 
 @pytest.fixture

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, tiny_config
 from transformers import BlipForConditionalGeneration
 
 from blip_lite import Captioner, training
 from blip_lite.config import ConfigError, TrainConfig
 from blip_lite.data import DataError, load_data
 from blip_lite.training import TrainingError, learning_rate, train
+from conftest import ROOT, tiny_config
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:

@@ -1,0 +1,48 @@
+"""The README says what is there: its commands, options, rooms and code."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import blip_lite
+from blip_lite.config import EvalConfig, TrainConfig
+from conftest import ROOT
+
+README = (ROOT / "README.md").read_text("utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def test_the_first_two_bash_blocks_set_up_and_run_everything() -> None:
+    main, test = [text for language, text in BLOCKS if language == "bash"][:2]
+    for command in ("pip install", "train.py --dataset shapes --model tiny", "evaluate.py --ckpt best", "caption.py"):
+        assert command in main
+    assert "pip install" in test and "pytest" in test
+    assert (ROOT / "docs" / "scene.png").is_file() and (ROOT / "docs" / "shapes.png").is_file()
+
+
+def test_every_option_exists() -> None:
+    known = {f.name for cls in (TrainConfig, EvalConfig) for f in dataclasses.fields(cls)} | {"config"}
+    known |= set(re.findall(r'add\("--(\w+)"', (ROOT / "caption.py").read_text("utf-8")))
+    other = {"index-url", "no-deps", "config_file", "help"}  # of pip, accelerate and argparse
+    used = set(re.findall(r"--([a-z][\w-]*)", README))
+    assert used - other <= known, used - other - known
+
+
+def test_every_room_is_in_the_table() -> None:
+    rooms = set(re.findall(r"^\| `(\w+)\.py` \|", README, re.MULTILINE))
+    package = {p.stem for p in (ROOT / "blip_lite").glob("*.py")} - {"__init__"}
+    assert rooms == package
+
+
+def test_python_blocks_are_valid_and_use_what_is_public() -> None:
+    for language, text in BLOCKS:
+        if language == "python":
+            compile(text, "README", "exec")
+            for name in re.findall(r"from blip_lite import (.+)", text):
+                assert set(name.split(", ")) <= set(blip_lite.__all__)
+
+
+def test_every_linked_file_exists() -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
