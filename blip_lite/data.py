@@ -379,7 +379,7 @@ class Batch:
     input_ids: Tensor  # [I, K, T]
     labels: Tensor  # [I, K, T], IGNORE where no loss is wanted
     image_ids: list[str]
-    bad: list[str]  # "image id: reason" of images that could not be decoded
+    bad: dict[str, str]  # why each image that could not be decoded could not, by its id
 
     def num_targets(self) -> int:
         return int((self.labels[:, :, 1:] != IGNORE).sum())
@@ -440,7 +440,7 @@ def collate(
             labels[i, k, prompt_length : len(row)] = input_ids[i, k, prompt_length : len(row)]
     blank = torch.zeros(3, processor.image_size, processor.image_size)
     pixel_values = torch.stack([pixels if isinstance(pixels, Tensor) else blank for _, pixels, _ in items])
-    bad = [f"{image_id}: {pixels}" for image_id, pixels, _ in items if isinstance(pixels, str)]
+    bad = {image_id: pixels for image_id, pixels, _ in items if isinstance(pixels, str)}
     return Batch(pixel_values, input_ids, labels, [image_id for image_id, _, _ in items], bad)
 
 

@@ -22,7 +22,7 @@ from blip_lite import metrics, report
 from blip_lite.captioner import Captioner, pick_dtype
 from blip_lite.checkpoint import newest, recover
 from blip_lite.config import ConfigError, EvalConfig, TrainConfig, read_run_config
-from blip_lite.data import Captions, Example, epoch_batches, load_data, loader
+from blip_lite.data import Batch, Captions, Example, epoch_batches, load_data, loader
 from blip_lite.generation import GenerationSettings
 
 
@@ -33,19 +33,31 @@ def generation_settings(config: TrainConfig) -> GenerationSettings:
 
 
 def gather_captions(
-    mine: list[tuple[str, str]], failed: list[str], expected: Sequence[str]
-) -> tuple[dict[str, str], list[str]]:
-    """Put the processes' (image id, caption) pairs together, in the split's order.
+    mine: list[tuple[str, str]], failed: dict[str, str], expected: Sequence[str]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Put the processes' (image id, caption) pairs and failures together, captions in the split's order.
 
     Raises:
         RuntimeError: an image of the split has neither a caption nor a failure, or has two.
     """
-    pairs, failures = gather_object(mine), sorted(set(gather_object(failed)))
+    pairs = gather_object(mine)
+    failures = {image_id: reason for each in gather_object([failed]) for image_id, reason in each.items()}
     captions = dict(pairs)
-    lost = [f.split(":", 1)[0] for f in failures]
-    if len(pairs) != len(captions) or sorted([*captions, *lost]) != sorted(expected):
+    if len(pairs) != len(captions) or sorted([*captions, *failures]) != sorted(expected):
         raise RuntimeError(f"{len(pairs)} captions and {len(failures)} failures for {len(expected)} images")
     return {image_id: captions[image_id] for image_id in expected if image_id in captions}, failures
+
+
+def caption_batch(
+    captioner: Captioner, batch: Batch, indices: list[int], settings: GenerationSettings, prompt: str
+) -> list[tuple[str, str]]:
+    """(image id, caption) of the batch's images, but for place-holders and those that could not be decoded. Only the
+    pixels of the batch are looked at."""
+    good = [i for i, image_id in enumerate(batch.image_ids) if indices[i] >= 0 and image_id not in batch.bad]
+    if not good:
+        return []
+    found = captioner.caption_pixels(batch.pixel_values[good], settings, [prompt] * len(good), with_prompt=False)
+    return [(batch.image_ids[i], row[0]) for i, row in zip(good, found, strict=True)]
 
 
 def caption_images(
@@ -55,29 +67,23 @@ def caption_images(
     prompt: str,
     batch_size: int,
     num_workers: int,
-) -> tuple[dict[str, str], list[str]]:
+) -> tuple[dict[str, str], dict[str, str]]:
     """Caption examples, shared out among the processes.
 
     Returns:
-        Captions by image id (the same on every process), without the prompt; and `"image id: reason"` of every
-        image that could not be decoded.
+        Captions by image id (the same on every process), without the prompt; and why each image that could not be
+        decoded could not, by its id.
     """
     state = PartialState()
     bare = [Example(e.image_id, e.image, ()) for e in examples]  # no reference goes further than this line
     batches = epoch_batches(range(len(bare)), batch_size, state.process_index, state.num_processes)
     mine: list[tuple[str, str]] = []
-    failed: list[str] = []
+    failed: dict[str, str] = {}
     quiet = not (state.is_main_process and sys.stderr.isatty())
     data = loader(Captions(bare, captioner.processor, "", 40), batches, num_workers)
     for indices, batch in zip(batches, tqdm(data, "captions", unit="batch", disable=quiet), strict=True):
-        failed += batch.bad
-        bad = {entry.split(":", 1)[0] for entry in batch.bad}
-        good = [i for i, image_id in enumerate(batch.image_ids) if indices[i] >= 0 and image_id not in bad]
-        if good:
-            found = captioner.caption_pixels(
-                batch.pixel_values[good], settings, [prompt] * len(good), with_prompt=False
-            )
-            mine += [(batch.image_ids[i], row[0]) for i, row in zip(good, found, strict=True)]
+        failed |= batch.bad
+        mine += caption_batch(captioner, batch, indices, settings, prompt)
     return gather_captions(mine, failed, [e.image_id for e in examples])
 
 
@@ -143,7 +149,9 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     references = {e.image_id: list(e.captions) for e in examples if e.image_id in captions}
     if not captions:
-        raise ConfigError(f"no image of {data.name}, {config.split}, could be decoded, e.g. {failures[0]}")
+        raise ConfigError(
+            f"no image of {data.name}, {config.split}, could be decoded, e.g. {next(iter(failures.values()))}"
+        )
     result: dict[str, Any] = {}
     if state.is_main_process:
         bleu = metrics.sacrebleu(list(captions.values()), list(references.values()))
@@ -206,5 +214,7 @@ def summary(result: dict[str, Any]) -> str:
     lines += [f"  {'   '.join(known)}"] if known else []
     lines += [f"  not computed: {reason}" for reason in sorted(missing)]
     if result["failed_images"]:
-        lines.append(f"  {len(result['failed_images'])} images could not be decoded, e.g. {result['failed_images'][0]}")
+        lines.append(
+            f"  {len(result['failed_images'])} images could not be decoded: {', '.join(list(result['failed_images'])[:5])}"
+        )
     return "\n".join(lines)

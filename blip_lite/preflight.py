@@ -47,7 +47,7 @@ def sanity(config: TrainConfig, seconds: float = 60) -> dict[str, Any]:
     few = [dataclasses.replace(example, captions=example.captions[:1]) for example in few]
     (batch,) = loader(Captions(few, processor, config.prompt, config.max_length), [list(range(len(few)))], 0)
     if batch.bad:
-        raise DataError(f"an image cannot be decoded: {batch.bad[0]}")
+        raise DataError(f"an image cannot be decoded: {next(iter(batch.bad.values()))}")
     prompt = processor.prompt_ids(config.prompt)
     if (batch.input_ids[:, :, : len(prompt)] != torch.tensor(prompt)).any():
         begins = [processor.tokenizer.id_to_token(i) or i for i in batch.input_ids[0, 0, : len(prompt)].tolist()]

@@ -51,7 +51,7 @@ def curve(lines: Sequence[dict[str, Any]], name: str, width: int = 340, height: 
         f"{20 + (x - x0) / ((x1 - x0) or 1) * (width - 40):.1f},{height - 30 - (y - y0) / spread * (height - 65):.1f}"
         for x, y in points
     ]
-    label = f"{html.escape(name)}: {points[0][1]:.4g} → {points[-1][1]:.4g} (steps {x0} to {x1}, range {y0:.4g} to {y1:.4g})"
+    label = f"{html.escape(name)}: {points[0][1]:.4g} → {points[-1][1]:.4g}, steps {x0} to {x1}"
     return (
         f'<svg width="{width}" height="{height}"><text x="10" y="18" font-size="11">{label}</text>'
         f'<polyline fill="none" stroke="#2468b0" stroke-width="2" points="{" ".join(at)}"/></svg>'

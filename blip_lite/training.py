@@ -37,7 +37,7 @@ from blip_lite.data import (
     load_data,
     loader,
 )
-from blip_lite.evaluation import gather_captions, generation_settings
+from blip_lite.evaluation import caption_batch, gather_captions, generation_settings
 from blip_lite.generation import GenerationSettings
 from blip_lite.model import Blip
 from blip_lite.pretrained import from_scratch, load_pretrained
@@ -298,10 +298,10 @@ def not_finite(window: list[Batch], step: int) -> TrainingError:
 
 def report_bad_images(window: list[Batch], known: set[str], num_images: int, config: TrainConfig) -> None:
     """Name images that could not be decoded, once each. Raises DataError when they are too many."""
-    for entry in (entry for batch in window for entry in batch.bad):
-        if entry not in known:
-            known.add(entry)
-            tqdm.write(f"skipped, an image that cannot be decoded: {entry}", file=sys.stderr)
+    for image_id, reason in ((i, r) for batch in window for i, r in batch.bad.items()):
+        if image_id not in known:
+            known.add(image_id)
+            tqdm.write(f"skipped, an image that cannot be decoded: {image_id}: {reason}", file=sys.stderr)
     if len(known) > config.max_bad_images * num_images:
         raise DataError(
             f"{len(known)} of {num_images} training images could not be decoded, more than --max_bad_images "
@@ -318,9 +318,9 @@ def validate(
     settings: GenerationSettings,
     accelerator: Accelerator,
 ) -> dict[str, Any]:
-    """Loss, perplexity and sacreBLEU on the validation images, shared out among the processes.
+    """Loss and sacreBLEU on the validation images, shared out among the processes.
 
-    The captions are made from pixels alone: `caption_pixels` has no argument for a reference.
+    The captions are made from pixels alone: `caption_batch` has no argument for a reference.
     """
     start = time.perf_counter()
     model = accelerator.unwrap_model(ddp).eval()
@@ -331,23 +331,17 @@ def validate(
     data = loader(Captions(examples, processor, config.prompt, config.max_length), batches, config.num_workers)
     sums = torch.zeros(2, device=accelerator.device, dtype=torch.float64)  # loss, targets
     mine: list[tuple[str, str]] = []
-    failed: list[str] = []
+    failed: dict[str, str] = {}
     for indices, batch in zip(batches, data, strict=True):
-        failed += batch.bad
-        bad = {entry.split(":", 1)[0] for entry in batch.bad}
-        good = [i for i, image_id in enumerate(batch.image_ids) if indices[i] >= 0 and image_id not in bad]
+        failed |= batch.bad
         with accelerator.autocast():
             loss, targets = model(*batch.to(accelerator.device))
             sums += torch.stack([loss.double(), targets.double()])
-            if good:
-                found = captioner.caption_pixels(
-                    batch.pixel_values[good], settings, [config.prompt] * len(good), with_prompt=False
-                )
-                mine += [(batch.image_ids[i], row[0]) for i, row in zip(good, found, strict=True)]
+            mine += caption_batch(captioner, batch, indices, settings, config.prompt)
     loss_sum, num_targets = accelerator.reduce(sums, "sum").tolist()
     captions, failures = gather_captions(mine, failed, [e.image_id for e in examples])
     if not captions:
-        raise DataError(f"no validation image could be decoded, e.g. {failures[0]}")
+        raise DataError(f"no validation image could be decoded, e.g. {next(iter(failures.values()))}")
     bleu = metrics.sacrebleu(list(captions.values()), [e.captions for e in examples if e.image_id in captions])
     groups = metrics.failure_groups(list(captions.values()))
     loss = loss_sum / max(1, num_targets)
