@@ -2,7 +2,12 @@
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from blip_lite.bulk import Captioned
 
 
 def arguments() -> argparse.Namespace:
@@ -26,10 +31,8 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     args = arguments()
-    from tqdm import tqdm
-
     from blip_lite import Captioner
-    from blip_lite.bulk import caption_files, expand, write_lines
+    from blip_lite.bulk import caption_files, expand
 
     try:
         captioner = Captioner.from_pretrained(args.ckpt, args.device, args.dtype)
@@ -39,15 +42,24 @@ def main() -> int:
         found = caption_files(
             captioner, paths, args.batch_size, args.prompt, num_beams=args.num_beams, max_new_tokens=args.max_new_tokens
         )
-    except ValueError as error:
+        return write(found, len(paths), args.output)
+    except ValueError as error:  # a checkpoint or settings that cannot be used; a bad image is only reported
         print(f"error: {error}", file=sys.stderr)
         return 2
-    results = tqdm(found, total=len(paths), unit="image", disable=not (args.output and sys.stderr.isatty()))
-    if args.output:
-        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-        with open(args.output, "w", encoding="utf-8") as file:
+
+
+def write(found: "Iterator[Captioned]", count: int, output: str | None) -> int:
+    """Print the captions, or write them to a file; returns the exit code."""
+    from tqdm import tqdm
+
+    from blip_lite.bulk import write_lines
+
+    results = tqdm(found, total=count, unit="image", disable=not (output and sys.stderr.isatty()))
+    if output:
+        Path(output).parent.mkdir(parents=True, exist_ok=True)
+        with open(output, "w", encoding="utf-8") as file:
             captioned, failed = write_lines(results, file)
-        print(f"{captioned} images captioned, {failed} failed: {args.output}", file=sys.stderr)
+        print(f"{captioned} images captioned, {failed} failed: {output}", file=sys.stderr)
         return 1 if failed else 0
     failed = 0
     for result in results:
@@ -55,7 +67,7 @@ def main() -> int:
             failed += 1
             print(f"error: {result.image}: {result.error}", file=sys.stderr)
         else:
-            print(result.captions[0] if len(paths) == 1 else f"{result.image}: {result.captions[0]}", flush=True)
+            print(result.captions[0] if count == 1 else f"{result.image}: {result.captions[0]}", flush=True)
     return 1 if failed else 0
 
 

@@ -15,9 +15,7 @@ import torch
 
 from blip_lite.captioner import Captioner
 from blip_lite.generation import GenerationSettings
-from blip_lite.processing import ImageError
-
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+from blip_lite.processing import IMAGE_SUFFIXES, ImageError
 
 
 @dataclass
@@ -60,6 +58,8 @@ def caption_files(
     Raises:
         ValueError: settings that make no sense.
     """
+    if batch_size < 1 or workers < 1:
+        raise ValueError("batch_size and workers must be at least 1")
     # Not a generator itself: wrong settings are to fail here, not at the first image.
     return _caption(captioner, iter(paths), batch_size, prompt, workers, GenerationSettings(**settings))
 

@@ -20,7 +20,10 @@ from blip_lite.processing import ImageInput, Processor
 def pick_device(device: str | torch.device = "auto") -> torch.device:
     """`auto` is CUDA, else Apple's GPU, else the CPU."""
     if str(device) != "auto":
-        return torch.device(device)
+        try:
+            return torch.device(device)
+        except RuntimeError as error:
+            raise ValueError(f"device {device!r}: {error}") from error
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
@@ -87,7 +90,7 @@ class Captioner:
             images: a path, the bytes of a file, a `PIL.Image`, an array `[height, width, 3]`, or a list of these.
             prompt: how captions shall begin, e.g. `"a photography of"`; one for all images, or one an image. It
                 is part of the caption.
-            batch_size: images at a time. It changes speed and memory, not captions.
+            batch_size: images at a time. It changes speed and memory, not captions (but for `do_sample`).
             **settings: fields of `GenerationSettings`: `num_beams=5`, `max_new_tokens=30`, `min_new_tokens`,
                 `length_penalty`, `early_stopping`, `num_return_sequences`, `do_sample` (with `num_beams=1`),
                 `temperature`, `top_k`, `top_p`, `seed`.

@@ -112,7 +112,7 @@ class TrainConfig:
     # instead of training
     sanity: bool = setting(False, "only check that the model can learn 8 of the captions word for word, then stop")
     plan: bool = setting(
-        False, "only run 3 steps on the longest captions, print memory, time and disk needed, then stop"
+        False, "only run 4 steps, one on the longest captions, print memory, time and disk needed, then stop"
     )
 
     def resolved(self) -> TrainConfig:
@@ -139,8 +139,14 @@ class TrainConfig:
         problems += [
             f"--{n} must be above 0" for n in positive if getattr(self, n) is not None and getattr(self, n) <= 0
         ]
-        if self.num_workers < 0:
-            problems.append("--num_workers must not be negative")
+        not_negative = ("num_workers", "max_grad_norm", "weight_decay", "min_new_tokens")
+        problems += [f"--{n} must not be negative" for n in not_negative if getattr(self, n) < 0]
+        if self.min_new_tokens > self.max_new_tokens:
+            problems.append("--min_new_tokens must not be above --max_new_tokens")
+        for field in dataclasses.fields(self):
+            choices = field.metadata["choices"]
+            if choices and getattr(self, field.name) not in choices:
+                problems.append(f"--{field.name} must be one of {', '.join(choices)}")
         if self.save_total_limit < 2:
             problems.append("--save_total_limit must be at least 2: the last one may be the one being written")
         if self.resume and self.overwrite:
@@ -168,7 +174,9 @@ class EvalConfig:
     length_penalty: float | None = setting(None, "default: the run's")
     output_dir: str | None = setting(None, "where to write; default: the run, or the working directory for a Hub id")
     dtype: str = setting(
-        "auto", "of the weights; auto: bfloat16 on a GPU that has it, float16 on an older one, else float32"
+        "auto",
+        "of the weights; auto: bfloat16 on a GPU that has it, float16 on an older one, else float32",
+        ("auto", "float32", "bfloat16", "float16"),
     )
 
 

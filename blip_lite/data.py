@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import http.client
 import json
 import os
+import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,11 +27,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from blip_lite.config import TrainConfig
 from blip_lite.model import IGNORE
-from blip_lite.processing import ImageError, ImageInput, Processor, normalize_caption
+from blip_lite.processing import IMAGE_SUFFIXES, ImageError, ImageInput, Processor, normalize_caption
 from blip_lite.shapes import draw_scene, scene_captions, scene_ids
 
 SPLITS = ("train", "validation", "test")
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+T = TypeVar("T")
 
 
 class DataError(ValueError):
@@ -106,6 +108,13 @@ def subsample(examples: list[Example], count: int | None, seed: int) -> list[Exa
     return sorted(examples, key=lambda e: hashlib.sha256(f"{seed}/{e.image_id}".encode()).digest())[:count]
 
 
+def limit(splits: dict[str, list[Example]], config: TrainConfig) -> None:
+    """Apply `max_train_images` and `max_eval_images`."""
+    for split in SPLITS:
+        count = config.max_train_images if split == "train" else config.max_eval_images
+        splits[split] = subsample(splits[split], count, config.seed)
+
+
 # --------------------------------------------------------------------------------------------- sources
 
 
@@ -128,15 +137,12 @@ def load_data(config: TrainConfig) -> DataSet:
         raise DataError(
             f"--dataset {name}: expected shapes, flickr8k, coco_karpathy, or a folder; there is no such folder"
         )
-    for split, count in (
-        ("train", config.max_train_images),
-        ("validation", config.max_eval_images),
-        ("test", config.max_eval_images),
-    ):
-        data.splits[split] = subsample(data.splits[split], count, config.seed)
+    limit(data.splits, config)
     if empty := [split for split in ("train", "validation") if not data.splits[split]]:
         sizes = ", ".join(f"{split} {len(data.splits[split])}" for split in SPLITS)
-        raise DataError(f"{name}: no images in {' and '.join(empty)} ({sizes}). Is the data set complete?")
+        raise DataError(
+            f"{name}: no images in {' and '.join(empty)} ({sizes}). Is the data set complete? A split is drawn image by image, 90/5/5: with few images a part can be empty; add images, or try another --seed."
+        )
     for split in SPLITS:
         for example in data.splits[split]:
             if not any(normalize_caption(caption) for caption in example.captions):
@@ -174,7 +180,7 @@ def load_flickr8k(config: TrainConfig) -> DataSet:
 
     captions: dict[str, list[str]] = {}
     notes = []
-    for number, line in enumerate(tokens.read_text("utf-8").splitlines(), 1):
+    for number, line in enumerate(_utf8(tokens, _lines(tokens)), 1):
         key, tab, caption = line.partition("\t")
         name = key.rsplit("#", 1)[0]
         if not tab:
@@ -218,7 +224,7 @@ def load_folder(root: Path, config: TrainConfig) -> DataSet:
     else:
         raise DataError(f"{root}: has no metadata.csv or metadata.jsonl with columns file_name and caption")
     rows: dict[str, list[str]] = {}
-    for number, row in _read_rows(path):
+    for number, row in _utf8(path, _read_rows(path)):
         where = f"{path}, line {number}"
         file_name = row.get("file_name")
         column = next((c for c in ("caption", "captions", "text") if c in row), None)
@@ -240,13 +246,29 @@ def load_folder(root: Path, config: TrainConfig) -> DataSet:
     return DataSet(root.resolve().name, split_by_image(examples, config.seed), notes)
 
 
+def _lines(path: Path) -> Iterator[str]:
+    with open(path, encoding="utf-8") as file:
+        yield from (line.rstrip("\n") for line in file)
+
+
+def _utf8(path: Path, rows: Iterator[T]) -> Iterator[T]:
+    try:
+        yield from rows
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read ({error}); save it as UTF-8") from error
+
+
 def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, row) of a CSV or JSONL file."""
     with open(path, encoding="utf-8-sig", newline="") as file:
         if path.suffix == ".csv":
             reader = csv.DictReader(file)
             for row in reader:
-                yield reader.line_num, {k: v for k, v in row.items() if k is not None}
+                if None in row:  # a comma in a caption without quotes would cut it
+                    raise DataError(
+                        f"{path}, line {reader.line_num}: more fields than columns; put captions with commas in quotes"
+                    )
+                yield reader.line_num, row
             return
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -279,6 +301,8 @@ def _image_rows(rows: Any) -> Iterator[tuple[Callable[[], bytes], str, str]]:
         raise DataError(f"the data set has no column {missing[0]}; there are: {', '.join(rows.column_names)}")
     rows = rows.cast_column("image", datasets.Image(decode=False))
     for index, row in enumerate(rows):
+        if not row["image"] or not row["caption"]:
+            raise DataError(f"the data set's row {index} has no {'caption' if row['image'] else 'image'}")
         image = partial(_row_image, rows, index)
         yield image, hashlib.sha256(_image_bytes(row["image"])).hexdigest(), row["caption"]
 
@@ -308,12 +332,7 @@ def load_coco_karpathy(config: TrainConfig) -> DataSet:
     """
     rows = [row for split in _hub("yerevann/coco-karpathy").values() for row in split]
     splits = karpathy_splits(rows, Path(config.image_root) if config.image_root else None)
-    for split, count in (
-        ("train", config.max_train_images),
-        ("validation", config.max_eval_images),
-        ("test", config.max_eval_images),
-    ):
-        splits[split] = subsample(splits[split], count, config.seed)
+    limit(splits, config)  # before anything is downloaded
     notes = []
     if config.image_root:
         absent = next((e for examples in splits.values() for e in examples if not Path(str(e.image)).is_file()), None)
@@ -353,9 +372,10 @@ def download(files: Sequence[tuple[str, Path]], tries: int = 3) -> list[str]:
                     part.write_bytes(response.read())
                 os.replace(part, path)
                 return None
-            except OSError as error:
+            except (OSError, http.client.HTTPException) as error:
                 if attempt + 1 == tries:
                     return f"{url}: {error}"
+                time.sleep(2**attempt)
         return None
 
     with ThreadPoolExecutor(16) as pool:

@@ -20,16 +20,28 @@ from tqdm import tqdm
 
 from blip_lite import metrics, report
 from blip_lite.captioner import Captioner, pick_dtype
-from blip_lite.checkpoint import newest, recover
+from blip_lite.checkpoint import newest
 from blip_lite.config import ConfigError, EvalConfig, TrainConfig, read_run_config
-from blip_lite.data import Batch, Captions, Example, epoch_batches, load_data, loader
+from blip_lite.data import Batch, Captions, Example, epoch_batches, load_data, loader, subsample
 from blip_lite.generation import GenerationSettings
+from blip_lite.model import Blip
+from blip_lite.processing import Processor
 
 
-def generation_settings(config: TrainConfig) -> GenerationSettings:
-    """The decoding settings of a run."""
+def decoding(config: TrainConfig, model: Blip, processor: Processor) -> GenerationSettings:
+    """The decoding settings of a run. Raises ConfigError where this model cannot decode so."""
     names = ("max_new_tokens", "min_new_tokens", "num_beams", "length_penalty", "early_stopping")
-    return GenerationSettings(**{name: getattr(config, name) for name in names})
+    positions, text = len(processor.prompt_ids(config.prompt)) + config.max_new_tokens, model.config.text
+    if positions > text.max_position_embeddings:
+        raise ConfigError(
+            f"prompt and --max_new_tokens take {positions} positions; the model has {text.max_position_embeddings}"
+        )
+    if config.num_beams > 1 and 2 * config.num_beams + 1 > text.vocab_size:
+        raise ConfigError(f"--num_beams {config.num_beams} is too many for a vocabulary of {text.vocab_size} tokens")
+    try:
+        return GenerationSettings(**{name: getattr(config, name) for name in names})
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def gather_captions(
@@ -106,8 +118,9 @@ def find_checkpoint(config: EvalConfig) -> tuple[str, Path | None]:
                 f"--ckpt {config.ckpt}: there is no run under runs/; name one with --run, or a checkpoint with --ckpt PATH"
             )
         run = found[-1].parent
-    recover(run)
     found_path = run / "best" if config.ckpt == "best" else newest(run)
+    if found_path == run / "best" and not found_path.is_dir():
+        found_path = run / ".old-best"  # a run was killed, or is busy, between two renames
     if found_path is None or not found_path.is_dir():
         raise ConfigError(
             f"{run} has no {config.ckpt} checkpoint" + (" yet" if run.is_dir() else "; there is no such directory")
@@ -134,12 +147,13 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     # All images, unless told otherwise: a run's limit was for its validations.
     run_config = dataclasses.replace(base, **{"max_eval_images": None, **given})
     run_config.validate()
-    settings = generation_settings(run_config)
-    data = load_data(run_config)
-    examples = data.splits[config.split]
+    with state.main_process_first():
+        data = load_data(run_config)
+    examples = subsample(data.splits[config.split], config.max_eval_images, run_config.seed)
     if not examples:
         raise ConfigError(f"{data.name}: the {config.split} split has no images")
     captioner = Captioner.from_pretrained(ckpt, state.device, pick_dtype(config.dtype, state.device))
+    settings = decoding(run_config, captioner.model, captioner.processor)
     state.print(f"{ckpt}: captioning {len(examples)} images of {data.name}, {config.split}")
 
     start = time.perf_counter()
@@ -173,7 +187,13 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
             "failure_groups": metrics.failure_groups(list(captions.values())),
             **metrics.coco_metrics(captions, references),
         }
-        _write(Path(config.output_dir or run or "."), config.split, result, captions, references, examples)
+        shown = [e for e in examples if e.image_id in captions][:100]
+        page = report.page(
+            result,
+            [(e.open(), captions[e.image_id], references[e.image_id]) for e in shown],
+            report.read_metrics(run) if run else [],
+        )
+        _write(Path(config.output_dir or run or "."), config.split, result, captions, references, page)
     state.wait_for_everyone()
     return result
 
@@ -184,7 +204,7 @@ def _write(
     result: dict[str, Any],
     captions: dict[str, str],
     references: dict[str, list[str]],
-    examples: Sequence[Example],
+    page: str,
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     suffix = "" if split == "test" else f"_{split}"
@@ -193,9 +213,6 @@ def _write(
             line = {"image_id": image_id, "caption": caption, "references": references[image_id]}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
     (folder / f"coco_metrics{suffix}.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
-    shown = [e for e in examples if e.image_id in captions][:100]
-    rows = [(e.open(), captions[e.image_id], references[e.image_id]) for e in shown]
-    page = report.page(result, rows, report.read_metrics(folder))
     (folder / f"report{suffix}.html").write_text(page, "utf-8")
 
 

@@ -83,8 +83,9 @@ class BlipConfig:
             ValueError: it is not a BLIP captioning configuration, or names an activation we do not have, or
                 sizes that do not fit each other.
         """
-        if raw.get("model_type") != "blip" or "text_config" not in raw or "vision_config" not in raw:
-            raise ValueError(f"config.json describes a {raw.get('model_type', 'nameless')!r} model, not a 'blip' one")
+        kind = raw.get("model_type") if isinstance(raw, dict) else None
+        if kind != "blip" or not all(isinstance(raw.get(half), dict) for half in ("text_config", "vision_config")):
+            raise ValueError(f"config.json describes a {kind or 'nameless'!r} model, not a 'blip' captioning one")
         config = BlipConfig(_pick(VisionConfig, raw["vision_config"]), _pick(TextConfig, raw["text_config"]), raw)
         for name, half in (("vision_config", config.vision), ("text_config", config.text)):
             if half.hidden_act not in ACTIVATIONS:

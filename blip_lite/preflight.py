@@ -58,7 +58,7 @@ def sanity(config: TrainConfig, seconds: float = 60) -> dict[str, Any]:
 
     model.to(device).train()
     captioner, inputs = Captioner(model, processor), batch.to(device)
-    greedy = GenerationSettings(num_beams=1, max_new_tokens=config.max_length)
+    greedy = GenerationSettings(num_beams=1, max_new_tokens=config.max_length - len(prompt))
     peak = 1e-3 if model.config.text.hidden_size <= 256 else 1e-4
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=peak)
     losses: list[float] = []
@@ -75,10 +75,12 @@ def sanity(config: TrainConfig, seconds: float = 60) -> dict[str, Any]:
         optimizer.zero_grad()
         losses.append((loss / targets).item())
         if losses[-1] < 0.1 and len(losses) % 5 == 0:
+            model.eval()
             with accelerator.autocast():
                 rows = captioner.caption_pixels(
                     batch.pixel_values, greedy, [config.prompt] * len(few), with_prompt=False
                 )
+            model.train()
             found = [row[0] for row in rows]
             if found == wanted or losses[-1] < 0.005:  # learnt by heart: more steps change nothing
                 break
@@ -115,7 +117,9 @@ def plan(config: TrainConfig) -> dict[str, Any]:
     accelerator = start(config)
     _, model, train_set = load(config, accelerator)
     accumulation = int(config.gradient_accumulation_steps or 1)
-    by_length = sorted(range(len(train_set)), key=lambda i: -max(map(len, train_set.examples[i].captions)))
+    # what a batch takes is its number of captions times its longest
+    size = {i: len(e.captions) * max(map(len, e.captions)) for i, e in enumerate(train_set.examples)}
+    by_length = sorted(size, key=lambda i: -size[i])
     order = epoch_order(len(train_set), config.seed, 0)
     shares = [by_length[: config.batch_size], *epoch_batches(order, config.batch_size)[: 3 * accumulation]]
     batches = list(loader(train_set, shares, 0))
@@ -132,7 +136,9 @@ def plan(config: TrainConfig) -> dict[str, Any]:
             optimizer.step()
             optimizer.zero_grad()
             last_loss = loss.item()  # waits for the device
-        except (torch.OutOfMemoryError, MemoryError) as error:
+        except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError, and the CPU's plain RuntimeError
+            if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "allocate" not in str(error):
+                raise
             tip = "--gradient_checkpointing, " if not config.gradient_checkpointing else ""
             half = max(1, config.batch_size // 2)
             raise TrainingError(

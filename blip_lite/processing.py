@@ -18,6 +18,7 @@ ImageInput = str | Path | bytes | Image.Image | np.ndarray
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]")  # BERT's five and BLIP's two
 
 
@@ -49,6 +50,8 @@ def open_image(source: ImageInput) -> Image.Image:
             image = source
         else:
             image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        if not (image.width and image.height):
+            raise ValueError("it has no pixels")
         image = ImageOps.exif_transpose(image)
         return _to_rgb(image)
     except FileNotFoundError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import math
 import os
@@ -37,7 +38,7 @@ from blip_lite.data import (
     load_data,
     loader,
 )
-from blip_lite.evaluation import caption_batch, gather_captions, generation_settings
+from blip_lite.evaluation import caption_batch, decoding, gather_captions
 from blip_lite.generation import GenerationSettings
 from blip_lite.model import Blip
 from blip_lite.pretrained import from_scratch, load_pretrained
@@ -80,11 +81,13 @@ def train(config: TrainConfig) -> dict[str, Any]:
     accelerator = start(config)
     say = accelerator.print
     run = Path(str(config.output_dir))
-    open_run(run, config, accelerator)
+    check_output(run, config)
     data, model, train_set = load(config, accelerator)
     processor = train_set.processor
+    settings = decoding(config, model, processor)
     if accelerator.is_main_process:
-        write_config(run, config, data, model)
+        open_run(run, config, data, model)
+    accelerator.wait_for_everyone()
 
     # Optimizer. Its learning rate is set at each step by `learning_rate`: nothing else is scheduled.
     model.to(accelerator.device)
@@ -100,7 +103,6 @@ def train(config: TrainConfig) -> dict[str, Any]:
     if config.resume:
         progress = resume(run, model, optimizer, accelerator)
     log = RunLog(run, config, accelerator, progress)
-    settings = generation_settings(config)
     bar = tqdm(
         total=total_steps,
         initial=progress.step,
@@ -144,7 +146,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             skips_in_a_row = skips_in_a_row + 1 if skipped else 0
             if skips_in_a_row == SKIPS_IN_A_ROW:
                 raise not_finite(window, progress.step)
-            report_bad_images(window, bad_images, len(train_set), config)
+            report_bad_images(window, bad_images, len(train_set) / world, config)
 
             bar.update()
             end_of_epoch, finished = progress.batches >= per_epoch, progress.step >= total_steps
@@ -152,7 +154,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
                 progress.epoch, progress.batches = progress.epoch + 1, 0
             progress.seconds = time.perf_counter() - started
             if progress.step % config.logging_steps == 0 or finished:
-                log.training(progress, optimizer.param_groups[0]["lr"], grad_norm, per_epoch)
+                log.training(progress, optimizer.param_groups[0]["lr"], grad_norm, per_epoch, len(bad_images))
 
             due = progress.step % config.eval_every == 0 if config.eval_every else end_of_epoch
             if due or finished:
@@ -206,11 +208,14 @@ def windows(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
 def start(config: TrainConfig) -> Accelerator:
     """Devices, precision and processes; random seeds."""
     tracker = None if config.log_with == "none" else config.log_with
+    if tracker and importlib.util.find_spec(tracker) is None:
+        raise ConfigError(f"--log_with {tracker}: it is not installed; pip install {tracker}")
     accelerator = Accelerator(mixed_precision=pick_precision(config), log_with=tracker, project_dir=config.output_dir)
     if accelerator.device.type == "cuda" and config.mixed_precision == "auto" and accelerator.mixed_precision == "no":
         accelerator.print(
             "float32, as `accelerate launch` says (its default without a config file): --mixed_precision bf16 is faster"
         )
+    accelerator.gradient_accumulation_steps = 1  # else `backward` would divide the loss once more
     use_all_cores(accelerator)
     set_seed(config.seed)
     return accelerator
@@ -218,7 +223,8 @@ def start(config: TrainConfig) -> Accelerator:
 
 def load(config: TrainConfig, accelerator: Accelerator) -> tuple[DataSet, Blip, Captions]:
     """The data, the model, and the training images as the model takes them; says what was found."""
-    data = load_data(config)
+    with accelerator.main_process_first():  # downloads and caches are made once
+        data = load_data(config)
     for note in data.notes:
         accelerator.print(f"{data.name}: {note}")
     sizes = ", ".join(f"{split} {len(examples)} images" for split, examples in data.splits.items())
@@ -258,14 +264,13 @@ def use_all_cores(accelerator: Accelerator) -> None:
 
 def build_model(config: TrainConfig, data: DataSet) -> tuple[Blip, Processor]:
     """The model to train, in float32, with checkpointing and freezing as configured."""
-    saved = checkpoint.newest(Path(str(config.output_dir))) if config.resume else None
-    if config.model in FROM_SCRATCH and saved:
-        model, processor = load_pretrained(saved)  # its vocabulary with it
-    elif config.model in FROM_SCRATCH:
+    # A resumed run takes its model, and the vocabulary of one from nothing, from its own checkpoint.
+    saved = checkpoint.newest(Path(str(config.output_dir)), lambda _: None) if config.resume else None
+    if config.model in FROM_SCRATCH and not saved:
         captions = [normalize_caption(c) for example in data.splits["train"] for c in example.captions]
         model, processor = from_scratch(config.model, captions, config.seed)
     else:
-        model, processor = load_pretrained(config.model)
+        model, processor = load_pretrained(saved or config.model)
     if config.max_length > model.config.text.max_position_embeddings:
         raise ConfigError(
             f"--max_length {config.max_length}: the model has {model.config.text.max_position_embeddings} positions"
@@ -296,15 +301,16 @@ def not_finite(window: list[Batch], step: int) -> TrainingError:
     )
 
 
-def report_bad_images(window: list[Batch], known: set[str], num_images: int, config: TrainConfig) -> None:
-    """Name images that could not be decoded, once each. Raises DataError when they are too many."""
+def report_bad_images(window: list[Batch], known: set[str], num_images: float, config: TrainConfig) -> None:
+    """Name images that could not be decoded, once each. Raises DataError when they are too many for this process's
+    share, `num_images`, of the images."""
     for image_id, reason in ((i, r) for batch in window for i, r in batch.bad.items()):
         if image_id not in known:
             known.add(image_id)
             tqdm.write(f"skipped, an image that cannot be decoded: {image_id}: {reason}", file=sys.stderr)
     if len(known) > config.max_bad_images * num_images:
         raise DataError(
-            f"{len(known)} of {num_images} training images could not be decoded, more than --max_bad_images "
+            f"{len(known)} of {num_images:.0f} training images could not be decoded, more than --max_bad_images "
             f"{config.max_bad_images:g} allows; the last: {sorted(known)[-1]}. Repair or remove them, or raise the share."
         )
 
@@ -329,14 +335,14 @@ def validate(
         range(len(examples)), config.batch_size, accelerator.process_index, accelerator.num_processes
     )
     data = loader(Captions(examples, processor, config.prompt, config.max_length), batches, config.num_workers)
-    sums = torch.zeros(2, device=accelerator.device, dtype=torch.float64)  # loss, targets
+    sums = torch.zeros(2, device=accelerator.device)  # loss, targets (float32: Apple's GPUs have no float64)
     mine: list[tuple[str, str]] = []
     failed: dict[str, str] = {}
     for indices, batch in zip(batches, data, strict=True):
         failed |= batch.bad
         with accelerator.autocast():
             loss, targets = model(*batch.to(accelerator.device))
-            sums += torch.stack([loss.double(), targets.double()])
+            sums += torch.stack([loss.float(), targets.float()])
             mine += caption_batch(captioner, batch, indices, settings, config.prompt)
     loss_sum, num_targets = accelerator.reduce(sums, "sum").tolist()
     captions, failures = gather_captions(mine, failed, [e.image_id for e in examples])
@@ -360,42 +366,59 @@ def validate(
 # ----------------------------------------------------------------------------------- the run's directory
 
 
-def open_run(run: Path, config: TrainConfig, accelerator: Accelerator) -> None:
-    """Make the output directory ours. Raises ConfigError if it holds another run, or something else."""
-    if accelerator.is_main_process:
-        if config.overwrite and (run / "config.json").is_file():
-            shutil.rmtree(run)
-        if run.exists() and not run.is_dir():
-            raise ConfigError(f"--output_dir {run} is a file")
-        if run.is_dir() and any(run.iterdir()) and not config.resume:
-            what = "holds a run" if (run / "config.json").is_file() else "is not empty"
-            remedy = (
-                "continue it with --resume, replace it with --overwrite, or choose another"
-                if what == "holds a run"
-                else "choose another"
-            )
-            raise ConfigError(f"--output_dir {run} {what}: {remedy}")
-        if config.resume and not run.is_dir():
-            accelerator.print(f"--resume: there is no run in {run}; starting afresh")
-        run.mkdir(parents=True, exist_ok=True)
-        checkpoint.recover(run)
-    accelerator.wait_for_everyone()
+# Settings that a resumed run must share with its beginning, for it to go on as the same run.
+MUST_NOT_CHANGE = (
+    "batch_size",
+    "gradient_accumulation_steps",
+    "seed",
+    "freeze_vision",
+    "prompt",
+    "max_length",
+    "model",
+)
 
 
-def write_config(run: Path, config: TrainConfig, data: DataSet, model: Blip) -> None:
-    """`config.json`: the resolved settings, the data's fingerprint, and the versions."""
-    if config.resume and (run / "config.json").is_file():
-        old, new = dataclasses.asdict(read_run_config(run)), dataclasses.asdict(config)
-        changed = [name for name in new if old[name] != new[name] and name not in ("resume", "overwrite")]
-        for name in changed:
-            print(f"--resume: {name} was {old[name]!r}, is now {new[name]!r}")
-    saved = {
-        name: value
-        for name, value in dataclasses.asdict(config).items()
-        if name not in ("resume", "overwrite", "sanity", "plan")
+def check_output(run: Path, config: TrainConfig) -> None:
+    """Raises ConfigError if the output directory holds another run, or something that is no run. Changes nothing."""
+    if run.exists() and not run.is_dir():
+        raise ConfigError(f"--output_dir {run} is a file")
+    if not run.is_dir() or not any(run.iterdir()):
+        return
+    if not (config.resume or config.overwrite):
+        holds = (run / "config.json").is_file()
+        remedy = (
+            "continue it with --resume, replace it with --overwrite, or choose another" if holds else "choose another"
+        )
+        raise ConfigError(f"--output_dir {run} {'holds a run' if holds else 'is not empty'}: {remedy}")
+    before = read_run_config(run)  # never resume in, or delete, a directory that is no run of ours
+    if config.resume and checkpoint.checkpoints(run):
+        changed = {n: (getattr(before, n), getattr(config, n)) for n in MUST_NOT_CHANGE}
+        if wrong := [f"{n} was {old!r}, is now {new!r}" for n, (old, new) in changed.items() if old != new]:
+            raise ConfigError(f"--resume: {run} would become another run: {'; '.join(wrong)}")
+
+
+def open_run(run: Path, config: TrainConfig, data: DataSet, model: Blip) -> None:
+    """Make the output directory ours and write `config.json`: the settings, the data's fingerprint, the versions.
+
+    Raises:
+        ConfigError: the data are not those of the run that is resumed.
+    """
+    if config.overwrite and run.is_dir():
+        shutil.rmtree(run)
+    run.mkdir(parents=True, exist_ok=True)
+    checkpoint.recover(run)
+    settings = {
+        n: v for n, v in dataclasses.asdict(config).items() if n not in ("resume", "overwrite", "sanity", "plan")
     }
+    if config.resume and checkpoint.checkpoints(run):
+        before = json.loads((run / "config.json").read_text("utf-8"))
+        if before["data_fingerprint"] != data.fingerprint():
+            raise ConfigError(f"--resume: the data are not those that {run} began with (another fingerprint)")
+        for name, value in settings.items():
+            if before["settings"].get(name) != value:
+                print(f"--resume: {name} was {before['settings'].get(name)!r}, is now {value!r}")
     content = {
-        "settings": saved,
+        "settings": settings,
         "images": {split: len(examples) for split, examples in data.splits.items()},
         "data_fingerprint": data.fingerprint(),
         "num_parameters": sum(p.numel() for p in model.parameters()),
@@ -466,6 +489,8 @@ class RunLog:
         self.images, self.since, self.last_step = 0, time.perf_counter(), progress.step
         if accelerator.is_main_process:  # lines of steps that will be done again go
             lines = self.path.read_text("utf-8").splitlines() if self.path.is_file() else []
+            if lines and not lines[-1].endswith("}"):
+                lines.pop()  # half written, when the run was killed
             kept = [line for line in lines if json.loads(line)["step"] <= progress.step]
             self.path.write_text("".join(line + "\n" for line in kept), "utf-8")
         if self.dashboard:
@@ -479,12 +504,10 @@ class RunLog:
 
                 init = {"name": config.run_name or run.name, "dir": str(run)}
                 # Asked first, because wandb.init without a login shows a menu or raises.
-                if (
-                    self.accelerator.is_main_process
-                    and not os.environ.get("WANDB_MODE")
-                    and not wandb.login(prompt=False)
-                ):
-                    self.accelerator.print("W&B: not logged in; the run is kept offline, `wandb sync` sends it later")
+                if self.accelerator.is_main_process and not os.environ.get("WANDB_MODE") and not _logged_in(wandb):
+                    self.accelerator.print(
+                        "W&B: no login or no network; the run is kept offline, `wandb sync` sends it"
+                    )
                     init["mode"] = "offline"
             flat = {k: v for k, v in dataclasses.asdict(config).items() if isinstance(v, (int, float, str, bool))}
             self.accelerator.init_trackers(config.project, config=flat, init_kwargs={"wandb": init})
@@ -512,7 +535,7 @@ class RunLog:
             except Exception as error:
                 self._give_up(error)
 
-    def training(self, progress: Progress, lr: float, grad_norm: Tensor, per_epoch: int) -> None:
+    def training(self, progress: Progress, lr: float, grad_norm: Tensor, per_epoch: int, bad_images: int) -> None:
         """A line with the means since the last one."""
         seconds = time.perf_counter() - self.since
         loss = (self.accelerator.reduce(self.loss, "sum") / self.targets.clamp(min=1)).item()
@@ -526,6 +549,7 @@ class RunLog:
             "seconds_per_step": seconds / max(1, progress.step - self.last_step),
             "memory_gb": peak_memory(self.accelerator.device) / 1e9,
             "skipped": progress.skipped,
+            "bad_images": int(self.accelerator.reduce(torch.tensor(bad_images, device=self.loss.device), "sum")),
         }
         self._write(progress.step, values)
         self._say(
@@ -559,6 +583,13 @@ class RunLog:
                 self.accelerator.end_training()
             except Exception as error:
                 self._give_up(error)
+
+
+def _logged_in(wandb: Any) -> bool:
+    try:
+        return bool(wandb.login(prompt=False))
+    except Exception:  # a key, but no network
+        return False
 
 
 def peak_memory(device: torch.device) -> int:

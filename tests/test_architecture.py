@@ -20,7 +20,7 @@ ROOMS: dict[str, tuple[str, str]] = {
     "data": ("model processing config shapes", "torch numpy"),
     "metrics": ("processing", ""),
     "report": ("processing", "PIL"),
-    "evaluation": ("captioner generation checkpoint config data metrics report", "accelerate tqdm"),
+    "evaluation": ("model generation processing captioner checkpoint config data metrics report", "accelerate tqdm"),
     "checkpoint": ("model processing pretrained", "torch safetensors"),
     "training": (
         "model generation processing pretrained captioner config data metrics checkpoint evaluation",

@@ -11,7 +11,7 @@ import pytest
 from blip_lite import Captioner, evaluation
 from blip_lite.config import ConfigError, EvalConfig
 from blip_lite.data import DataSet, Example, load_data
-from blip_lite.evaluation import caption_images, evaluate, find_checkpoint, gather_captions, generation_settings
+from blip_lite.evaluation import caption_images, decoding, evaluate, find_checkpoint, gather_captions
 from blip_lite.training import train
 from conftest import tiny_config
 
@@ -72,7 +72,9 @@ def test_an_undecodable_image_is_counted_and_named(run: Path) -> None:
     captioner = Captioner.from_pretrained(run / "best", device="cpu")
     config = tiny_config(run)
     examples = [*load_data(config).splits["test"][:3], Example("broken", b"no image", ("a star",))]
-    captions, failures = caption_images(captioner, examples, generation_settings(config), "", 2, 0)
+    captions, failures = caption_images(
+        captioner, examples, decoding(config, captioner.model, captioner.processor), "", 2, 0
+    )
     assert list(captions) == [e.image_id for e in examples[:3]]
     assert list(failures) == ["broken"] and "not an image" in failures["broken"]
 
