@@ -73,7 +73,8 @@ def make_hf(
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1:
-                parameter.mul_(scale)
+                # Words differ more, so that the next token depends on the image and on what was said before.
+                parameter.mul_(3 * scale if "word_embeddings" in name else scale)
             elif name.endswith("bias"):
                 parameter.normal_(std=0.1)
         model.text_decoder.cls.predictions.decoder.bias[3] += sep_bias
