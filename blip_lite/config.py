@@ -29,11 +29,19 @@ FINE_TUNING: dict[str, Any] = {
     "epochs": 4,
     "gradient_accumulation_steps": 2,
     "gradient_checkpointing": True,
+    "num_workers": 2,
 }
 FROM_SCRATCH: dict[str, dict[str, Any]] = {
-    "tiny": {"learning_rate": 1.5e-3, "epochs": 8, "gradient_accumulation_steps": 1, "gradient_checkpointing": False},
-    "small": {"learning_rate": 6e-4, "epochs": 10, "gradient_accumulation_steps": 2, "gradient_checkpointing": False},
-    "base": {"learning_rate": 2e-4, "epochs": 40, "gradient_accumulation_steps": 2, "gradient_checkpointing": True},
+    # no workers: on 2 cores they get in the way of a model this small (measured: 129 images/s without, 68 to 99 with)
+    "tiny": {
+        "learning_rate": 1.5e-3,
+        "epochs": 10,
+        "gradient_accumulation_steps": 1,
+        "gradient_checkpointing": False,
+        "num_workers": 0,
+    },
+    "small": {**FINE_TUNING, "learning_rate": 6e-4, "epochs": 10, "gradient_checkpointing": False},
+    "base": {**FINE_TUNING, "learning_rate": 2e-4, "epochs": 40},
 }
 
 
@@ -59,7 +67,9 @@ class TrainConfig:
     max_bad_images: float = setting(0.01, "share of undecodable images, 0 to 1, above which a run ends")
     prompt: str = setting("", "how every caption begins, not trained on; the official COCO recipe uses 'a picture of '")
     max_length: int = setting(40, "longest caption in tokens, [DEC], prompt and [SEP] included; longer ones are cut")
-    num_workers: int = setting(2, "processes that decode images ahead, per training process; 0: none")
+    num_workers: int | None = setting(
+        None, "processes that decode images ahead, per training process; 0: none; default: 2, tiny 0"
+    )
     # model
     model: str = setting(
         "Salesforce/blip-image-captioning-base",
@@ -76,7 +86,7 @@ class TrainConfig:
     )
     # optimisation
     epochs: int | None = setting(
-        None, "passes over the training images; default: 4, tiny 8, small 10, base from nothing 40"
+        None, "passes over the training images; default: 4, tiny and small 10, base from nothing 40"
     )
     max_steps: int | None = setting(None, "stop after this many optimizer steps; default: what epochs needs")
     batch_size: int = setting(
@@ -140,7 +150,7 @@ class TrainConfig:
             f"--{n} must be above 0" for n in positive if getattr(self, n) is not None and getattr(self, n) <= 0
         ]
         not_negative = ("num_workers", "max_grad_norm", "weight_decay", "min_new_tokens")
-        problems += [f"--{n} must not be negative" for n in not_negative if getattr(self, n) < 0]
+        problems += [f"--{n} must not be negative" for n in not_negative if (getattr(self, n) or 0) < 0]
         if self.min_new_tokens > self.max_new_tokens:
             problems.append("--min_new_tokens must not be above --max_new_tokens")
         for field in dataclasses.fields(self):

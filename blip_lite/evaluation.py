@@ -158,7 +158,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
 
     start = time.perf_counter()
     captions, failures = caption_images(
-        captioner, examples, settings, run_config.prompt, run_config.batch_size, run_config.num_workers
+        captioner, examples, settings, run_config.prompt, run_config.batch_size, int(run_config.num_workers or 0)
     )
     seconds = time.perf_counter() - start
     references = {e.image_id: list(e.captions) for e in examples if e.image_id in captions}

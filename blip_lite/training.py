@@ -117,7 +117,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     while progress.step < total_steps:
         order = epoch_order(len(train_set), config.seed, progress.epoch)
         mine = epoch_batches(order, config.batch_size, rank, world)[progress.batches :]
-        batches = loader(train_set, mine, config.num_workers, pin_memory=accelerator.device.type == "cuda")
+        batches = loader(train_set, mine, int(config.num_workers or 0), pin_memory=accelerator.device.type == "cuda")
         for window in windows(batches, accumulation):
             # The loss is the mean over every target token of the effective batch, so count them first: over
             # all micro-batches, and all processes.
@@ -334,7 +334,9 @@ def validate(
     batches = epoch_batches(
         range(len(examples)), config.batch_size, accelerator.process_index, accelerator.num_processes
     )
-    data = loader(Captions(examples, processor, config.prompt, config.max_length), batches, config.num_workers)
+    data = loader(
+        Captions(examples, processor, config.prompt, config.max_length), batches, int(config.num_workers or 0)
+    )
     sums = torch.zeros(2, device=accelerator.device)  # loss, targets (float32: Apple's GPUs have no float64)
     mine: list[tuple[str, str]] = []
     failed: dict[str, str] = {}
