@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -43,6 +45,27 @@ def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     return named
 
 
+def compile_encoder(model: Blip) -> None:
+    """Compile the image encoder, with its weights frozen and laid out for the processor, for one image at a time: a
+    batch of another size would be compiled anew, and a larger one is no faster on a CPU."""
+    if not (shutil.which(os.environ.get("CXX", "")) or shutil.which("g++") or shutil.which("clang++")):
+        raise ValueError("compile: there is no C++ compiler; install g++, or leave compile and quantize out")
+    model.requires_grad_(False)  # else the compiler does not freeze them
+    model.vision_model.compile(options={"freezing": True})
+    model.images_at_a_time = 1
+
+
+def quantize_encoder(model: Blip, kind: str) -> None:
+    """Weights and activations of the image encoder's matrix products in 8-bit integers, through torchao."""
+    if kind != "int8":
+        raise ValueError(f"quantize {kind!r}: expected 'int8'")
+    try:
+        from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+    except ImportError as error:
+        raise ValueError("quantize: torchao is not installed; pip install 'blip_lite[int8]'") from error
+    quantize_(model.vision_model, Int8DynamicActivationInt8WeightConfig())
+
+
 class Captioner:
     """Captions images with a BLIP model.
 
@@ -58,7 +81,11 @@ class Captioner:
 
     @staticmethod
     def from_pretrained(
-        path_or_id: str | Path, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto"
+        path_or_id: str | Path,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+        compile: bool = False,
+        quantize: str | None = None,
     ) -> Captioner:
         """Load a checkpoint directory or a Hub id.
 
@@ -66,12 +93,24 @@ class Captioner:
             path_or_id: e.g. `runs/flickr8k/best` or `Salesforce/blip-image-captioning-base`.
             device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
             dtype: of the weights; `auto` is bfloat16 on a GPU that has it, float16 on an older one, else float32.
+            compile: compile the image encoder at the first image, which takes some 40 s on 2 cores at base size
+                and pays after a few hundred images. CPU only; needs a C++ compiler.
+            quantize: `"int8"` runs the image encoder in 8-bit integers, compiled. Captions differ now and then
+                from float32's (`benchmarks/README.md` says how often). CPU only; needs `pip install blip_lite[int8]`.
 
         Raises:
             CheckpointError: it cannot be found, or is not a BLIP captioning checkpoint.
+            ValueError: an option that this machine does not have.
         """
         device = pick_device(device)
-        return Captioner(*load_pretrained(path_or_id, device, pick_dtype(dtype, device)))
+        if (compile or quantize) and device.type != "cpu":
+            raise ValueError(f"compile and quantize are for the CPU; the device is {device}")
+        model, processor = load_pretrained(path_or_id, device, pick_dtype(dtype, device))
+        if quantize:
+            quantize_encoder(model, quantize)
+        if compile or quantize:
+            compile_encoder(model)
+        return Captioner(model, processor)
 
     @overload
     def __call__(self, images: ImageInput, **settings: Any) -> Any: ...

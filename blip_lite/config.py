@@ -76,6 +76,10 @@ class TrainConfig:
         "Hub id, checkpoint directory, or a preset that starts from nothing: tiny, small, base",
     )
     freeze_vision: bool = setting(False, "train the text decoder only")
+    feature_cache_gb: float = setting(
+        50.0,
+        "freeze_vision: keep each image's features on disk instead of encoding it anew each epoch, up to this many GB (base size: 0.9 per 1,000 images); 0: off",
+    )
     gradient_checkpointing: bool | None = setting(
         None, "recompute activations to save memory; default: on, off for tiny and small"
     )
@@ -149,7 +153,7 @@ class TrainConfig:
         problems += [
             f"--{n} must be above 0" for n in positive if getattr(self, n) is not None and getattr(self, n) <= 0
         ]
-        not_negative = ("num_workers", "max_grad_norm", "weight_decay", "min_new_tokens")
+        not_negative = ("num_workers", "feature_cache_gb", "max_grad_norm", "weight_decay", "min_new_tokens")
         problems += [f"--{n} must not be negative" for n in not_negative if (getattr(self, n) or 0) < 0]
         if self.min_new_tokens > self.max_new_tokens:
             problems.append("--min_new_tokens must not be above --max_new_tokens")

@@ -395,7 +395,7 @@ class Batch:
     """One forward pass of one process. Rows of images that could not be decoded, and of captions that are not
     there, have no targets."""
 
-    pixel_values: Tensor  # [I, 3, S, S]
+    pixel_values: Tensor  # [I, 3, S, S], or the cached features [I, P, D] of a frozen encoder
     input_ids: Tensor  # [I, K, T]
     labels: Tensor  # [I, K, T], IGNORE where no loss is wanted
     image_ids: list[str]
@@ -415,11 +415,16 @@ class Batch:
 
 
 class Captions(Dataset[Any]):
-    """Decodes and tokenises examples. An image that cannot be decoded becomes its reason."""
+    """Decodes and tokenises examples. An image that cannot be decoded becomes its reason.
+
+    Attributes:
+        features: a `features.Features`, from which images come instead of being decoded.
+    """
 
     def __init__(self, examples: Sequence[Example], processor: Processor, prompt: str, max_length: int) -> None:
         self.examples, self.processor = examples, processor
         self.prompt, self.max_length = prompt, max_length
+        self.features: Any = None
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -430,9 +435,12 @@ class Captions(Dataset[Any]):
 
     def __getitem__(self, index: int) -> tuple[str, Tensor | str, list[list[int]]]:
         # A negative index -1-i asks for a place-holder: image i without captions (see `epoch_batches`).
-        example = self.examples[index if index >= 0 else -1 - index]
+        position = index if index >= 0 else -1 - index
+        example = self.examples[position]
         try:
-            pixels: Tensor | str = self.processor.pixels(example.open())
+            pixels: Tensor | str = (
+                self.features.get(position) if self.features else self.processor.pixels(example.open())
+            )
         except (ImageError, OSError) as error:
             pixels = str(error)
         return example.image_id, pixels, self.tokens(example) if index >= 0 else []
@@ -458,7 +466,8 @@ def collate(
         for k, row in enumerate(rows):
             input_ids[i, k, : len(row)] = torch.tensor(row)
             labels[i, k, prompt_length : len(row)] = input_ids[i, k, prompt_length : len(row)]
-    blank = torch.zeros(3, processor.image_size, processor.image_size)
+    decoded = [pixels for _, pixels, _ in items if isinstance(pixels, Tensor)]
+    blank = torch.zeros_like(decoded[0]) if decoded else torch.zeros(3, processor.image_size, processor.image_size)
     pixel_values = torch.stack([pixels if isinstance(pixels, Tensor) else blank for _, pixels, _ in items])
     bad = {image_id: pixels for image_id, pixels, _ in items if isinstance(pixels, str)}
     return Batch(pixel_values, input_ids, labels, [image_id for image_id, _, _ in items], bad)

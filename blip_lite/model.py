@@ -9,6 +9,7 @@ Li et al. 2022, "BLIP: Bootstrapping Language-Image Pre-training", https://arxiv
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -351,6 +352,7 @@ class Blip(nn.Module):
     Attributes:
         gradient_checkpointing: recompute each layer's activations in the backward pass, to save memory.
         frozen_vision: the image encoder runs without a graph (set by `freeze_vision`).
+        images_at_a_time: how many the encoder takes at once; None: the whole batch.
     """
 
     def __init__(self, config: BlipConfig) -> None:
@@ -360,6 +362,7 @@ class Blip(nn.Module):
         self.text_decoder = TextDecoder(config.text, config.vision.hidden_size)
         self.gradient_checkpointing = False
         self.frozen_vision = False
+        self.images_at_a_time: int | None = None
         self.tie_weights()
 
     @property
@@ -401,16 +404,18 @@ class Blip(nn.Module):
         return layer(*args)
 
     def encode(self, pixel_values: Tensor) -> Tensor:
-        """Images `[I, 3, S, S]` -> what the decoder attends to, `[I, P, D]` (P = patches + 1)."""
+        """Images `[I, 3, S, S]` -> what the decoder attends to, `[I, P, D]` (P = patches + 1). What is encoded
+        already, `[I, P, D]`, is returned in the weights' type."""
+        if pixel_values.ndim == 3:
+            return pixel_values.to(self.dtype)
         expected = self.config.vision.image_size
         if pixel_values.shape[1:] != (3, expected, expected):
             raise ValueError(
                 f"pixel_values are {list(pixel_values.shape)}; this model takes [I, 3, {expected}, {expected}]"
             )
-        if self.frozen_vision:
-            with torch.no_grad():
-                return self.vision_model(pixel_values, self.run)
-        return self.vision_model(pixel_values, self.run)
+        parts = pixel_values.split(self.images_at_a_time or len(pixel_values))
+        with torch.no_grad() if self.frozen_vision else contextlib.nullcontext():
+            return torch.cat([self.vision_model(part, self.run) for part in parts])
 
     def logits(self, hidden: Tensor) -> Tensor:
         """`[..., D]` -> `[..., V]`."""
@@ -435,7 +440,7 @@ class Blip(nn.Module):
         """Cross-entropy of the captions given their images; each image is encoded once for all of its captions.
 
         Args:
-            pixel_values: `[I, 3, S, S]`.
+            pixel_values: `[I, 3, S, S]`, or the features `[I, P, D]` that `encode` made of them.
             input_ids: `[I, K, T]`, each row `[DEC] tokens... [SEP] [PAD]...`.
             labels: `[I, K, T]`, `input_ids` with `IGNORE` (-100) where no loss is wanted: position 0, the
                 prompt, padding, and every position of a caption that is not there. The token at t is the

@@ -39,6 +39,7 @@ from blip_lite.data import (
     loader,
 )
 from blip_lite.evaluation import caption_batch, decoding, gather_captions
+from blip_lite.features import cache_features
 from blip_lite.generation import GenerationSettings
 from blip_lite.model import Blip
 from blip_lite.pretrained import from_scratch, load_pretrained
@@ -93,7 +94,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     model.to(accelerator.device)
     ddp, optimizer = accelerator.prepare(model, build_optimizer(model, config))
     rank, world = accelerator.process_index, accelerator.num_processes
-    accumulation = int(config.gradient_accumulation_steps or 1)
+    accumulation, workers = int(config.gradient_accumulation_steps or 1), int(config.num_workers or 0)
     per_epoch = len(epoch_batches(range(len(train_set)), config.batch_size, rank, world))
     steps_per_epoch = math.ceil(per_epoch / accumulation)
     total_steps = config.max_steps or steps_per_epoch * int(config.epochs or 0)
@@ -102,6 +103,10 @@ def train(config: TrainConfig) -> dict[str, Any]:
     progress = Progress(world=world)
     if config.resume:
         progress = resume(run, model, optimizer, accelerator)
+    if config.freeze_vision and config.feature_cache_gb and total_steps > steps_per_epoch:
+        train_set.features = cache_features(
+            run / "features", config.feature_cache_gb, model, train_set, config.batch_size, workers, accelerator
+        )
     log = RunLog(run, config, accelerator, progress)
     bar = tqdm(
         total=total_steps,
@@ -117,7 +122,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     while progress.step < total_steps:
         order = epoch_order(len(train_set), config.seed, progress.epoch)
         mine = epoch_batches(order, config.batch_size, rank, world)[progress.batches :]
-        batches = loader(train_set, mine, int(config.num_workers or 0), pin_memory=accelerator.device.type == "cuda")
+        batches = loader(train_set, mine, workers, pin_memory=accelerator.device.type == "cuda")
         for window in windows(batches, accumulation):
             # The loss is the mean over every target token of the effective batch, so count them first: over
             # all micro-batches, and all processes.

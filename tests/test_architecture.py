@@ -22,8 +22,9 @@ ROOMS: dict[str, tuple[str, str]] = {
     "report": ("processing", "PIL"),
     "evaluation": ("model generation processing captioner checkpoint config data metrics report", "accelerate tqdm"),
     "checkpoint": ("model processing pretrained", "torch safetensors"),
+    "features": ("data model", "torch numpy accelerate tqdm"),
     "training": (
-        "model generation processing pretrained captioner config data metrics checkpoint evaluation",
+        "features model generation processing pretrained captioner config data metrics checkpoint evaluation",
         "torch accelerate tqdm",
     ),
     "preflight": ("captioner config data generation processing training", "torch"),

@@ -1,0 +1,57 @@
+"""The results as tables (Markdown, on standard output) and one picture: python benchmarks/table.py"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from common import HERE, OURS, PEER
+
+
+def cell(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{value['median']:.3g} ({value['least']:.3g} to {value['most']:.3g})"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def main() -> None:
+    bars: list[tuple[str, float]] = []
+    for path in sorted((HERE / "results").glob("*.json")):
+        content = json.loads(path.read_text("utf-8"))
+        about = content["machine"]
+        print(f"\n### {path.stem}\n\n{about['device']}, {about['threads']} threads, torch {about['torch']}, "
+              f"transformers {about['transformers']}, Python {about['python']}, {about['when']}\n")  # fmt: skip
+        print("| what | unit | transformers | blip_lite | ratio | besides |\n|---|---|---|---|---|---|")
+        for name, row in content["rows"].items():
+            shown = {PEER, OURS, "ratio", "unit"}
+            rest = "; ".join(f"{k} {cell(v)}" for k, v in row.items() if k not in shown)
+            ratio = f"**{row['ratio']:.2f}x**" if row.get("ratio", 0) > 0 else ""
+            print(
+                f"| {name} | {row['unit']} | {cell(row.get(PEER, ''))} | {cell(row.get(OURS, ''))} | {ratio} | {rest} |"
+            )
+            if ratio and "base-cpu" in path.stem:
+                bars.append((name, row["ratio"]))
+    draw(bars)
+
+
+def draw(bars: list[tuple[str, float]]) -> None:
+    """Bars with the ratio: how many times as fast as `transformers`."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(9, 0.45 * len(bars) + 1))
+    names, ratios = [name for name, _ in bars][::-1], [ratio for _, ratio in bars][::-1]
+    drawn = axes.barh(names, ratios, color="#2b6cb0")
+    axes.bar_label(drawn, [f"{ratio:.1f}x" for ratio in ratios], padding=3)
+    axes.axvline(1, color="#888", linewidth=1)
+    axes.set_xlim(0, max(ratios) * 1.15)
+    axes.set_xlabel("times as fast as transformers (base size, float32, 2 CPU cores)")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(HERE / "results" / "speed.png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""Image features of a frozen encoder, computed once: an encoder that never changes need not run twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from blip_lite.data import Captions, epoch_batches, loader
+from blip_lite.model import Blip
+
+MISSING, THERE, BAD = 0, 1, 2  # states of an image
+
+
+class Features:
+    """`[N, P, D]` in half precision, in a memory-mapped file that all processes and workers of a machine share, and
+    one byte an image that says whether it is there.
+
+    Half precision rounds by at most 1 in 2,048; every epoch sees the same rounded values.
+    """
+
+    def __init__(self, folder: Path, shape: tuple[int, int, int], mode: Literal["r+", "w+"] = "r+") -> None:
+        self.folder, self.shape = folder, shape
+        self.values = np.memmap(folder / "features.f16", np.float16, mode, shape=shape)
+        self.state = np.memmap(folder / "state.u8", np.uint8, mode, shape=shape[:1])
+
+    def __reduce__(self) -> tuple[type[Features], tuple[Path, tuple[int, int, int]]]:
+        return Features, (self.folder, self.shape)  # a worker maps the file again, instead of being sent its content
+
+    def put(self, index: int, value: Tensor | None) -> None:
+        """Keep an image's features `[P, D]`; None: it cannot be decoded."""
+        if value is not None:
+            self.values[index] = value.to("cpu", torch.float16).numpy()
+        self.state[index] = BAD if value is None else THERE
+
+    def get(self, index: int) -> Tensor | str:
+        """`[P, D]`, or why there are none."""
+        if self.state[index] == BAD:
+            return "it could not be decoded when the features were made"
+        return torch.from_numpy(self.values[index].copy())
+
+
+def cache_features(
+    folder: Path,
+    limit_gb: float,
+    model: Blip,
+    images: Captions,
+    batch_size: int,
+    workers: int,
+    accelerator: Accelerator,
+) -> Features | None:
+    """The features of all training images, from `folder` or computed now and kept there; shared by all processes.
+
+    Args:
+        folder: what it holds is used if model, preprocessing, precision and images are the same, and replaced if not.
+        limit_gb: with more than this (10**9 bytes) to keep, or too little free disk, no cache is made.
+        model: with a frozen encoder, on its device.
+        images: the training images.
+        batch_size, workers: of the computation.
+        accelerator: for precision and processes.
+
+    Returns:
+        The features, or None, after saying why: then each image is encoded anew each epoch.
+    """
+    vision = model.config.vision
+    shape = (len(images), (vision.image_size // vision.patch_size) ** 2 + 1, vision.hidden_size)
+    needed = 2 * int(np.prod(shape))
+    if refusal := _refusal(folder, needed, limit_gb, accelerator):
+        accelerator.print(f"features are not cached: {refusal}")
+        return None
+    if accelerator.is_main_process:
+        _open(folder, shape, _key(model, images, accelerator.mixed_precision), accelerator.print)
+    accelerator.wait_for_everyone()
+    features = Features(folder, shape)
+    missing = [i for i in range(len(images)) if features.state[i] == MISSING]
+    accelerator.print(f"features of {len(images)} images, {needed / 1e9:.2f} GB in {folder}: {len(missing)} to compute")
+    accelerator.wait_for_everyone()  # all have counted before one computes
+    todo = epoch_batches(missing, batch_size, accelerator.process_index, accelerator.num_processes)
+    todo = [[i for i in batch if i >= 0] for batch in todo]
+    todo = [batch for batch in todo if batch]
+    quiet = not (accelerator.is_main_process and sys.stderr.isatty())
+    with torch.no_grad(), accelerator.autocast():
+        batches = loader(images, todo, workers, accelerator.device.type == "cuda")
+        for indices, batch in tqdm(zip(todo, batches, strict=True), total=len(todo), unit="batch", disable=quiet):
+            encoded = model.encode(batch.pixel_values.to(accelerator.device, non_blocking=True))
+            for index, image_id, value in zip(indices, batch.image_ids, encoded, strict=True):
+                features.put(index, None if image_id in batch.bad else value)
+    accelerator.wait_for_everyone()
+    return features
+
+
+def _refusal(folder: Path, needed: int, limit_gb: float, accelerator: Accelerator) -> str:
+    if needed > limit_gb * 1e9:
+        return f"{needed / 1e9:.1f} GB is more than --feature_cache_gb {limit_gb:g}"
+    present = folder / "features.f16"
+    free = shutil.disk_usage(folder.parent).free + (present.stat().st_blocks * 512 if present.exists() else 0)
+    if needed > 0.9 * free:
+        return f"{needed / 1e9:.1f} GB is more than the disk of {folder.parent} has room for"
+    if int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)) != accelerator.num_processes:
+        return "the processes of this run are on several machines"
+    return ""
+
+
+def _open(folder: Path, shape: tuple[int, int, int], key: str, say: Callable[[str], None]) -> None:
+    """Make the files, unless they are there and hold the same."""
+    key_file = folder / "key.json"
+    content = json.dumps({"key": key, "shape": shape})
+    if key_file.is_file() and (folder / "state.u8").is_file() and key_file.read_text("utf-8") == content:
+        return
+    if folder.is_dir():
+        say(f"{folder} holds the features of other images or of another encoder; they are replaced")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    Features(folder, shape, "w+")
+    key_file.write_text(content, "utf-8")
+
+
+def _key(model: Blip, images: Captions, precision: str) -> str:
+    """A hash of all that the features depend on: encoder, preprocessing, precision, and the images in their order."""
+    p = images.processor
+    preprocessing = (p.image_size, p.image_mean, p.image_std, int(p.resample), p.rescale_factor)
+    digest = hashlib.sha256(repr((preprocessing, model.config.vision, precision)).encode())
+    for name, value in sorted(model.vision_model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    for example in images.examples:
+        digest.update(example.image_id.encode())
+        if isinstance(example.image, (str, Path)) and Path(example.image).is_file():
+            found = Path(example.image).stat()
+            digest.update(f"{example.image}:{found.st_size}:{found.st_mtime_ns}".encode())
+    return digest.hexdigest()
