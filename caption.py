@@ -26,8 +26,7 @@ def arguments() -> argparse.Namespace:
     add("--max_new_tokens", type=int, default=30, metavar="N", help="longest caption in tokens")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     add("--dtype", default="auto", help="of the weights: auto, float32, bfloat16, float16")
-    add("--compile", action="store_true", help="CPU: compile the encoder; pays after a few hundred images")
-    add("--int8", action="store_true", help="CPU: compiled, and the encoder in 8-bit integers (needs blip_lite[int8])")
+    add("--int8", action="store_true", help="CPU: image encoder in 8-bit integers (needs blip_lite[int8] and g++)")
     return parser.parse_args()
 
 
@@ -37,9 +36,7 @@ def main() -> int:
     from blip_lite.bulk import caption_files, expand
 
     try:
-        captioner = Captioner.from_pretrained(
-            args.ckpt, args.device, args.dtype, args.compile, "int8" if args.int8 else None
-        )
+        captioner = Captioner.from_pretrained(args.ckpt, args.device, args.dtype, "int8" if args.int8 else None)
         paths = list(expand(args.images))
         if not paths:
             raise ValueError(f"no images in {', '.join(args.images)}")

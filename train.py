@@ -11,10 +11,13 @@ def main() -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    import torch
+
+    from blip_lite.checkpoint import TIME_UP
     from blip_lite.data import DataError  # after --help and wrong settings: these imports take seconds
     from blip_lite.preflight import plan, sanity
     from blip_lite.pretrained import CheckpointError
-    from blip_lite.training import TrainingError, train
+    from blip_lite.training import Stopped, TrainingError, out_of_memory, train
 
     try:
         run = sanity if config.sanity else plan if config.plan else train
@@ -25,6 +28,11 @@ def main() -> int:
     except TrainingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except torch.OutOfMemoryError:
+        print(f"error: {out_of_memory(config.resolved())}", file=sys.stderr)
+        return 1
+    except Stopped as stopped:  # as the shell names signals: 143 for SIGTERM, 130 for Ctrl-C; 75 is "try again"
+        return 75 if stopped.number == TIME_UP else 128 + stopped.number
     return 0
 
 

@@ -19,7 +19,7 @@ from blip_lite.bulk import caption_files
 from blip_lite.generation import GenerationSettings, beam_search, generate, prefill
 
 warnings.filterwarnings("ignore")
-OPTIONS: dict[str, dict[str, Any]] = {"compiled": {"compile": True}, "int8": {"quantize": "int8"}}
+OPTIONS: dict[str, dict[str, Any]] = {"int8": {"quantize": "int8"}}
 
 
 def main() -> None:

@@ -45,25 +45,22 @@ def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     return named
 
 
-def compile_encoder(model: Blip) -> None:
-    """Compile the image encoder, with its weights frozen and laid out for the processor, for one image at a time: a
-    batch of another size would be compiled anew, and a larger one is no faster on a CPU."""
-    if not (shutil.which(os.environ.get("CXX", "")) or shutil.which("g++") or shutil.which("clang++")):
-        raise ValueError("compile: there is no C++ compiler; install g++, or leave compile and quantize out")
-    model.requires_grad_(False)  # else the compiler does not freeze them
-    model.vision_model.compile(options={"freezing": True})
-    model.images_at_a_time = 1
-
-
 def quantize_encoder(model: Blip, kind: str) -> None:
-    """Weights and activations of the image encoder's matrix products in 8-bit integers, through torchao."""
+    """Weights and activations of the image encoder's matrix products in 8-bit integers, through torchao, and compiled:
+    uncompiled they are slower than float32. One image at a time, because each other batch size would be compiled anew
+    and is no faster on a CPU."""
     if kind != "int8":
         raise ValueError(f"quantize {kind!r}: expected 'int8'")
+    if not (shutil.which(os.environ.get("CXX", "")) or shutil.which("g++") or shutil.which("clang++")):
+        raise ValueError("quantize: there is no C++ compiler, which int8 needs; install g++")
     try:
         from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
     except ImportError as error:
         raise ValueError("quantize: torchao is not installed; pip install 'blip_lite[int8]'") from error
     quantize_(model.vision_model, Int8DynamicActivationInt8WeightConfig())
+    model.requires_grad_(False)  # else the compiler does not lay the weights out for the processor
+    model.vision_model.compile(options={"freezing": True})
+    model.images_at_a_time = 1
 
 
 class Captioner:
@@ -84,7 +81,6 @@ class Captioner:
         path_or_id: str | Path,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
-        compile: bool = False,
         quantize: str | None = None,
     ) -> Captioner:
         """Load a checkpoint directory or a Hub id.
@@ -93,23 +89,20 @@ class Captioner:
             path_or_id: e.g. `runs/flickr8k/best` or `Salesforce/blip-image-captioning-base`.
             device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
             dtype: of the weights; `auto` is bfloat16 on a GPU that has it, float16 on an older one, else float32.
-            compile: compile the image encoder at the first image, which takes some 40 s on 2 cores at base size
-                and pays after a few hundred images. CPU only; needs a C++ compiler.
-            quantize: `"int8"` runs the image encoder in 8-bit integers, compiled. Captions differ now and then
-                from float32's (`benchmarks/README.md` says how often). CPU only; needs `pip install blip_lite[int8]`.
+            quantize: `"int8"` runs the image encoder in 8-bit integers. Captions differ now and then from float32's
+                (`benchmarks/README.md` says how often), and the first image waits for a compilation (some 40 s on 2
+                cores at base size). CPU only; needs `pip install blip_lite[int8]` and a C++ compiler.
 
         Raises:
             CheckpointError: it cannot be found, or is not a BLIP captioning checkpoint.
             ValueError: an option that this machine does not have.
         """
         device = pick_device(device)
-        if (compile or quantize) and device.type != "cpu":
-            raise ValueError(f"compile and quantize are for the CPU; the device is {device}")
+        if quantize and device.type != "cpu":
+            raise ValueError(f"quantize is for the CPU; the device is {device}")
         model, processor = load_pretrained(path_or_id, device, pick_dtype(dtype, device))
         if quantize:
             quantize_encoder(model, quantize)
-        if compile or quantize:
-            compile_encoder(model)
         return Captioner(model, processor)
 
     @overload

@@ -11,9 +11,14 @@ import json
 import os
 import re
 import shutil
+import signal
+import socket
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, TextIO
 
 import safetensors.torch
 import torch
@@ -23,7 +28,13 @@ from blip_lite.model import Blip
 from blip_lite.pretrained import CheckpointError, Unfilled, load_weights, read_weights, save_pretrained
 from blip_lite.processing import Processor
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 NAME = re.compile(r"checkpoint-(\d+)")
+TIME_UP = 1000  # `Stop.asked` for --time_limit; no signal has this number
 
 
 def write_directory(path: Path, fill: Callable[[Path], None]) -> None:
@@ -52,6 +63,70 @@ def write_directory(path: Path, fill: Callable[[Path], None]) -> None:
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
+
+
+def lock(run: Path) -> TextIO | None:
+    """Keep other processes from writing into the run, for as long as this one lives and the file is open.
+
+    A lock of the operating system, so a killed process leaves none behind. Not on Windows.
+
+    Raises:
+        CheckpointError: another process holds it.
+    """
+    file = open(run / ".lock", "a+", encoding="utf-8")  # noqa: SIM115  the caller keeps it open
+    if fcntl is None:
+        return file
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # lockf: workers that are forked do not inherit it
+    except OSError as error:
+        file.seek(0)
+        raise CheckpointError(
+            f"{run} is being written by another process ({file.read().strip()}). If torchrun started both, they do not "
+            "know of each other: on CPUs, set ACCELERATE_USE_CPU=true"
+        ) from error
+    file.truncate(0)
+    file.write(f"pid {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    return file
+
+
+class Stop:
+    """Asks the loop to stop after its present step: SIGTERM, SIGINT (Ctrl-C), or a time limit in minutes. A second
+    signal ends the process at once. `with` gives the signals back to who had them."""
+
+    def __init__(self, minutes: float | None) -> None:
+        self.signal = 0
+        self.deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
+        self.group: Any = None
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> Stop:
+        if threading.current_thread() is threading.main_thread():
+            self.before = {n: signal.signal(n, self._note) for n in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        self.before = {}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal:
+            self.__exit__()
+            signal.raise_signal(number)
+        self.signal = number
+
+    def asked(self, seconds: float) -> int:
+        """0, a signal's number, or `TIME_UP` if the next `seconds` would pass the deadline; the same in all
+        processes, whichever of them was asked."""
+        asked = self.signal or (TIME_UP if time.monotonic() + seconds > self.deadline else 0)
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            # On the host, so that asking does not wait for the GPU.
+            self.group = self.group or torch.distributed.new_group(backend="gloo")
+            flag = torch.tensor(asked)
+            torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, group=self.group)
+            asked = int(flag)
+        return asked
 
 
 def recover(run: Path) -> None:
@@ -105,6 +180,11 @@ def checkpoints(run: Path) -> list[Path]:
         (int(m[1]), path) for path in run.glob("checkpoint-*") if (m := NAME.fullmatch(path.name)) and path.is_dir()
     ]
     return [path for _, path in sorted(found)]
+
+
+def step_of(path: Path) -> int:
+    """The step in a checkpoint directory's name."""
+    return int(path.name.rsplit("-", 1)[1])
 
 
 def newest(run: Path, say: Callable[[str], None] = print) -> Path | None:

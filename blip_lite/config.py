@@ -115,12 +115,18 @@ class TrainConfig:
     # the run
     output_dir: str | None = setting(None, "where everything is written; default: runs/DATASET")
     overwrite: bool = setting(False, "delete the run that output_dir holds")
-    resume: bool = setting(False, "continue the run in output_dir from its newest checkpoint")
+    resume: bool = setting(False, "continue the run in output_dir from its newest checkpoint, or begin it")
+    resume_from: str | None = setting(None, "continue from this checkpoint of the run instead; later ones are given up")
+    allow_config_change: bool = setting(False, "resume although settings changed with which it is another run")
+    time_limit: float | None = setting(
+        None, "minutes after which to save and stop, with exit code 75; the last step and save are allowed for"
+    )
     save_every: int | None = setting(None, "save a checkpoint every so many steps, besides each epoch's end")
     eval_every: int | None = setting(None, "validate every so many steps instead of at each epoch's end")
     logging_steps: int = setting(50, "steps between two lines of the log")
     save_total_limit: int = setting(2, "checkpoints to keep, at least 2; best/ is kept besides")
-    log_with: str = setting("none", "dashboard", ("none", "wandb", "tensorboard"))
+    log_with: str = setting("none", "dashboards: none, wandb, tensorboard, or wandb,tensorboard")
+    wandb_artifacts: bool = setting(False, "at the end, upload best/ to W&B as an artifact")
     project: str = setting("blip_lite", "project name on the dashboard")
     run_name: str | None = setting(None, "run name on the dashboard; default: output_dir's name")
     # instead of training
@@ -133,9 +139,15 @@ class TrainConfig:
         """The same settings with every default that depends on another one filled in."""
         own = FROM_SCRATCH.get(self.model, FINE_TUNING)
         fill = {name: value for name, value in own.items() if getattr(self, name) is None}
-        if self.output_dir is None:
+        if self.resume_from:
+            fill |= {"resume": True, "output_dir": self.output_dir or str(Path(self.resume_from).parent)}
+        elif self.output_dir is None:
             fill["output_dir"] = f"runs/{Path(self.dataset).resolve().name}"
         return dataclasses.replace(self, **fill)
+
+    def dashboards(self) -> list[str]:
+        """`log_with` as a list."""
+        return [] if self.log_with == "none" else [name.strip() for name in self.log_with.split(",")]
 
     def validate(self) -> None:
         """Raises ConfigError with every problem at once."""
@@ -148,7 +160,7 @@ class TrainConfig:
             "logging_steps",
         )
         positive += ("save_every", "eval_every", "max_train_images", "max_eval_images", "num_beams", "max_new_tokens")
-        positive += ("learning_rate",)
+        positive += ("learning_rate", "time_limit")
         problems = [f"--{n} must be between 0 and 1" for n in ratios if not 0 <= getattr(self, n) <= 1]
         problems += [
             f"--{n} must be above 0" for n in positive if getattr(self, n) is not None and getattr(self, n) <= 0
@@ -161,6 +173,10 @@ class TrainConfig:
             choices = field.metadata["choices"]
             if choices and getattr(self, field.name) not in choices:
                 problems.append(f"--{field.name} must be one of {', '.join(choices)}")
+        if unknown := set(self.dashboards()) - {"wandb", "tensorboard"}:
+            problems.append(f"--log_with {', '.join(sorted(unknown))}: known are none, wandb, tensorboard")
+        if self.resume_from and Path(self.resume_from).resolve().parent != Path(str(self.output_dir)).resolve():
+            problems.append(f"--resume_from {self.resume_from} is no checkpoint in --output_dir {self.output_dir}")
         if self.save_total_limit < 2:
             problems.append("--save_total_limit must be at least 2: the last one may be the one being written")
         if self.resume and self.overwrite:

@@ -11,6 +11,7 @@ import hashlib
 import http.client
 import json
 import os
+import signal
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -491,6 +492,13 @@ def epoch_batches(order: Sequence[int], batch_size: int, rank: int = 0, world: i
     return batches
 
 
+def _ignore_first_signal(_: int) -> None:
+    """A signal to the whole process group (Ctrl-C, Slurm) is for the trainer, which finishes its step; a worker ends
+    when it is told, or at a second SIGTERM."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))
+
+
 def loader(
     dataset: Captions, batches: Sequence[list[int]], num_workers: int, pin_memory: bool = False
 ) -> DataLoader[Batch]:
@@ -502,5 +510,6 @@ def loader(
         collate_fn=partial(collate, processor=dataset.processor, prompt_length=prompt_length),
         num_workers=num_workers,
         pin_memory=pin_memory,
+        worker_init_fn=_ignore_first_signal,
         generator=torch.Generator(),  # else each epoch's start draws from the global one, and resuming moves it
     )

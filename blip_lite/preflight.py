@@ -17,7 +17,8 @@ from blip_lite.config import TrainConfig
 from blip_lite.data import Captions, DataError, epoch_batches, epoch_order, loader
 from blip_lite.generation import GenerationSettings
 from blip_lite.processing import normalize_caption
-from blip_lite.training import TrainingError, build_optimizer, load, peak_memory, start, windows
+from blip_lite.runlog import peak_memory
+from blip_lite.training import TrainingError, build_optimizer, load, start, windows
 
 
 def sanity(config: TrainConfig, seconds: float = 60) -> dict[str, Any]:

@@ -5,21 +5,24 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.metadata
 import importlib.util
 import json
 import math
 import os
-import resource
+import secrets
 import shutil
+import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import DistributedType, gather_object, set_seed
+from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 
@@ -42,14 +45,26 @@ from blip_lite.evaluation import caption_batch, decoding, gather_captions
 from blip_lite.features import cache_features
 from blip_lite.generation import GenerationSettings
 from blip_lite.model import Blip
-from blip_lite.pretrained import from_scratch, load_pretrained
+from blip_lite.pretrained import CheckpointError, from_scratch, load_pretrained
 from blip_lite.processing import Processor, normalize_caption
+from blip_lite.runlog import RunLog
 
-SKIPS_IN_A_ROW = 10  # updates with a non-finite gradient, after which a run is beyond help
+SKIPS_IN_A_ROW = 10  # updates with a non-finite gradient, after which a run is beyond help; looked at so often
+
+
+SAMPLES = 16  # validation images whose captions are shown at each validation
 
 
 class TrainingError(RuntimeError):
     """A run that cannot go on; the message says why and where the last good weights are."""
+
+
+class Stopped(Exception):
+    """A signal or `--time_limit` ended the run early; it is saved. `number` is the signal's, or `TIME_UP`."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {'--time_limit' if number == checkpoint.TIME_UP else f'signal {number}'}")
+        self.number = number
 
 
 @dataclasses.dataclass
@@ -62,9 +77,11 @@ class Progress:
     batches: int = 0  # forward passes done in it, by each process
     best_bleu: float = -1.0
     best_step: int = 0
+    validation_due: bool = False  # the run was stopped before or in the validation of this step
     skipped: int = 0  # updates left out because the gradient was not finite
     seconds: float = 0.0  # of all segments of the run
     world: int = 1  # processes
+    tracker_id: str = ""  # of the run on W&B, which a resumed run continues
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -75,10 +92,17 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
     Raises:
         ConfigError, DataError, CheckpointError: before any long work.
-        TrainingError: the loss stays non-finite.
+        TrainingError: the loss stays non-finite, or the last checkpoint could not be written.
+        Stopped: by a signal or `time_limit`; everything is saved.
     """
     config = config.resolved()
     config.validate()
+    with checkpoint.Stop(config.time_limit) as stop:
+        return fine_tune(config, stop)
+
+
+def fine_tune(config: TrainConfig, stop: checkpoint.Stop) -> dict[str, Any]:
+    """`train`, with settings that are complete, until it is done or `stop` is asked."""
     accelerator = start(config)
     say = accelerator.print
     run = Path(str(config.output_dir))
@@ -86,8 +110,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     data, model, train_set = load(config, accelerator)
     processor = train_set.processor
     settings = decoding(config, model, processor)
-    if accelerator.is_main_process:
-        open_run(run, config, data, model)
+    locked = open_run(run, config, data, model) if accelerator.is_main_process else None
     accelerator.wait_for_everyone()
 
     # Optimizer. Its learning rate is set at each step by `learning_rate`: nothing else is scheduled.
@@ -100,30 +123,55 @@ def train(config: TrainConfig) -> dict[str, Any]:
     total_steps = config.max_steps or steps_per_epoch * int(config.epochs or 0)
     say(f"{total_steps} steps, {steps_per_epoch} an epoch, {config.batch_size * world * accumulation} images a step")
 
-    progress = Progress(world=world)
+    progress = Progress(world=world, tracker_id=secrets.token_hex(4))
     if config.resume:
-        progress = resume(run, model, optimizer, accelerator)
+        progress = resume(run, model, optimizer, accelerator, config)
     if config.freeze_vision and config.feature_cache_gb and total_steps > steps_per_epoch:
         train_set.features = cache_features(
             run / "features", config.feature_cache_gb, model, train_set, config.batch_size, workers, accelerator
         )
-    log = RunLog(run, config, accelerator, progress)
-    bar = tqdm(
-        total=total_steps,
-        initial=progress.step,
-        unit="step",
-        disable=not (accelerator.is_main_process and sys.stderr.isatty()),
-    )
+    log = RunLog(run, config, accelerator, progress, total_steps)
     started = time.perf_counter() - progress.seconds
     bad_images: set[str] = set()
-    skips_in_a_row = 0
+    skips = Skips(accelerator)
     evaluation: dict[str, Any] = {}
+    stopped, saved, saving = 0, True, 0.0  # why the run stops; whether and in how many seconds the last save worked
 
-    while progress.step < total_steps:
+    def evaluate_and_keep_best() -> None:
+        """Validate; keep the best. If asked to stop meanwhile, leave it due."""
+        nonlocal evaluation
+        stopping = lambda: stop.asked(2 * saving)  # noqa: E731
+        found = validate(ddp, processor, data.splits["validation"], config, settings, accelerator, stopping)
+        if found is None:
+            return
+        evaluation, samples = found
+        improved = evaluation["val_bleu"] > progress.best_bleu
+        if improved and accelerator.is_main_process:
+            why = {"step": progress.step, **evaluation}
+            improved = on_disk("best/", lambda: checkpoint.save_best(run, model, processor, why))
+        if improved:
+            progress.best_bleu, progress.best_step = evaluation["val_bleu"], progress.step
+        progress.validation_due = False
+        log.evaluation(progress, evaluation, samples, improved, per_epoch)
+
+    def save() -> None:
+        nonlocal saved, saving
+        begun = time.perf_counter()
+        progress.skipped += skips.take()
+        progress.seconds = begun - started
+        saved = save_checkpoint(run, model, processor, optimizer, progress, config, accelerator)
+        saving = time.perf_counter() - begun
+
+    if progress.validation_due:
+        evaluate_and_keep_best()
+        stopped = stop.asked(0) if progress.validation_due else 0
+        save()
+    while progress.step < total_steps and not stopped:
         order = epoch_order(len(train_set), config.seed, progress.epoch)
         mine = epoch_batches(order, config.batch_size, rank, world)[progress.batches :]
         batches = loader(train_set, mine, workers, pin_memory=accelerator.device.type == "cuda")
-        for window in windows(batches, accumulation):
+        for window in log.waits(windows(batches, accumulation)):
+            begun = time.perf_counter()
             # The loss is the mean over every target token of the effective batch, so count them first: over
             # all micro-batches, and all processes.
             targets = torch.tensor(sum(batch.num_targets() for batch in window), device=accelerator.device)
@@ -141,43 +189,42 @@ def train(config: TrainConfig) -> dict[str, Any]:
             grad_norm = accelerator.clip_grad_norm_(ddp.parameters(), config.max_grad_norm or math.inf)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(progress.step, total_steps, config)
-            if accelerator.scaler or torch.isfinite(grad_norm):  # fp16's scaler must see the overflow to react
-                optimizer.step()
-            skipped = accelerator.optimizer_step_was_skipped if accelerator.scaler else not torch.isfinite(grad_norm)
+            skips.step(optimizer, grad_norm)
             optimizer.zero_grad()
+            log.bar.update()
             progress.step += 1
             progress.batches += len(window)
-            progress.skipped += skipped
-            skips_in_a_row = skips_in_a_row + 1 if skipped else 0
-            if skips_in_a_row == SKIPS_IN_A_ROW:
-                raise not_finite(window, progress.step)
             report_bad_images(window, bad_images, len(train_set) / world, config)
 
-            bar.update()
             end_of_epoch, finished = progress.batches >= per_epoch, progress.step >= total_steps
             if end_of_epoch:
                 progress.epoch, progress.batches = progress.epoch + 1, 0
-            progress.seconds = time.perf_counter() - started
             if progress.step % config.logging_steps == 0 or finished:
+                progress.skipped += skips.take()
                 log.training(progress, optimizer.param_groups[0]["lr"], grad_norm, per_epoch, len(bad_images))
+            if progress.step % SKIPS_IN_A_ROW == 0 and skips.in_a_row() >= SKIPS_IN_A_ROW:
+                raise not_finite(window, progress.step)
 
             due = progress.step % config.eval_every == 0 if config.eval_every else end_of_epoch
-            if due or finished:
-                evaluation = validate(ddp, processor, data.splits["validation"], config, settings, accelerator)
-                improved = evaluation["val_bleu"] > progress.best_bleu
-                if improved:
-                    progress.best_bleu, progress.best_step = evaluation["val_bleu"], progress.step
-                    if accelerator.is_main_process:
-                        checkpoint.save_best(run, model, processor, {"step": progress.step, **evaluation})
-                log.evaluation(progress, evaluation, improved, per_epoch)
+            progress.validation_due = due or finished
+            stopped = stop.asked(2 * (time.perf_counter() - begun + saving))
+            if progress.validation_due and not stopped:
+                evaluate_and_keep_best()
+                stopped = stop.asked(2 * saving)
             save_now = config.save_every and progress.step % config.save_every == 0
-            if save_now or due or end_of_epoch or finished:
-                save(run, model, processor, optimizer, progress, config, accelerator)
-            if finished:
+            if save_now or due or end_of_epoch or finished or stopped:
+                save()
+            if finished or stopped:
                 break
 
-    bar.close()
     log.close()
+    if accelerator.is_main_process and not saved:
+        raise TrainingError(f"the last checkpoint could not be written; the last good one: {checkpoint.newest(run)}")
+    if locked:
+        locked.close()
+    if stopped and (progress.step < total_steps or progress.validation_due):
+        say(f"stopped at step {progress.step} of {total_steps}, saved; --resume goes on")
+        raise Stopped(stopped)
     say(
         f"done in {progress.seconds:.0f} s: best validation sacreBLEU {progress.best_bleu:.2f} at step {progress.best_step}, in {run / 'best'}"
     )
@@ -212,13 +259,20 @@ def windows(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
 
 def start(config: TrainConfig) -> Accelerator:
     """Devices, precision and processes; random seeds."""
-    tracker = None if config.log_with == "none" else config.log_with
-    if tracker and importlib.util.find_spec(tracker) is None:
-        raise ConfigError(f"--log_with {tracker}: it is not installed; pip install {tracker}")
-    accelerator = Accelerator(mixed_precision=pick_precision(config), log_with=tracker, project_dir=config.output_dir)
+    for tracker in config.dashboards():
+        if importlib.util.find_spec(tracker) is None:
+            raise ConfigError(f"--log_with {tracker}: it is not installed; pip install {tracker}")
+    accelerator = Accelerator(
+        mixed_precision=pick_precision(config), log_with=config.dashboards() or None, project_dir=config.output_dir
+    )
     if accelerator.device.type == "cuda" and config.mixed_precision == "auto" and accelerator.mixed_precision == "no":
         accelerator.print(
             "float32, as `accelerate launch` says (its default without a config file): --mixed_precision bf16 is faster"
+        )
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise ConfigError(
+            f"the launch file asks for {accelerator.distributed_type.value}; this loop is data-parallel only: base and "
+            "large BLIP (0.2 and 0.5 billion parameters) fit any GPU whole. Use accelerate_configs/multi_gpu.yaml"
         )
     accelerator.gradient_accumulation_steps = 1  # else `backward` would divide the loss once more
     use_all_cores(accelerator)
@@ -271,6 +325,7 @@ def build_model(config: TrainConfig, data: DataSet) -> tuple[Blip, Processor]:
     """The model to train, in float32, with checkpointing and freezing as configured."""
     # A resumed run takes its model, and the vocabulary of one from nothing, from its own checkpoint.
     saved = checkpoint.newest(Path(str(config.output_dir)), lambda _: None) if config.resume else None
+    saved = Path(config.resume_from) if config.resume_from else saved
     if config.model in FROM_SCRATCH and not saved:
         captions = [normalize_caption(c) for example in data.splits["train"] for c in example.captions]
         model, processor = from_scratch(config.model, captions, config.seed)
@@ -296,6 +351,55 @@ def build_optimizer(model: Blip, config: TrainConfig) -> torch.optim.AdamW:
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=float(config.learning_rate or 0), betas=(0.9, 0.999), fused=True)
+
+
+class Skips:
+    """Leaves out an update whose gradient is not finite, and counts it, without waiting for the GPU."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.count, self.row = torch.zeros(2, device=accelerator.device)
+
+    def step(self, optimizer: Any, grad_norm: Tensor) -> None:
+        """`optimizer.step()`, unless the gradient is not finite."""
+        if self.accelerator.scaler:  # fp16: the scaler looks, and lowers its scale
+            optimizer.step()
+            bad = torch.tensor(float(self.accelerator.optimizer_step_was_skipped), device=self.count.device)
+        else:  # the fused AdamW's own switch, made for scalers: nothing changes where `found_inf` is 1
+            bad = (~torch.isfinite(grad_norm)).float()
+            optimizer.optimizer.grad_scale, optimizer.optimizer.found_inf = None, bad
+            optimizer.step()
+        self.count = self.count + bad
+        self.row = (self.row + 1) * bad
+
+    def take(self) -> int:
+        """How many since the last call."""
+        count, self.count = int(self.count), torch.zeros_like(self.count)
+        return count
+
+    def in_a_row(self) -> int:
+        return int(self.row)
+
+
+def on_disk(what: str, write: Callable[[], object]) -> bool:
+    """Write; a full or failing disk is a warning, not the end: what was there before is intact."""
+    try:
+        write()
+        return True
+    except (OSError, SafetensorError) as error:
+        tqdm.write(f"warning: {what} could not be written ({error}); the next save tries again", file=sys.stderr)
+        return False
+
+
+def out_of_memory(config: TrainConfig) -> str:
+    """What would fit, when the device's memory did not."""
+    batch, accumulation = max(1, config.batch_size // 2), 2 * int(config.gradient_accumulation_steps or 1)
+    advice = [f"--batch_size {batch} --gradient_accumulation_steps {accumulation} (the same effective batch)"]
+    if not config.gradient_checkpointing:
+        advice.insert(0, "--gradient_checkpointing")
+    if config.mixed_precision == "no":
+        advice.append("--mixed_precision bf16")
+    return f"the device's memory is too small for these settings. Try {', or '.join(advice)}; --plan measures it first."
 
 
 def not_finite(window: list[Batch], step: int) -> TrainingError:
@@ -328,8 +432,10 @@ def validate(
     config: TrainConfig,
     settings: GenerationSettings,
     accelerator: Accelerator,
-) -> dict[str, Any]:
-    """Loss and sacreBLEU on the validation images, shared out among the processes.
+    stopping: Callable[[], int] = lambda: 0,
+) -> tuple[dict[str, Any], list[tuple[Example, str]]] | None:
+    """Loss and sacreBLEU on the validation images, shared out among the processes; and the first few with their
+    captions. None if `stopping()` said so meanwhile.
 
     The captions are made from pixels alone: `caption_batch` has no argument for a reference.
     """
@@ -347,6 +453,8 @@ def validate(
     failed: dict[str, str] = {}
     for indices, batch in zip(batches, data, strict=True):
         failed |= batch.bad
+        if stopping():
+            return None
         with accelerator.autocast():
             loss, targets = model(*batch.to(accelerator.device))
             sums += torch.stack([loss.float(), targets.float()])
@@ -358,7 +466,7 @@ def validate(
     bleu = metrics.sacrebleu(list(captions.values()), [e.captions for e in examples if e.image_id in captions])
     groups = metrics.failure_groups(list(captions.values()))
     loss = loss_sum / max(1, num_targets)
-    return {
+    evaluation = {
         "val_loss": loss,
         "val_bleu": bleu["score"],
         "val_bleu_signature": bleu["signature"],
@@ -368,6 +476,7 @@ def validate(
         "val_repetition": groups["repetition"],
         "val_seconds": time.perf_counter() - start,
     }
+    return evaluation, [(e, captions[e.image_id]) for e in examples if e.image_id in captions][:SAMPLES]
 
 
 # ----------------------------------------------------------------------------------- the run's directory
@@ -375,21 +484,30 @@ def validate(
 
 # Settings that a resumed run must share with its beginning, for it to go on as the same run.
 MUST_NOT_CHANGE = (
+    "model",
     "batch_size",
     "gradient_accumulation_steps",
+    "max_length",
+    "prompt",
     "seed",
     "freeze_vision",
-    "prompt",
-    "max_length",
-    "model",
+    "mixed_precision",
+    "learning_rate",
+    "lr_schedule",
+    "warmup_ratio",
+    "weight_decay",
+    "label_smoothing",
+    "max_grad_norm",
 )
+FORGETTABLE = ("resume", "resume_from", "allow_config_change", "overwrite", "sanity", "plan", "time_limit")
 
 
 def check_output(run: Path, config: TrainConfig) -> None:
-    """Raises ConfigError if the output directory holds another run, or something that is no run. Changes nothing."""
+    """Raises ConfigError if the output directory holds another run, or something that is no run, CheckpointError if
+    `resume_from` is damaged. Changes nothing."""
     if run.exists() and not run.is_dir():
         raise ConfigError(f"--output_dir {run} is a file")
-    if not run.is_dir() or not any(run.iterdir()):
+    if not run.is_dir() or not any(entry.name != ".lock" for entry in run.iterdir()):
         return
     if not (config.resume or config.overwrite):
         holds = (run / "config.json").is_file()
@@ -397,26 +515,35 @@ def check_output(run: Path, config: TrainConfig) -> None:
             "continue it with --resume, replace it with --overwrite, or choose another" if holds else "choose another"
         )
         raise ConfigError(f"--output_dir {run} {'holds a run' if holds else 'is not empty'}: {remedy}")
+    if config.resume_from and (damage := checkpoint.problem(Path(config.resume_from))):
+        raise CheckpointError(f"--resume_from {config.resume_from}: {damage}")
     before = read_run_config(run)  # never resume in, or delete, a directory that is no run of ours
     if config.resume and checkpoint.checkpoints(run):
         changed = {n: (getattr(before, n), getattr(config, n)) for n in MUST_NOT_CHANGE}
-        if wrong := [f"{n} was {old!r}, is now {new!r}" for n, (old, new) in changed.items() if old != new]:
-            raise ConfigError(f"--resume: {run} would become another run: {'; '.join(wrong)}")
+        wrong = [f"{n} was {old!r}, is now {new!r}" for n, (old, new) in changed.items() if old != new]
+        if wrong and not config.allow_config_change:
+            raise ConfigError(
+                f"--resume: {run} would become another run: {'; '.join(wrong)}. --allow_config_change does it all the same"
+            )
 
 
-def open_run(run: Path, config: TrainConfig, data: DataSet, model: Blip) -> None:
-    """Make the output directory ours and write `config.json`: the settings, the data's fingerprint, the versions.
+def open_run(run: Path, config: TrainConfig, data: DataSet, model: Blip) -> TextIO | None:
+    """Make the output directory ours, locked while the returned file is open, and write `config.json`: the settings, the data's fingerprint, the versions.
 
     Raises:
         ConfigError: the data are not those of the run that is resumed.
+        CheckpointError: another process is writing into it.
     """
-    if config.overwrite and run.is_dir():
-        shutil.rmtree(run)
     run.mkdir(parents=True, exist_ok=True)
+    locked = checkpoint.lock(run)
+    if config.overwrite:
+        for entry in run.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif entry.name != ".lock":
+                entry.unlink()
     checkpoint.recover(run)
-    settings = {
-        n: v for n, v in dataclasses.asdict(config).items() if n not in ("resume", "overwrite", "sanity", "plan")
-    }
+    settings = {n: v for n, v in dataclasses.asdict(config).items() if n not in FORGETTABLE}
     if config.resume and checkpoint.checkpoints(run):
         before = json.loads((run / "config.json").read_text("utf-8"))
         if before["data_fingerprint"] != data.fingerprint():
@@ -429,12 +556,27 @@ def open_run(run: Path, config: TrainConfig, data: DataSet, model: Blip) -> None
         "images": {split: len(examples) for split, examples in data.splits.items()},
         "data_fingerprint": data.fingerprint(),
         "num_parameters": sum(p.numel() for p in model.parameters()),
-        "versions": {"blip_lite": blip_lite.__version__, "torch": torch.__version__, "python": sys.version.split()[0]},
+        "versions": versions(),
     }
     (run / "config.json").write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+    return locked
 
 
-def save(
+def versions() -> dict[str, str | None]:
+    """Of the packages, and the commit of the working copy that the package lies in, if it is one."""
+    packages = ("torch", "accelerate", "transformers", "datasets", "tokenizers", "safetensors", "sacrebleu")
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    ) if shutil.which("git") else None  # fmt: skip
+    return {
+        "blip_lite": blip_lite.__version__,
+        "git_commit": (commit.stdout.strip() or None) if commit else None,
+        "python": sys.version.split()[0],
+        **{name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def save_checkpoint(
     run: Path,
     model: Blip,
     processor: Processor,
@@ -442,26 +584,38 @@ def save(
     progress: Progress,
     config: TrainConfig,
     accelerator: Accelerator,
-) -> None:
-    """Write a checkpoint: all that `resume` needs."""
+) -> bool:
+    """Write a checkpoint: all that `resume` needs. False, after a warning, if the disk did not take it."""
     # torch's random states of every process; they only matter to models with dropout
     mine = {f"cpu.{accelerator.process_index}": torch.get_rng_state()}
     if torch.cuda.is_available():
         mine[f"cuda.{accelerator.process_index}"] = torch.cuda.get_rng_state()
     random_states = {name: value for each in gather_object([mine]) for name, value in each.items()}
+    done = True
     if accelerator.is_main_process:
         scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
         saved = {**dataclasses.asdict(progress), "scaler": scaler}
-        checkpoint.save(run, progress.step, model, processor, optimizer, random_states, saved, config.save_total_limit)
+        done = on_disk(
+            f"checkpoint-{progress.step:06d}",
+            lambda: checkpoint.save(
+                run, progress.step, model, processor, optimizer, random_states, saved, config.save_total_limit
+            ),
+        )
     accelerator.wait_for_everyone()
+    return done
 
 
-def resume(run: Path, model: Blip, optimizer: Any, accelerator: Accelerator) -> Progress:
-    """Load the run's newest intact checkpoint. Raises ConfigError if the number of processes has changed."""
-    path = checkpoint.newest(run, accelerator.print)
+def resume(run: Path, model: Blip, optimizer: Any, accelerator: Accelerator, config: TrainConfig) -> Progress:
+    """Load the run's newest intact checkpoint, or `resume_from`. Raises ConfigError if the number of processes has
+    changed in the middle of an epoch."""
+    path = Path(config.resume_from) if config.resume_from else checkpoint.newest(run, accelerator.print)
     if path is None:
         accelerator.print(f"--resume: {run} has no checkpoint; starting afresh")
-        return Progress(world=accelerator.num_processes)
+        return Progress(world=accelerator.num_processes, tracker_id=secrets.token_hex(4))
+    if config.resume_from and accelerator.is_main_process:  # else the next --resume would find them
+        for later in checkpoint.checkpoints(run):
+            if checkpoint.step_of(later) > checkpoint.step_of(path):
+                shutil.rmtree(later)
     saved, random_states = checkpoint.load(path, model, optimizer)
     scaler = saved.pop("scaler")
     progress = Progress(**saved)
@@ -480,128 +634,3 @@ def resume(run: Path, model: Blip, optimizer: Any, accelerator: Accelerator) -> 
         accelerator.scaler.load_state_dict(scaler)
     accelerator.print(f"resuming from {path}: step {progress.step}, epoch {progress.epoch + 1}")
     return progress
-
-
-class RunLog:
-    """`metrics.jsonl`, the printed lines and the dashboard: the same numbers in all three.
-
-    A dashboard that fails is given up with one warning; training goes on.
-    """
-
-    def __init__(self, run: Path, config: TrainConfig, accelerator: Accelerator, progress: Progress) -> None:
-        self.accelerator, self.dashboard = accelerator, config.log_with != "none"
-        self.path = run / "metrics.jsonl"
-        self.loss = torch.zeros((), device=accelerator.device)  # of this process, since the last line
-        self.targets = torch.zeros((), device=accelerator.device)  # of all processes
-        self.images, self.since, self.last_step = 0, time.perf_counter(), progress.step
-        if accelerator.is_main_process:  # lines of steps that will be done again go
-            lines = self.path.read_text("utf-8").splitlines() if self.path.is_file() else []
-            if lines and not lines[-1].endswith("}"):
-                lines.pop()  # half written, when the run was killed
-            kept = [line for line in lines if json.loads(line)["step"] <= progress.step]
-            self.path.write_text("".join(line + "\n" for line in kept), "utf-8")
-        if self.dashboard:
-            self._start(run, config)
-
-    def _start(self, run: Path, config: TrainConfig) -> None:
-        init: dict[str, Any] = {}
-        try:
-            if config.log_with == "wandb":
-                import wandb
-
-                init = {"name": config.run_name or run.name, "dir": str(run)}
-                # Asked first, because wandb.init without a login shows a menu or raises.
-                if self.accelerator.is_main_process and not os.environ.get("WANDB_MODE") and not _logged_in(wandb):
-                    self.accelerator.print(
-                        "W&B: no login or no network; the run is kept offline, `wandb sync` sends it"
-                    )
-                    init["mode"] = "offline"
-            flat = {k: v for k, v in dataclasses.asdict(config).items() if isinstance(v, (int, float, str, bool))}
-            self.accelerator.init_trackers(config.project, config=flat, init_kwargs={"wandb": init})
-        except Exception as error:  # whatever the dashboard's client raises
-            self._give_up(error)
-
-    def _give_up(self, error: Exception) -> None:
-        self.dashboard = False
-        self.accelerator.print(
-            f"warning: no dashboard from here on ({type(error).__name__}: {error}); metrics.jsonl goes on"
-        )
-
-    def _write(self, step: int, values: dict[str, Any]) -> None:
-        if not self.accelerator.is_main_process:
-            return
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
-        if self.dashboard:
-            numbers = {k: v for k, v in values.items() if isinstance(v, (int, float))}
-            prefixed = {
-                (k.replace("val_", "val/", 1) if k.startswith("val_") else f"train/{k}"): v for k, v in numbers.items()
-            }
-            try:
-                self.accelerator.log(prefixed, step=step)
-            except Exception as error:
-                self._give_up(error)
-
-    def training(self, progress: Progress, lr: float, grad_norm: Tensor, per_epoch: int, bad_images: int) -> None:
-        """A line with the means since the last one."""
-        seconds = time.perf_counter() - self.since
-        loss = (self.accelerator.reduce(self.loss, "sum") / self.targets.clamp(min=1)).item()
-        values = {
-            "epoch": progress.epoch + progress.batches / per_epoch,
-            "loss": loss if math.isfinite(loss) else None,
-            "lr": lr,
-            "grad_norm": grad_norm.item() if torch.isfinite(grad_norm) else None,
-            "images_per_second": self.images / seconds,
-            "tokens_per_second": self.targets.item() / seconds,
-            "seconds_per_step": seconds / max(1, progress.step - self.last_step),
-            "memory_gb": peak_memory(self.accelerator.device) / 1e9,
-            "skipped": progress.skipped,
-            "bad_images": int(self.accelerator.reduce(torch.tensor(bad_images, device=self.loss.device), "sum")),
-        }
-        self._write(progress.step, values)
-        self._say(
-            f"step {progress.step}  epoch {values['epoch']:.2f}  loss {loss:.4f}  lr {lr:.2e}  {values['images_per_second']:.1f} images/s"
-        )
-        self.loss.zero_()
-        self.targets.zero_()
-        self.images, self.since, self.last_step = 0, time.perf_counter(), progress.step
-
-    def evaluation(self, progress: Progress, values: dict[str, Any], improved: bool, per_epoch: int) -> None:
-        """A line with validation's numbers."""
-        self._write(progress.step, {"epoch": progress.epoch + progress.batches / per_epoch, **values})
-        self._say(
-            f"step {progress.step}  validation loss {values['val_loss']:.4f}  sacreBLEU {values['val_bleu']:.2f}"
-            f"{'  (best so far)' if improved else ''}  {values['val_seconds']:.0f} s"
-        )
-        if values["val_commonest_caption"] > 0.5 and values["val_images"] > 4:
-            self._say(
-                f"warning: {values['val_commonest_caption']:.0%} of the validation captions are the same. Early in training from nothing "
-                "this is normal; later it means a learning rate too high, or images that do not match their captions."
-            )
-        self.since += values["val_seconds"]  # not training
-
-    def _say(self, line: str) -> None:
-        if self.accelerator.is_main_process:
-            tqdm.write(line)
-
-    def close(self) -> None:
-        if self.dashboard:
-            try:
-                self.accelerator.end_training()
-            except Exception as error:
-                self._give_up(error)
-
-
-def _logged_in(wandb: Any) -> bool:
-    try:
-        return bool(wandb.login(prompt=False))
-    except Exception:  # a key, but no network
-        return False
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: the GPU's peak, or on a CPU this process's."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -23,11 +23,13 @@ ROOMS: dict[str, tuple[str, str]] = {
     "evaluation": ("model generation processing captioner checkpoint config data metrics report", "accelerate tqdm"),
     "checkpoint": ("model processing pretrained", "torch safetensors"),
     "features": ("data model", "torch numpy accelerate tqdm"),
+    "plot": ("", ""),
+    "runlog": ("config data metrics processing", "torch accelerate tqdm"),
     "training": (
-        "features model generation processing pretrained captioner config data metrics checkpoint evaluation",
-        "torch accelerate tqdm",
+        "runlog features model generation processing pretrained captioner config data metrics checkpoint evaluation",
+        "torch accelerate safetensors tqdm",
     ),
-    "preflight": ("captioner config data generation processing training", "torch"),
+    "preflight": ("captioner config data generation processing runlog training", "torch"),
     "__init__": ("captioner pretrained", ""),
 }
 

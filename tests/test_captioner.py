@@ -106,3 +106,27 @@ print(Captioner.from_pretrained({str(hf_dir)!r}, device='cpu')({str(tmp_path / "
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
+
+
+def test_int8_says_what_is_missing(hf_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="quantize 'int4': expected 'int8'"):
+        Captioner.from_pretrained(hf_dir, device="cpu", quantize="int4")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ValueError, match="no C\\+\\+ compiler"):
+        Captioner.from_pretrained(hf_dir, device="cpu", quantize="int8")
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
+    with pytest.raises(ValueError, match=r"pip install 'blip_lite\[int8\]'"):
+        Captioner.from_pretrained(hf_dir, device="cpu", quantize="int8")
+
+
+@pytest.mark.slow
+def test_int8_captions(hf_dir: Path, pictures: list[Image.Image]) -> None:
+    pytest.importorskip("torchao")
+    captioner = Captioner.from_pretrained(hf_dir, device="cpu", quantize="int8")
+    float32 = Captioner.from_pretrained(hf_dir, device="cpu")
+    pixels = captioner.processor.pixel_values(pictures)
+    with torch.inference_mode():
+        expected, found = float32.model.encode(pixels), captioner.model.encode(pixels)
+    assert 0 < (found - expected).norm() / expected.norm() < 0.1
+    assert all(captioner(pictures))

@@ -76,10 +76,17 @@ def test_our_evaluate_hides_hugging_faces_from_nobody_by_running() -> None:
     assert done.stdout.strip() == "['main', 'sys']"
 
 
-@pytest.mark.parametrize("name", ["cpu", "single_gpu", "multi_gpu"])
+@pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "accelerate_configs").iterdir()))
 def test_accelerate_reads_our_config_files(name: str) -> None:
+    """Every key is one that Accelerate knows: at the top level it would refuse another, and we use no nested ones."""
+    import dataclasses
+
+    import yaml
     from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 
+    keys = yaml.safe_load((ROOT / "accelerate_configs" / f"{name}.yaml").read_text())
+    assert set(keys) <= {field.name for field in dataclasses.fields(ClusterConfig)}
+    assert not any(isinstance(value, dict) for value in keys.values())
     loaded = load_config_from_file(str(ROOT / "accelerate_configs" / f"{name}.yaml"))
     assert isinstance(loaded, ClusterConfig)
     assert loaded.mixed_precision == ("no" if name == "cpu" else "bf16")

@@ -1,0 +1,281 @@
+"""Crashes, full disks, signals, second processes: nothing computed is lost. The long version is `torture.py`."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from blip_lite import checkpoint, training
+from blip_lite.config import ConfigError, read_run_config
+from blip_lite.pretrained import CheckpointError
+from blip_lite.training import Stopped, TrainingError, train
+from conftest import ROOT, tiny_config
+
+ARGUMENTS = [
+    "--dataset",
+    "shapes",
+    "--model",
+    "tiny",
+    "--max_train_images",
+    "50",
+    "--max_eval_images",
+    "4",
+    "--batch_size",
+    "4",
+    "--num_workers",
+    "0",
+    "--num_beams",
+    "2",
+    "--max_new_tokens",
+    "8",
+    "--logging_steps",
+    "1",
+    "--learning_rate",
+    "1e-3",
+]
+THIRD_LOSS = 4.335743  # of the third step of fixtures/run-v1
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+
+
+def command(run: Path, *extra: str, processes: int = 1) -> list[str]:
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "29631"]
+    script = [*(launcher if processes > 1 else []), str(ROOT / "train.py")]
+    return [sys.executable, *script, *ARGUMENTS, "--output_dir", str(run), *extra]
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    import safetensors.torch
+
+    return safetensors.torch.load_file(path / "model.safetensors")
+
+
+def same_weights(a: Path, b: Path) -> None:
+    """The last checkpoints and the best of two runs are equal bit for bit, and the best was found at the same step."""
+    last = checkpoint.checkpoints(a)[-1].name
+    for name in (last, "best"):
+        one, other = weights(a / name), weights(b / name)
+        assert all(torch.equal(one[key], other[key]) for key in one), name
+    assert (
+        json.loads((a / "best" / "best.json").read_text())["step"]
+        == json.loads((b / "best" / "best.json").read_text())["step"]
+    )
+
+
+def stop_after(step: int, run: Path, *extra: str) -> None:
+    """Run until a step is done, then SIGTERM, as a pre-emption would."""
+    code = (
+        "import os, signal, sys, train\nfrom blip_lite import training\nSkips = training.Skips\nold = Skips.step\ncount = [0]\n"
+        "def step(self, *a):\n    old(self, *a)\n    count[0] += 1\n"
+        f"    if count[0] + start[0] == {step}: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "Skips.step = step\nstart = [0]\nresume = training.resume\n"
+        "def resumed(*a):\n    p = resume(*a)\n    start[0] = p.step\n    return p\n"
+        "training.resume = resumed\nsys.exit(train.main())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command(run, *extra)[2:]],
+        env=ENVIRONMENT,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 143, done.stderr
+
+
+def test_sigterm_saves_and_the_resumed_run_is_the_undisturbed_one(tmp_path: Path) -> None:
+    extra = ["--max_steps", "8", "--gradient_accumulation_steps", "2"]
+    subprocess.run(command(tmp_path / "whole", *extra), check=True, env=ENVIRONMENT, capture_output=True)
+    for step in (2, 3, 7):  # twice in one epoch, and at the end of one, before its validation
+        stop_after(step, tmp_path / "cut", *extra, "--resume")
+    progress = json.loads((tmp_path / "cut" / "checkpoint-000007" / "state" / "progress.json").read_text())
+    assert progress["validation_due"] and (progress["epoch"], progress["batches"]) == (1, 0)
+    subprocess.run(command(tmp_path / "cut", *extra, "--resume"), check=True, env=ENVIRONMENT, capture_output=True)
+    same_weights(tmp_path / "whole", tmp_path / "cut")
+    lines = [
+        [json.loads(x) for x in (tmp_path / r / "metrics.jsonl").read_text().splitlines()] for r in ("whole", "cut")
+    ]
+    assert [(x["step"], x.get("val_bleu"), x.get("val_loss")) for x in lines[0]] == [
+        (x["step"], x.get("val_bleu"), x.get("val_loss")) for x in lines[1]
+    ]
+
+
+def test_sigterm_to_one_of_two_processes_stops_both_at_one_step(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    launcher = subprocess.Popen(
+        command(run, "--max_steps", "4000", "--save_every", "5", processes=2),
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+        stdout=subprocess.DEVNULL,
+    )
+    while not list(run.glob("checkpoint-*")):
+        assert launcher.poll() is None, launcher.stderr.read()
+        time.sleep(0.1)
+    ranks = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    os.kill(int(ranks[1]), signal.SIGTERM)
+    assert launcher.wait(60) != 0
+    last = checkpoint.newest(run)
+    assert (last and int(last.name[-6:]) % 5 != 0) or checkpoint.problem(
+        last
+    ) is None  # a save besides the regular ones
+    done = subprocess.run(
+        command(run, "--resume", "--max_steps", str(checkpoint.step_of(last) + 2), processes=2),
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"resuming from {last}" in done.stdout
+
+
+def test_a_second_process_on_one_directory_is_refused(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    first = subprocess.Popen(
+        command(run, "--max_steps", "4000"), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        while not (run / "metrics.jsonl").exists():
+            assert first.poll() is None
+            time.sleep(0.1)
+        second = subprocess.run(command(run, "--resume"), env=ENVIRONMENT, capture_output=True, text=True)
+        assert second.returncode == 2 and f"is being written by another process (pid {first.pid}" in second.stderr
+    finally:
+        first.kill()
+        first.wait()
+    with checkpoint.lock(run):  # a killed process leaves no lock
+        pass
+
+
+def test_a_time_limit_saves_and_stops(tmp_path: Path) -> None:
+    with pytest.raises(Stopped) as stopped:
+        train(tiny_config(tmp_path, max_steps=10_000, time_limit=0.05))
+    assert stopped.value.number == checkpoint.TIME_UP
+    assert checkpoint.newest(tmp_path / "run")
+
+
+def failing(call: Callable[..., Any], at: int, code: int) -> tuple[Callable[..., Any], list[int]]:
+    """`call`, but its `at`-th use raises an OSError; and a list whose length is the number of uses."""
+    uses: list[int] = []
+
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        uses.append(1)
+        if len(uses) == at:
+            raise OSError(code, os.strerror(code))
+        return call(*args, **kwargs)
+
+    return wrapper, uses
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_a_save_that_fails_anywhere_harms_nothing(
+    tmp_path: Path, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At every write, fsync and rename of one save: the older checkpoints are intact, no rubble, the next save works."""
+    config = tiny_config(tmp_path, max_steps=1, max_eval_images=1)
+    train(config)
+    run = tmp_path / "run"
+    model, processor = training.build_model(
+        dataclasses.replace(config, resume=True).resolved(), training.load_data(config)
+    )
+    optimizer = training.build_optimizer(model, config.resolved())
+    before = checkpoint.newest(run)
+
+    def save(step: int) -> bool:
+        return training.on_disk("x", lambda: checkpoint.save(run, step, model, processor, optimizer, {}, {}, 2))
+
+    failures = 0
+    for module, name in (
+        (checkpoint.os, "fsync"), (checkpoint.os, "rename"), (checkpoint.Path, "write_text"), (checkpoint.Path, "mkdir"),
+        (checkpoint.safetensors.torch, "save_file"),
+    ):  # fmt: skip
+        for at in range(1, 40):
+            wrapper, uses = failing(getattr(module, name), at, code)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(module, name, wrapper)
+                worked = save(2)
+            if worked:
+                assert len(uses) < at
+                shutil.rmtree(run / "checkpoint-000002")
+                break
+            failures += 1
+            assert not list(run.glob(".tmp-*"))
+            # the last fsync is that of the parent: the new checkpoint is there, and whole
+            assert checkpoint.newest(run) in (before, run / "checkpoint-000002")
+            shutil.rmtree(run / "checkpoint-000002", ignore_errors=True)
+        else:
+            pytest.fail(f"{name} never stopped failing")
+    assert failures > 15 and "the next save tries again" in capsys.readouterr().err
+    assert save(3) and checkpoint.newest(run) == run / "checkpoint-000003"
+
+
+def test_a_full_disk_is_a_warning_until_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    save = checkpoint.save
+
+    def full(run: Path, step: int, *args: Any) -> Path:
+        if step in full_at:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return save(run, step, *args)
+
+    monkeypatch.setattr(training.checkpoint, "save", full)
+    full_at = {2}
+    train(tiny_config(tmp_path, max_steps=4, save_every=1, max_train_images=8))
+    assert "checkpoint-000002 could not be written" in capfd.readouterr().err
+    full_at = {4}
+    with pytest.raises(
+        TrainingError, match="the last checkpoint could not be written; the last good one: .*checkpoint-000003"
+    ):
+        train(tiny_config(tmp_path, max_steps=4, save_every=1, overwrite=True))
+
+
+def test_resuming_from_a_named_checkpoint_gives_up_later_ones(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, max_steps=6, save_every=2, save_total_limit=9)
+    train(config)
+    run = tmp_path / "run"
+    end = weights(run / "checkpoint-000006")
+    train(dataclasses.replace(config, resume_from=str(run / "checkpoint-000002")))
+    assert all(torch.equal(value, end[name]) for name, value in weights(run / "checkpoint-000006").items())
+    (run / "checkpoint-000004" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"--resume_from .*checkpoint-000004: model.safetensors has 0 bytes"):
+        train(dataclasses.replace(config, resume_from=str(run / "checkpoint-000004")))
+    with pytest.raises(ConfigError, match="is no checkpoint in --output_dir"):
+        train(dataclasses.replace(config, resume_from=str(tmp_path / "elsewhere" / "checkpoint-000002")))
+
+
+def test_a_changed_setting_needs_a_word(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, max_steps=2)
+    train(config)
+    changed = dataclasses.replace(config, resume=True, max_steps=3, learning_rate=1e-4)
+    with pytest.raises(ConfigError, match=r"learning_rate was .* is now 0.0001. --allow_config_change"):
+        train(changed)
+    train(dataclasses.replace(changed, allow_config_change=True))
+
+
+def test_out_of_memory_says_what_would_fit() -> None:
+    said = training.out_of_memory(
+        tiny_config(Path("x"), batch_size=8, gradient_accumulation_steps=2, mixed_precision="no")
+    )
+    assert "--batch_size 4 --gradient_accumulation_steps 4" in said and "--gradient_checkpointing" in said
+
+
+def test_a_run_of_the_first_format_goes_on(tmp_path: Path) -> None:
+    """`fixtures/run-v1` was written by the first version (tests/make_fixture.py); the loss of its third step was noted."""
+    run = tmp_path / "run"
+    shutil.copytree(ROOT / "tests" / "fixtures" / "run-v1", run)
+    train(dataclasses.replace(read_run_config(run), output_dir=str(run), resume=True, max_steps=3))
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3]
+    assert next(line["loss"] for line in lines if line["step"] == 3) == pytest.approx(THIRD_LOSS, abs=1e-5)

@@ -1,0 +1,75 @@
+"""What a dashboard would show, read back with W&B's own tool; curves."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from blip_lite.plot import main as plot_main
+from blip_lite.training import train
+from conftest import tiny_config
+
+
+def inspect(run: Path, *options: str) -> str:
+    [folder] = (run / "wandb").glob("offline-run-*")
+    command = [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", *options, "--json", str(folder)]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "HOME": str(run)}
+    ).stdout
+
+
+def test_the_dashboard_shows_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path))
+    config = tiny_config(tmp_path, log_with="wandb", max_steps=4, eval_every=2, wandb_artifacts=True)
+    train(config)
+    run = tmp_path / "run"
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    records = [json.loads(line) for line in inspect(run).splitlines()]
+    history: dict[tuple[str, int], float] = {}
+    for record in records:
+        if record["type"] == "history":
+            history |= {(name, record["history"]["item"]["step"]): v for name, v in record["history"]["item"].items()}
+    for line in lines:
+        for name in ("loss", "lr", "grad_norm", "images_per_second", "data_wait_share_of_seconds", "memory_gb"):
+            if name in line:
+                assert history[f"train/{name}", line["step"]] == pytest.approx(line[name])
+        if "val_bleu" in line:
+            assert history["val/bleu", line["step"]] == pytest.approx(line["val_bleu"])
+            assert any(k.startswith("val/captions") and step == line["step"] for k, step in history)
+    text = json.dumps(records)
+    about = json.loads((run / "config.json").read_text())
+    for wanted in (
+        about["data_fingerprint"],
+        about["versions"]["torch"],
+        "best/val_bleu",
+        "run-best",
+        "model.safetensors",
+    ):
+        assert wanted in text, wanted
+    progress = json.loads((run / "checkpoint-000004" / "state" / "progress.json").read_text())
+    assert progress["tracker_id"] in next((run / "wandb").glob("offline-run-*")).name
+    # the resumed run is the same W&B run
+    train(dataclasses.replace(config, resume=True, max_steps=5, wandb_artifacts=False))
+    assert len(list((run / "wandb").glob(f"offline-run-*-{progress['tracker_id']}"))) >= 1
+    assert {p.name.rsplit("-", 1)[1] for p in (run / "wandb").glob("offline-run-*")} == {progress["tracker_id"]}
+
+
+def test_curves_of_two_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    for name in ("a", "b"):
+        train(tiny_config(tmp_path, output_dir=str(tmp_path / name), max_steps=2))
+    picture = tmp_path / "curves.png"
+    monkeypatch.setattr(sys, "argv", ["plot", str(tmp_path / "a"), str(tmp_path / "b"), "--output", str(picture)])
+    assert plot_main() == 0 and picture.stat().st_size > 10_000
+    monkeypatch.setattr(sys, "argv", ["plot", str(tmp_path / "none")])
+    assert plot_main() == 2 and "metrics.jsonl cannot be read" in capsys.readouterr().err
