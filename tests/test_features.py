@@ -51,13 +51,16 @@ def test_each_image_is_encoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(
         training,
         "validate",
-        lambda *a: {
-            "val_bleu": 0.0,
-            "val_loss": 0.0,
-            "val_seconds": 0.0,
-            "val_images": 1,
-            "val_commonest_caption": 0.0,
-        },
+        lambda *a: (
+            {
+                "val_bleu": 0.0,
+                "val_loss": 0.0,
+                "val_seconds": 0.0,
+                "val_images": 1,
+                "val_commonest_caption": 0.0,
+            },
+            [],
+        ),
     )
     train(frozen(tmp_path, "run"))
     assert sum(encoded) == 12

@@ -39,6 +39,7 @@ def test_a_run_writes_everything_it_should(tmp_path: Path) -> None:
     result = train(config)
     run = tmp_path / "run"
     assert {p.name for p in run.iterdir()} == {
+        ".lock",
         "config.json",
         "metrics.jsonl",
         "best",
@@ -225,7 +226,7 @@ def test_a_dashboard_that_fails_does_not_stop_training(
     def fails(*_: object, **__: object) -> None:
         raise OSError("network gone")
 
-    monkeypatch.setattr(training.Accelerator, "log", fails)
+    monkeypatch.setattr("accelerate.tracking.TensorBoardTracker.log", fails)
     train(tiny_config(tmp_path, log_with="tensorboard", max_steps=3))
     assert capsys.readouterr().out.count("warning: no dashboard from here on") == 1
     assert len(metrics_of(tmp_path / "run")) == 4
