@@ -30,7 +30,7 @@ def main() -> None:
                 f"| {name} | {row['unit']} | {cell(row.get(PEER, ''))} | {cell(row.get(OURS, ''))} | {ratio} | {rest} |"
             )
             if ratio and "base-cpu" in path.stem:
-                bars.append((name, row["ratio"]))
+                bars.append((f"training, {name}" if "training" in path.stem else name, row["ratio"]))
     draw(bars)
 
 
