@@ -24,6 +24,7 @@ def test_the_first_two_bash_blocks_set_up_and_run_everything() -> None:
 def test_every_option_exists() -> None:
     known = {f.name for cls in (TrainConfig, EvalConfig) for f in dataclasses.fields(cls)} | {"config"}
     known |= set(re.findall(r'add\("--(\w+)"', (ROOT / "caption.py").read_text("utf-8")))
+    known |= set(re.findall(r'add_argument\("--(\w+)"', (ROOT / "benchmarks" / "common.py").read_text("utf-8")))
     other = {"index-url", "no-deps", "config_file", "help"}  # of pip, accelerate, argparse
     other |= {"nnodes", "nproc_per_node", "rdzv_backend", "rdzv_endpoint", "signal"}  # of torchrun and srun
     used = set(re.findall(r"--([a-z][\w-]*)", README))
