@@ -11,6 +11,15 @@ def main() -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    if config.audit:
+        from blip_lite.audit import audit
+        from blip_lite.data import DataError
+
+        try:
+            return int(audit(config)["leaks"] > 0)
+        except (ConfigError, DataError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
     import torch
 
     from blip_lite.checkpoint import TIME_UP

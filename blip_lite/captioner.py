@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from blip_lite.generation import GenerationSettings, generate
-from blip_lite.model import Blip
+from blip_lite.model import IGNORE, Blip
 from blip_lite.pretrained import load_pretrained
 from blip_lite.processing import ImageInput, Processor
 
@@ -181,3 +181,57 @@ class Captioner:
             for i, found in zip(rows, sequences.tolist(), strict=True):
                 captions[i] = [self.processor.decode(sequence) for sequence in found]
         return captions
+
+    def score(self, images: ImageInput | Sequence[ImageInput], captions: Any, prompt: str = "") -> Any:
+        """How likely the model finds a caption of an image: the mean log-probability of its tokens, `[SEP]` included.
+
+        Args:
+            images: one image or a list, as in `__call__`.
+            captions: a text, or several; for a list of images, one of these an image. They are normalised as in
+                training, and cut at the model's longest.
+            prompt: how captions begin; its tokens are not counted.
+
+        Returns:
+            A number at most 0, or a list as `captions` is.
+
+        Raises:
+            ImageError: an image cannot be read.
+            ValueError: not as many captions as images, or an empty one.
+        """
+        if isinstance(images, (str, Path, bytes, Image.Image, np.ndarray)):
+            return self.score([images], [captions], prompt)[0]
+        if len(captions) != len(images):
+            raise ValueError(f"{len(captions)} captions for {len(images)} images")
+        scores: list[Any] = []
+        skip, longest = len(self.processor.prompt_ids(prompt)), self.model.config.text.max_position_embeddings
+        for image, texts in zip(images, captions, strict=True):
+            rows = [self.processor.encode(t, prompt, longest) for t in ([texts] if isinstance(texts, str) else texts)]
+            if not rows or min(map(len, rows)) < skip + 2:
+                raise ValueError(f"a caption to score is empty: {texts!r}")
+            ids = torch.full((1, len(rows), max(map(len, rows))), self.processor.pad_token_id)
+            labels = torch.full_like(ids, IGNORE)
+            for k, row in enumerate(rows):
+                ids[0, k, : len(row)] = torch.tensor(row)
+                labels[0, k, skip : len(row)] = ids[0, k, skip : len(row)]
+            found = self.score_pixels(self.processor.pixel_values([image]), ids, labels)[0].tolist()
+            scores.append(found[0] if isinstance(texts, str) else found)
+        return scores
+
+    @torch.inference_mode()
+    def score_pixels(self, pixel_values: Tensor, input_ids: Tensor, labels: Tensor) -> Tensor:
+        """Mean log-probability of each caption's targets, `[I, K]` on the CPU; NaN for one without targets.
+
+        Args:
+            pixel_values: `[I, 3, S, S]`.
+            input_ids: `[I, K, T]`, as in `Blip.forward`.
+            labels: `[I, K, T]`, `IGNORE` where a token is not to count.
+        """
+        device = self.model.device
+        pixel_values = pixel_values.to(device, self.model.dtype)
+        hidden = self.model.decode(input_ids.to(device), self.model.encode(pixel_values))[:, :, :-1]
+        targets = labels.to(device)[:, :, 1:]
+        wanted = targets != IGNORE
+        log_probs = torch.zeros(targets.shape, device=device)
+        logits = self.model.logits(hidden[wanted]).float()
+        log_probs[wanted] = -torch.nn.functional.cross_entropy(logits, targets[wanted], reduction="none")
+        return (log_probs.sum(-1) / wanted.sum(-1)).cpu()

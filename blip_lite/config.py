@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import difflib
 import json
+import re
 import types
 import typing
 from dataclasses import dataclass
@@ -45,22 +46,35 @@ FROM_SCRATCH: dict[str, dict[str, Any]] = {
 }
 
 
+FILES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".tar")
+SCHEMES = ("seed", "official", "karpathy")
+
+
 @dataclass
 class TrainConfig:
     """Fine-tune BLIP for image captioning."""
 
     # data
     dataset: str = setting(
-        "flickr8k", "shapes, flickr8k, coco_karpathy, or a folder with metadata.csv or metadata.jsonl"
+        "flickr8k",
+        "shapes, flickr8k, flickr30k, coco_karpathy, a folder, a captions file (.csv, .tsv, .jsonl, .json, .parquet), .tar shards (a/{0000..0099}.tar), or a Hub id",
     )
     data_dir: str | None = setting(
-        None, "local copy of flickr8k (Flickr8k.token.txt, Flicker8k_Dataset/); default: the Hub"
+        None, "local copy of flickr8k (original or Kaggle layout, Parquet), or the folder of Karpathy's dataset_*.json"
     )
     image_root: str | None = setting(
-        None, "folder of COCO images (train2014/, val2014/); default: download once into a cache"
+        None, "folder that image paths are relative to; COCO's (train2014/, val2014/) is else downloaded into a cache"
     )
+    image_column: str | None = setting(None, "column of the image; default: guessed from usual names")
+    caption_column: str | None = setting(None, "column of the caption, or several, a,b,c; default: guessed")
+    dataset_config: str | None = setting(None, "configuration of a Hub data set")
+    dataset_split: str | None = setting(None, "only this part of a Hub data set, e.g. train[:1000], split by image")
+    allow_urls: bool = setting(False, "download images that a table names by URL, once, into a cache")
     split_scheme: str = setting(
-        "seed", "flickr8k: 90/5/5 by image and seed, or the official 6000/1000/1000 lists", ("seed", "official")
+        "seed", "flickr8k: 90/5/5 by image and seed, the official 6000/1000/1000 lists, or Karpathy's", SCHEMES
+    )
+    captions_per_image: int | None = setting(
+        None, "captions of each image in an epoch, others in the next; default: all"
     )
     max_train_images: int | None = setting(None, "use only this many training images; default: all")
     max_eval_images: int | None = setting(None, "validate on only this many images; default: all")
@@ -131,6 +145,10 @@ class TrainConfig:
     run_name: str | None = setting(None, "run name on the dashboard; default: output_dir's name")
     # instead of training
     sanity: bool = setting(False, "only check that the model can learn 8 of the captions word for word, then stop")
+    audit: bool = setting(
+        False,
+        "only look at the data: counts, lengths, duplicates and near-duplicates across splits; exit code 1 on a leak",
+    )
     plan: bool = setting(
         False, "only run 4 steps, one on the longest captions, print memory, time and disk needed, then stop"
     )
@@ -142,7 +160,9 @@ class TrainConfig:
         if self.resume_from:
             fill |= {"resume": True, "output_dir": self.output_dir or str(Path(self.resume_from).parent)}
         elif self.output_dir is None:
-            fill["output_dir"] = f"runs/{Path(self.dataset).resolve().name}"
+            path = Path(self.dataset)  # a folder's name may hold a dot
+            name = path.resolve().name if path.is_dir() else path.stem if path.suffix in FILES else path.name
+            fill["output_dir"] = "runs/" + re.sub(r"[^\w.]+", "-", name).strip("-.")
         return dataclasses.replace(self, **fill)
 
     def dashboards(self) -> list[str]:
@@ -160,7 +180,7 @@ class TrainConfig:
             "logging_steps",
         )
         positive += ("save_every", "eval_every", "max_train_images", "max_eval_images", "num_beams", "max_new_tokens")
-        positive += ("learning_rate", "time_limit")
+        positive += ("learning_rate", "time_limit", "captions_per_image")
         problems = [f"--{n} must be between 0 and 1" for n in ratios if not 0 <= getattr(self, n) <= 1]
         problems += [
             f"--{n} must be above 0" for n in positive if getattr(self, n) is not None and getattr(self, n) <= 0
@@ -195,7 +215,9 @@ class EvalConfig:
     dataset: str | None = setting(None, "as in train.py; default: the run's (needed for a Hub id)")
     data_dir: str | None = setting(None, "as in train.py; default: the run's")
     image_root: str | None = setting(None, "as in train.py; default: the run's")
-    split_scheme: str | None = setting(None, "as in train.py; default: the run's", ("seed", "official"))
+    image_column: str | None = setting(None, "as in train.py; default: the run's")
+    caption_column: str | None = setting(None, "as in train.py; default: the run's")
+    split_scheme: str | None = setting(None, "as in train.py; default: the run's", SCHEMES)
     max_eval_images: int | None = setting(None, "caption only this many images; default: all")
     prompt: str | None = setting(None, "how every caption begins; default: the run's")
     batch_size: int | None = setting(None, "images at a time; default: the run's")

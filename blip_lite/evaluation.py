@@ -22,10 +22,11 @@ from blip_lite import metrics, report
 from blip_lite.captioner import Captioner, pick_dtype
 from blip_lite.checkpoint import newest
 from blip_lite.config import ConfigError, EvalConfig, TrainConfig, read_run_config
-from blip_lite.data import Batch, Captions, Example, epoch_batches, load_data, loader, subsample
+from blip_lite.data import Batch, Captions, Example, epoch_batches, loader, subsample
 from blip_lite.generation import GenerationSettings
 from blip_lite.model import Blip
 from blip_lite.processing import Processor
+from blip_lite.sources import load_data
 
 
 def decoding(config: TrainConfig, model: Blip, processor: Processor) -> GenerationSettings:

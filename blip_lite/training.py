@@ -38,7 +38,6 @@ from blip_lite.data import (
     Example,
     epoch_batches,
     epoch_order,
-    load_data,
     loader,
 )
 from blip_lite.evaluation import caption_batch, decoding, gather_captions
@@ -48,6 +47,7 @@ from blip_lite.model import Blip
 from blip_lite.pretrained import CheckpointError, from_scratch, load_pretrained
 from blip_lite.processing import Processor, normalize_caption
 from blip_lite.runlog import RunLog
+from blip_lite.sources import load_data
 
 SKIPS_IN_A_ROW = 10  # updates with a non-finite gradient, after which a run is beyond help; looked at so often
 
@@ -169,6 +169,7 @@ def fine_tune(config: TrainConfig, stop: checkpoint.Stop) -> dict[str, Any]:
     while progress.step < total_steps and not stopped:
         order = epoch_order(len(train_set), config.seed, progress.epoch)
         mine = epoch_batches(order, config.batch_size, rank, world)[progress.batches :]
+        train_set.epoch = progress.epoch
         batches = loader(train_set, mine, workers, pin_memory=accelerator.device.type == "cuda")
         for window in log.waits(windows(batches, accumulation)):
             begun = time.perf_counter()
@@ -198,6 +199,7 @@ def fine_tune(config: TrainConfig, stop: checkpoint.Stop) -> dict[str, Any]:
 
             end_of_epoch, finished = progress.batches >= per_epoch, progress.step >= total_steps
             if end_of_epoch:
+                list_bad_images(bad_images, progress.epoch)
                 progress.epoch, progress.batches = progress.epoch + 1, 0
             if progress.step % config.logging_steps == 0 or finished:
                 progress.skipped += skips.take()
@@ -293,7 +295,9 @@ def load(config: TrainConfig, accelerator: Accelerator) -> tuple[DataSet, Blip, 
     accelerator.print(
         f"{config.model}: {size:.1f}M parameters, {accelerator.device}, precision {accelerator.mixed_precision}"
     )
-    return data, model, Captions(data.splits["train"], processor, config.prompt, config.max_length)
+    train_set = Captions(data.splits["train"], processor, config.prompt, config.max_length)
+    train_set.captions_per_image, train_set.seed = config.captions_per_image, config.seed
+    return data, model, train_set
 
 
 def pick_precision(config: TrainConfig) -> str | None:
@@ -424,6 +428,13 @@ def report_bad_images(window: list[Batch], known: set[str], num_images: float, c
         )
 
 
+def list_bad_images(known: set[str], epoch: int) -> None:
+    """At the end of an epoch, once more, all that this process could not decode."""
+    if known:
+        names = ", ".join(sorted(known)[:20]) + (", ..." if len(known) > 20 else "")
+        tqdm.write(f"epoch {epoch + 1}: {len(known)} images could not be decoded: {names}", file=sys.stderr)
+
+
 @torch.no_grad()
 def validate(
     ddp: Any,
@@ -488,6 +499,7 @@ MUST_NOT_CHANGE = (
     "batch_size",
     "gradient_accumulation_steps",
     "max_length",
+    "captions_per_image",
     "prompt",
     "seed",
     "freeze_vision",
@@ -499,7 +511,9 @@ MUST_NOT_CHANGE = (
     "label_smoothing",
     "max_grad_norm",
 )
-FORGETTABLE = ("resume", "resume_from", "allow_config_change", "overwrite", "sanity", "plan", "time_limit")
+FORGETTABLE = (
+    "resume", "resume_from", "allow_config_change", "overwrite", "sanity", "audit", "plan", "time_limit",
+)  # fmt: skip
 
 
 def check_output(run: Path, config: TrainConfig) -> None:

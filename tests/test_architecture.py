@@ -17,19 +17,25 @@ ROOMS: dict[str, tuple[str, str]] = {
     "bulk": ("captioner generation processing", "torch"),
     "config": ("", ""),
     "shapes": ("", "PIL"),
-    "data": ("model processing config shapes", "torch numpy"),
+    "fetch": ("processing", "PIL tqdm"),
+    "data": ("model processing", "torch numpy"),
+    "sources": ("config data fetch processing shapes", ""),
     "metrics": ("processing", ""),
     "report": ("processing", "PIL"),
-    "evaluation": ("model generation processing captioner checkpoint config data metrics report", "accelerate tqdm"),
+    "evaluation": (
+        "model generation processing captioner checkpoint config data sources metrics report",
+        "accelerate tqdm",
+    ),
     "checkpoint": ("model processing pretrained", "torch safetensors"),
     "features": ("data model", "torch numpy accelerate tqdm"),
     "plot": ("", ""),
     "runlog": ("config data metrics processing", "torch accelerate tqdm"),
     "training": (
-        "runlog features model generation processing pretrained captioner config data metrics checkpoint evaluation",
+        "runlog features model generation processing pretrained captioner config data sources metrics checkpoint evaluation",
         "torch accelerate safetensors tqdm",
     ),
     "preflight": ("captioner config data generation processing runlog training", "torch"),
+    "audit": ("captioner config data model pretrained processing report sources", "numpy PIL tqdm"),
     "__init__": ("captioner pretrained", ""),
 }
 

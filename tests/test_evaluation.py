@@ -10,8 +10,9 @@ import pytest
 
 from blip_lite import Captioner, evaluation
 from blip_lite.config import ConfigError, EvalConfig
-from blip_lite.data import DataSet, Example, load_data
+from blip_lite.data import DataSet, Example
 from blip_lite.evaluation import caption_images, decoding, evaluate, find_checkpoint, gather_captions
+from blip_lite.sources import load_data
 from blip_lite.training import train
 from conftest import tiny_config
 

@@ -16,7 +16,8 @@ from transformers import BlipForConditionalGeneration
 
 from blip_lite import Captioner, training
 from blip_lite.config import ConfigError, TrainConfig
-from blip_lite.data import DataError, load_data
+from blip_lite.data import DataError
+from blip_lite.sources import load_data
 from blip_lite.training import TrainingError, learning_rate, train
 from conftest import ROOT, tiny_config
 
