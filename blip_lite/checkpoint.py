@@ -6,6 +6,7 @@ AdamW's moments and the random states in safetensors, everything else in JSON. N
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -65,6 +66,18 @@ def write_directory(path: Path, fill: Callable[[Path], None]) -> None:
         raise
 
 
+def write_text(path: Path, text: str) -> None:
+    """Replace a small file, whole or not at all."""
+    work = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    try:
+        work.write_text(text, "utf-8")
+        _fsync(work)
+        os.replace(work, path)
+    except BaseException:
+        work.unlink(missing_ok=True)
+        raise
+
+
 def lock(run: Path) -> TextIO | None:
     """Keep other processes from writing into the run, for as long as this one lives and the file is open.
 
@@ -79,6 +92,11 @@ def lock(run: Path) -> TextIO | None:
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # lockf: workers that are forked do not inherit it
     except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            print(
+                f"warning: {run} lies on a file system without locks ({error}); see that one run at a time writes there"
+            )
+            return file
         file.seek(0)
         raise CheckpointError(
             f"{run} is being written by another process ({file.read().strip()}). If torchrun started both, they do not "
@@ -138,7 +156,10 @@ def recover(run: Path) -> None:
         else:
             os.rename(aside, path)
     for work in run.glob(".tmp-*"):
-        shutil.rmtree(work, ignore_errors=True)
+        if work.is_dir():
+            shutil.rmtree(work, ignore_errors=True)
+        else:
+            work.unlink(missing_ok=True)
 
 
 def _fsync(path: Path) -> None:
@@ -256,7 +277,10 @@ def load(path: Path, model: Blip, optimizer: torch.optim.Optimizer) -> tuple[dic
         if name.startswith("optimizer."):
             _, index, key = name.split(".")
             state.setdefault(int(index), {})[key] = value
+    decay = [group["weight_decay"] for group in optimizer.param_groups]
     optimizer.load_state_dict({"state": state, "param_groups": progress.pop("param_groups")})
+    for group, value in zip(optimizer.param_groups, decay, strict=True):  # as set now, not as saved
+        group["weight_decay"] = value
     random_states = {n.removeprefix("random."): v for n, v in tensors.items() if n.startswith("random.")}
     return progress, random_states
 

@@ -195,8 +195,12 @@ class TrainConfig:
                 problems.append(f"--{field.name} must be one of {', '.join(choices)}")
         if unknown := set(self.dashboards()) - {"wandb", "tensorboard"}:
             problems.append(f"--log_with {', '.join(sorted(unknown))}: known are none, wandb, tensorboard")
-        if self.resume_from and Path(self.resume_from).resolve().parent != Path(str(self.output_dir)).resolve():
-            problems.append(f"--resume_from {self.resume_from} is no checkpoint in --output_dir {self.output_dir}")
+        if self.resume_from:
+            path = Path(self.resume_from).resolve()
+            if path.parent != Path(str(self.output_dir)).resolve() or not re.fullmatch(r"checkpoint-\d+", path.name):
+                problems.append(
+                    f"--resume_from {self.resume_from} is no checkpoint-N in --output_dir {self.output_dir}"
+                )
         if self.save_total_limit < 2:
             problems.append("--save_total_limit must be at least 2: the last one may be the one being written")
         if self.resume and self.overwrite:

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from tqdm import tqdm
 
@@ -38,11 +39,14 @@ class Features:
     def __reduce__(self) -> tuple[type[Features], tuple[Path, tuple[int, int, int]]]:
         return Features, (self.folder, self.shape)  # a worker maps the file again, instead of being sent its content
 
-    def put(self, index: int, value: Tensor | None) -> None:
-        """Keep an image's features `[P, D]`; None: it cannot be decoded."""
-        if value is not None:
-            self.values[index] = value.to("cpu", torch.float16).numpy()
-        self.state[index] = BAD if value is None else THERE
+    def put(self, found: dict[int, Tensor | None]) -> None:
+        """Keep images' features `[P, D]` by index; None: it cannot be decoded."""
+        for index, value in found.items():
+            if value is not None:
+                self.values[index] = value.to("cpu", torch.float16).numpy()
+        self.values.flush()  # first, so that after a power cut nothing is said to be there that is not
+        for index, value in found.items():
+            self.state[index] = BAD if value is None else THERE
 
     def get(self, index: int) -> Tensor | str:
         """`[P, D]`, or why there are none."""
@@ -76,12 +80,19 @@ def cache_features(
     vision = model.config.vision
     shape = (len(images), (vision.image_size // vision.patch_size) ** 2 + 1, vision.hidden_size)
     needed = 2 * int(np.prod(shape))
-    if refusal := _refusal(folder, needed, limit_gb, accelerator):
-        accelerator.print(f"features are not cached: {refusal}")
+    refusal = [""]
+    if accelerator.is_main_process:  # it decides for all
+        refusal[0] = _refusal(folder, needed, limit_gb, accelerator)
+        if not refusal[0]:
+            try:
+                _open(folder, shape, _key(model, images, accelerator.mixed_precision), accelerator.print)
+            except OSError as error:
+                shutil.rmtree(folder, ignore_errors=True)
+                refusal[0] = str(error)
+    broadcast_object_list(refusal)
+    if refusal[0]:
+        accelerator.print(f"features are not cached: {refusal[0]}")
         return None
-    if accelerator.is_main_process:
-        _open(folder, shape, _key(model, images, accelerator.mixed_precision), accelerator.print)
-    accelerator.wait_for_everyone()
     features = Features(folder, shape)
     missing = [i for i in range(len(images)) if features.state[i] == MISSING]
     accelerator.print(f"features of {len(images)} images, {needed / 1e9:.2f} GB in {folder}: {len(missing)} to compute")
@@ -94,8 +105,8 @@ def cache_features(
         batches = loader(images, todo, workers, accelerator.device.type == "cuda")
         for indices, batch in tqdm(zip(todo, batches, strict=True), total=len(todo), unit="batch", disable=quiet):
             encoded = model.encode(batch.pixel_values.to(accelerator.device, non_blocking=True))
-            for index, image_id, value in zip(indices, batch.image_ids, encoded, strict=True):
-                features.put(index, None if image_id in batch.bad else value)
+            named = zip(indices, batch.image_ids, encoded, strict=True)
+            features.put({index: None if image_id in batch.bad else value for index, image_id, value in named})
     accelerator.wait_for_everyone()
     return features
 
@@ -104,8 +115,8 @@ def _refusal(folder: Path, needed: int, limit_gb: float, accelerator: Accelerato
     if needed > limit_gb * 1e9:
         return f"{needed / 1e9:.1f} GB is more than --feature_cache_gb {limit_gb:g}"
     present = folder / "features.f16"
-    free = shutil.disk_usage(folder.parent).free + (present.stat().st_blocks * 512 if present.exists() else 0)
-    if needed > 0.9 * free:
+    allocated = present.stat().st_blocks * 512 if present.exists() else 0
+    if needed - allocated > 0.9 * shutil.disk_usage(folder.parent).free:
         return f"{needed / 1e9:.1f} GB is more than the disk of {folder.parent} has room for"
     if int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)) != accelerator.num_processes:
         return "the processes of this run are on several machines"
@@ -123,6 +134,9 @@ def _open(folder: Path, shape: tuple[int, int, int], key: str, say: Callable[[st
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
     Features(folder, shape, "w+")
+    if hasattr(os, "posix_fallocate"):  # else a disk that fills up later would end the process without a word
+        with open(folder / "features.f16", "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, 2 * int(np.prod(shape)))
     key_file.write_text(content, "utf-8")
 
 

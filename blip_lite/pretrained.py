@@ -273,7 +273,8 @@ def save_pretrained(model: Blip, processor: Processor, directory: str | Path) ->
         ("special_tokens_map.json", special),
     ):
         (directory / name).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
-    processor.tokenizer.save(str(directory / "tokenizer.json"))
+    # not `tokenizer.save`: on a full disk it raises an exception that says nothing of its kind
+    (directory / "tokenizer.json").write_text(processor.tokenizer.to_str(pretty=True), "utf-8")
     vocab = sorted(processor.tokenizer.get_vocab(with_added_tokens=False).items(), key=lambda item: item[1])
     (directory / "vocab.txt").write_text("".join(token + "\n" for token, _ in vocab), "utf-8")
 

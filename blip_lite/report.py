@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import html
 import io
 import json
@@ -25,11 +26,13 @@ svg{border:1px solid #ddd;margin-right:1em}
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl`; none if there is no such file."""
-    path = run / "metrics.jsonl"
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
+    """The lines of a run's `metrics.jsonl`; none if there is no such file. One that a killed process left half is
+    passed over."""
+    path, found = run / "metrics.jsonl", []
+    for line in path.read_text("utf-8").splitlines() if path.is_file() else []:
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return found
 
 
 def thumbnail(image: ImageInput, size: int = 256) -> str:

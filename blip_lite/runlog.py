@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -17,10 +18,11 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from blip_lite import metrics
+from blip_lite import checkpoint, metrics
 from blip_lite.config import TrainConfig
 from blip_lite.data import Example
 from blip_lite.processing import open_image
+from blip_lite.report import read_metrics
 
 T = TypeVar("T")
 
@@ -44,11 +46,11 @@ class RunLog:
         quiet = not (accelerator.is_main_process and sys.stderr.isatty())
         self.bar = tqdm(total=total_steps, initial=progress.step, unit="step", disable=quiet)
         if accelerator.is_main_process:  # lines of steps that will be done again go
-            lines = self.path.read_text("utf-8").splitlines() if self.path.is_file() else []
-            if lines and not lines[-1].endswith("}"):
-                lines.pop()  # half written, when the run was killed
-            kept = [line for line in lines if json.loads(line)["step"] <= progress.step]
-            self.path.write_text("".join(line + "\n" for line in kept), "utf-8")
+            kept = [line for line in read_metrics(run) if line["step"] <= progress.step]
+            with contextlib.suppress(OSError):  # a full disk: the old file stays
+                checkpoint.write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+            self.loss += progress.logged_loss
+        self.targets += progress.logged_targets
         if self.dashboard:
             self._try(lambda: self._start(progress.tracker_id))
 
@@ -79,7 +81,7 @@ class RunLog:
             "data_wait_share_of_seconds": self.waited / seconds,
             "memory_gb": peak_memory(self.accelerator.device) / 1e9,
             "skipped": progress.skipped,
-            "bad_images": int(self.accelerator.reduce(torch.tensor(bad_images, device=self.loss.device), "sum")),
+            "bad_images": bad_images,
         }
         self._write(progress.step, values)
         self._say(
@@ -132,11 +134,14 @@ class RunLog:
             self._try(lambda: self._log(step, named))
 
     def _flush(self) -> None:
+        size = self.path.stat().st_size if self.path.is_file() else 0
         try:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write("".join(self.pending))
             self.pending = []
         except OSError as error:
+            with contextlib.suppress(OSError):
+                os.truncate(self.path, size)  # half a line
             self._say(f"warning: {self.path} cannot be written ({error}); its lines are kept for later")
 
     def _say(self, line: str) -> None:

@@ -21,7 +21,7 @@ from typing import Any, TextIO
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, gather_object, set_seed
+from accelerate.utils import DistributedType, broadcast_object_list, gather_object, set_seed
 from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
@@ -82,6 +82,8 @@ class Progress:
     seconds: float = 0.0  # of all segments of the run
     world: int = 1  # processes
     tracker_id: str = ""  # of the run on W&B, which a resumed run continues
+    logged_loss: float = 0.0  # sums since the last line of the log
+    logged_targets: int = 0
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -132,10 +134,12 @@ def fine_tune(config: TrainConfig, stop: checkpoint.Stop) -> dict[str, Any]:
         )
     log = RunLog(run, config, accelerator, progress, total_steps)
     started = time.perf_counter() - progress.seconds
-    bad_images: set[str] = set()
+    bad_images: set[str] = set()  # of this process, in this epoch
+    named: set[str] = set()  # those already reported
     skips = Skips(accelerator)
     evaluation: dict[str, Any] = {}
-    stopped, saved, saving = 0, True, 0.0  # why the run stops; whether and in how many seconds the last save worked
+    # Why the run stops; whether the last save worked, and how many seconds it took, at first as at 200 MB/s.
+    stopped, saved, saving = 0, True, 3 * 4 * sum(p.numel() for p in model.parameters()) / 2e8
 
     def evaluate_and_keep_best() -> None:
         """Validate; keep the best. If asked to stop meanwhile, leave it due."""
@@ -159,6 +163,8 @@ def fine_tune(config: TrainConfig, stop: checkpoint.Stop) -> dict[str, Any]:
         begun = time.perf_counter()
         progress.skipped += skips.take()
         progress.seconds = begun - started
+        progress.logged_loss = accelerator.reduce(log.loss, "sum").item()
+        progress.logged_targets = int(log.targets)
         saved = save_checkpoint(run, model, processor, optimizer, progress, config, accelerator)
         saving = time.perf_counter() - begun
 
@@ -195,15 +201,19 @@ def fine_tune(config: TrainConfig, stop: checkpoint.Stop) -> dict[str, Any]:
             log.bar.update()
             progress.step += 1
             progress.batches += len(window)
-            report_bad_images(window, bad_images, len(train_set) / world, config)
+            report_bad_images(window, bad_images, named)
 
             end_of_epoch, finished = progress.batches >= per_epoch, progress.step >= total_steps
             if end_of_epoch:
-                list_bad_images(bad_images, progress.epoch)
                 progress.epoch, progress.batches = progress.epoch + 1, 0
-            if progress.step % config.logging_steps == 0 or finished:
+            to_log = progress.step % config.logging_steps == 0 or finished
+            bad = count_bad_images(bad_images, len(train_set), config, accelerator) if to_log or end_of_epoch else 0
+            if to_log:
                 progress.skipped += skips.take()
-                log.training(progress, optimizer.param_groups[0]["lr"], grad_norm, per_epoch, len(bad_images))
+                log.training(progress, optimizer.param_groups[0]["lr"], grad_norm, per_epoch, bad)
+            if end_of_epoch:
+                list_bad_images(bad_images, progress.epoch)
+                bad_images.clear()
             if progress.step % SKIPS_IN_A_ROW == 0 and skips.in_a_row() >= SKIPS_IN_A_ROW:
                 raise not_finite(window, progress.step)
 
@@ -414,25 +424,31 @@ def not_finite(window: list[Batch], step: int) -> TrainingError:
     )
 
 
-def report_bad_images(window: list[Batch], known: set[str], num_images: float, config: TrainConfig) -> None:
-    """Name images that could not be decoded, once each. Raises DataError when they are too many for this process's
-    share, `num_images`, of the images."""
+def report_bad_images(window: list[Batch], bad: set[str], named: set[str]) -> None:
+    """Collect images that could not be decoded; name each once a run."""
     for image_id, reason in ((i, r) for batch in window for i, r in batch.bad.items()):
-        if image_id not in known:
-            known.add(image_id)
+        bad.add(image_id)
+        if image_id not in named:
+            named.add(image_id)
             tqdm.write(f"skipped, an image that cannot be decoded: {image_id}: {reason}", file=sys.stderr)
-    if len(known) > config.max_bad_images * num_images:
+
+
+def count_bad_images(bad: set[str], num_images: int, config: TrainConfig, accelerator: Accelerator) -> int:
+    """How many images all processes could not decode in this epoch. Raises DataError when they are too many."""
+    count = int(accelerator.reduce(torch.tensor(len(bad), device=accelerator.device), "sum"))
+    if count > config.max_bad_images * num_images:
         raise DataError(
-            f"{len(known)} of {num_images:.0f} training images could not be decoded, more than --max_bad_images "
-            f"{config.max_bad_images:g} allows; the last: {sorted(known)[-1]}. Repair or remove them, or raise the share."
+            f"{count} of {num_images} training images could not be decoded, more than --max_bad_images "
+            f"{config.max_bad_images:g} allows{f'; the last: {sorted(bad)[-1]}' if bad else ''}. Repair or remove them, or raise the share."
         )
+    return count
 
 
 def list_bad_images(known: set[str], epoch: int) -> None:
     """At the end of an epoch, once more, all that this process could not decode."""
     if known:
         names = ", ".join(sorted(known)[:20]) + (", ..." if len(known) > 20 else "")
-        tqdm.write(f"epoch {epoch + 1}: {len(known)} images could not be decoded: {names}", file=sys.stderr)
+        tqdm.write(f"epoch {epoch}: {len(known)} images could not be decoded: {names}", file=sys.stderr)
 
 
 @torch.no_grad()
@@ -535,9 +551,9 @@ def check_output(run: Path, config: TrainConfig) -> None:
     if config.resume and checkpoint.checkpoints(run):
         changed = {n: (getattr(before, n), getattr(config, n)) for n in MUST_NOT_CHANGE}
         wrong = [f"{n} was {old!r}, is now {new!r}" for n, (old, new) in changed.items() if old != new]
-        if wrong and not config.allow_config_change:
+        if wrong and (not config.allow_config_change or before.freeze_vision != config.freeze_vision):
             raise ConfigError(
-                f"--resume: {run} would become another run: {'; '.join(wrong)}. --allow_config_change does it all the same"
+                f"--resume: {run} would become another run: {'; '.join(wrong)}. --allow_config_change does it all the same (not for freeze_vision: other weights have moments)"
             )
 
 
@@ -572,7 +588,12 @@ def open_run(run: Path, config: TrainConfig, data: DataSet, model: Blip) -> Text
         "num_parameters": sum(p.numel() for p in model.parameters()),
         "versions": versions(),
     }
-    (run / "config.json").write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+    try:
+        checkpoint.write_text(run / "config.json", json.dumps(content, indent=2) + "\n")
+    except OSError as error:
+        if not (run / "config.json").is_file():
+            raise ConfigError(f"--output_dir {run} cannot be written: {error}") from error
+        print(f"warning: {run / 'config.json'} could not be written ({error}); it stays as it was")
     return locked
 
 
@@ -622,14 +643,16 @@ def save_checkpoint(
 def resume(run: Path, model: Blip, optimizer: Any, accelerator: Accelerator, config: TrainConfig) -> Progress:
     """Load the run's newest intact checkpoint, or `resume_from`. Raises ConfigError if the number of processes has
     changed in the middle of an epoch."""
-    path = Path(config.resume_from) if config.resume_from else checkpoint.newest(run, accelerator.print)
-    if path is None:
+    chosen = [config.resume_from]
+    if accelerator.is_main_process and not config.resume_from:  # it decides for all
+        chosen = [str(checkpoint.newest(run) or "")]
+    broadcast_object_list(chosen)
+    if not chosen[0]:
         accelerator.print(f"--resume: {run} has no checkpoint; starting afresh")
         return Progress(world=accelerator.num_processes, tracker_id=secrets.token_hex(4))
-    if config.resume_from and accelerator.is_main_process:  # else the next --resume would find them
-        for later in checkpoint.checkpoints(run):
-            if checkpoint.step_of(later) > checkpoint.step_of(path):
-                shutil.rmtree(later)
+    path = Path(chosen[0])
+    if not path.is_dir():
+        raise CheckpointError(f"{path} is not on this machine: --output_dir must be one that all machines share")
     saved, random_states = checkpoint.load(path, model, optimizer)
     scaler = saved.pop("scaler")
     progress = Progress(**saved)
@@ -646,5 +669,13 @@ def resume(run: Path, model: Blip, optimizer: Any, accelerator: Accelerator, con
             torch.cuda.set_rng_state(random_states[f"cuda.{accelerator.process_index}"])
     if scaler and accelerator.scaler:
         accelerator.scaler.load_state_dict(scaler)
+    best = run / "best" / "best.json"
+    if best.is_file() and json.loads(best.read_text("utf-8"))["step"] > progress.step:
+        progress.best_bleu, progress.best_step = -1.0, 0  # best/ is of a future that may not come again
+    accelerator.wait_for_everyone()  # all have read
+    if config.resume_from and accelerator.is_main_process:  # else the next --resume would find them
+        for later in checkpoint.checkpoints(run):
+            if checkpoint.step_of(later) > progress.step:
+                shutil.rmtree(later)
     accelerator.print(f"resuming from {path}: step {progress.step}, epoch {progress.epoch + 1}")
     return progress

@@ -29,7 +29,7 @@ ROOMS: dict[str, tuple[str, str]] = {
     "checkpoint": ("model processing pretrained", "torch safetensors"),
     "features": ("data model", "torch numpy accelerate tqdm"),
     "plot": ("", ""),
-    "runlog": ("config data metrics processing", "torch accelerate tqdm"),
+    "runlog": ("checkpoint config data metrics processing report", "torch accelerate tqdm"),
     "training": (
         "runlog features model generation processing pretrained captioner config data sources metrics checkpoint evaluation",
         "torch accelerate safetensors tqdm",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 
-from blip_lite import checkpoint, training
+from blip_lite import checkpoint, report, training
 from blip_lite.config import ConfigError, read_run_config
 from blip_lite.pretrained import CheckpointError
 from blip_lite.training import Stopped, TrainingError, train
@@ -251,7 +252,7 @@ def test_resuming_from_a_named_checkpoint_gives_up_later_ones(tmp_path: Path) ->
     (run / "checkpoint-000004" / "model.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"--resume_from .*checkpoint-000004: model.safetensors has 0 bytes"):
         train(dataclasses.replace(config, resume_from=str(run / "checkpoint-000004")))
-    with pytest.raises(ConfigError, match="is no checkpoint in --output_dir"):
+    with pytest.raises(ConfigError, match="is no checkpoint-N in --output_dir"):
         train(dataclasses.replace(config, resume_from=str(tmp_path / "elsewhere" / "checkpoint-000002")))
 
 
@@ -279,3 +280,46 @@ def test_a_run_of_the_first_format_goes_on(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3]
     assert next(line["loss"] for line in lines if line["step"] == 3) == pytest.approx(THIRD_LOSS, abs=1e-5)
+
+
+def test_the_log_after_a_stop_in_the_middle_of_its_interval_is_the_same(tmp_path: Path) -> None:
+    """The means of a line span the interruption; half a line of a killed process is passed over."""
+    config = tiny_config(tmp_path, max_steps=6, logging_steps=4, save_every=3, eval_every=6)
+    train(config)
+    run, whole = tmp_path / "run", {}
+    for line in report.read_metrics(run):
+        whole[line["step"]] = line.get("loss", line.get("val_loss"))
+    train(dataclasses.replace(config, resume_from=str(run / "checkpoint-000003"), output_dir=None))
+    assert {line["step"]: line.get("loss", line.get("val_loss")) for line in report.read_metrics(run)} == whole
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"step": {"step": 7, "loss": 1.0}\n{"st')
+    train(dataclasses.replace(config, resume=True, max_steps=7))
+    assert [line["step"] for line in report.read_metrics(run)][-1] == 7
+
+
+def test_resume_from_deletes_nothing_before_it_is_sure(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, max_steps=4, save_every=2)
+    train(config)
+    run = tmp_path / "run"
+    with pytest.raises(ConfigError, match="is no checkpoint-N in"):
+        train(dataclasses.replace(config, resume_from=str(run / "best")))
+    progress = run / "checkpoint-000002" / "state" / "progress.json"
+    manifest = json.loads((run / "checkpoint-000002" / "manifest.json").read_text())
+    changed = progress.read_text().replace('"world": 1', '"world": 2')
+    progress.write_text(changed)
+    digest = {"size": len(changed.encode()), "sha256": hashlib.sha256(changed.encode()).hexdigest()}
+    manifest["state/progress.json"] = digest
+    (run / "checkpoint-000002" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ConfigError, match="from the middle of an epoch of 2 processes"):
+        train(dataclasses.replace(config, resume_from=str(run / "checkpoint-000002")))
+    assert (run / "checkpoint-000004").is_dir()
+
+
+def test_a_file_system_without_locks_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(checkpoint.fcntl, "lockf", refuse)
+    assert checkpoint.lock(tmp_path) and "without locks" in capsys.readouterr().out
