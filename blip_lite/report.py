@@ -7,6 +7,7 @@ import contextlib
 import html
 import io
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,11 +36,11 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return found
 
 
-def thumbnail(image: ImageInput, size: int = 256) -> str:
+def thumbnail(image: ImageInput, size: int = 256, quality: int = 85) -> str:
     """An image as a `data:` URL, at most `size` pixels a side."""
     small = ImageOps.contain(open_image(image), (size, size))
     buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=85)
+    small.save(buffer, "JPEG", quality=quality)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -61,47 +62,96 @@ def curve(lines: Sequence[dict[str, Any]], name: str, width: int = 340, height: 
     )
 
 
+SCRIPT = """
+const cards = [...document.querySelectorAll('.card')], box = document.querySelector('.cards');
+document.querySelector('#find').oninput = e => {
+  const words = e.target.value.toLowerCase();
+  let n = 0;
+  cards.forEach(c => { c.hidden = !c.textContent.toLowerCase().includes(words); n += !c.hidden; });
+  document.querySelector('#count').textContent = n + ' images';
+};
+document.querySelector('#sort').onchange = e => {
+  const [key, sign] = e.target.value.split(' ');
+  cards.sort((a, b) => sign * (a.dataset[key] - b.dataset[key])).forEach(c => box.append(c));
+};
+"""
+METRICS = ("sacrebleu", "Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr", "SPICE")
+
+
+def metrics_table(result: dict[str, Any]) -> str:
+    """The numbers with their intervals, beside those of humans, of one caption for all, and of a second checkpoint."""
+    baselines = {**result["baselines"], **({"compare": result["compare"]} if "compare" in result else {})}
+    head = "".join(f"<th>{html.escape(name.replace('_', ' '))}</th>" for name in baselines)
+    rows = []
+    for name in METRICS:
+        value, interval = result.get(name), result["intervals_95"].get(name)
+        others = "".join(f"<td>{number(row.get(name))}</td>" for row in baselines.values())
+        between = f"{interval[0]:.4g} to {interval[1]:.4g}" if interval else ""
+        reason = html.escape(result.get("reasons", {}).get(name, ""))
+        rows.append(f"<tr><th>{name}</th><td>{number(value)}</td><td class=note>{between or reason}</td>{others}</tr>")
+    return f"<table><tr><th></th><th>this</th><th>95% interval</th>{head}</tr>{''.join(rows)}</table>"
+
+
+def number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}" if value < 10 else f"{value:.2f}"
+
+
+def histogram(counts: dict[str, list[int]], width: int = 340, height: int = 170) -> str:
+    """Shares of captions by their number of words, one line a name, as an SVG picture."""
+    longest = max(max(values, default=1) for values in counts.values())
+    shares = {n: [values.count(k) / max(1, len(values)) for k in range(longest + 1)] for n, values in counts.items()}
+    top = max(max(row) for row in shares.values()) or 1
+    parts = []
+    for colour, (i, (name, row)) in zip(("#2468b0", "#c06020"), enumerate(shares.items())):
+        points = " ".join(f"{20 + k / longest * (width - 40):.1f},{height - 30 - v / top * (height - 75):.1f}" for k, v in enumerate(row))  # fmt: skip
+        parts.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{points}"/>')
+        parts.append(f'<text x="10" y="{18 + 14 * i}" font-size="11" fill="{colour}">{html.escape(name)}</text>')
+    axis = f'<text x="10" y="{height - 10}" font-size="11">words in a caption, 0 to {longest}</text>'
+    return f'<svg width="{width}" height="{height}">{axis}{"".join(parts)}</svg>'
+
+
 def page(
-    result: dict[str, Any], rows: Sequence[tuple[ImageInput, str, Sequence[str]]], lines: Sequence[dict[str, Any]]
+    result: dict[str, Any],
+    rows: Sequence[tuple[ImageInput, str, str, Sequence[str], dict[str, float]]],
+    lines: Sequence[dict[str, Any]],
 ) -> str:
-    """One self-contained HTML page.
+    """One self-contained HTML page, to be searched and sorted; under 10 MB for 1,000 images.
 
     Args:
         result: content of `coco_metrics.json`.
-        rows: (image, caption, references) to show.
+        rows: (image, id, caption, references, scores by metric), worst first.
         lines: of `metrics.jsonl`, for the curves.
     """
-    names = (
-        "sacrebleu",
-        "human_agreement_sacrebleu",
-        "Bleu_1",
-        "Bleu_2",
-        "Bleu_3",
-        "Bleu_4",
-        "METEOR",
-        "ROUGE_L",
-        "CIDEr",
-        "SPICE",
-    )
-    cells = []
-    for name in names:
-        value, reason = result.get(name), result.get("reasons", {}).get(name, "")
-        cells.append(
-            f"<tr><th>{name}</th><td>{'–' if value is None else f'{value:.4f}'}</td><td class=note>{html.escape(reason)}</td></tr>"
-        )
     cards = []
-    for image, caption, references in rows:
+    for order, (image, image_id, caption, references, scores) in enumerate(rows):
         items = "".join(f"<li>{html.escape(r)}</li>" for r in references)
+        values = "".join(f' data-{name.lower()}="{value:.4f}"' for name, value in scores.items())
+        said = "  ".join(f"{name} {value:.2f}" for name, value in scores.items())
         cards.append(
-            f'<div class=card><img src="{thumbnail(image)}"><b>{html.escape(caption) or "(empty)"}</b><ul>{items}</ul></div>'
+            f'<div class=card data-order="{order}" data-words="{len(caption.split())}"{values}><img loading=lazy src="{thumbnail(image, 176, 70)}">'
+            f"<b>{html.escape(caption) or '(empty)'}</b><ul>{items}</ul><span class=note>{html.escape(image_id)}<br>{said}</span></div>"
         )
     title = html.escape(f"{result['dataset']}, {result['split']}: {result['num_images']} images")
     curves = "".join(curve(lines, name) for name in ("loss", "val_loss", "val_bleu"))
-    settings = html.escape(
-        json.dumps({k: result[k] for k in ("checkpoint", "decoding", "sacrebleu_signature", "data_fingerprint")})
-    )
+    words = histogram({
+        "this model": [len(row[2].split()) for row in rows], "references": [len(r.split()) for row in rows for r in row[3]],
+    })  # fmt: skip
+    said_words = Counter(word for row in rows for word in row[2].split())
+    known = Counter(word for row in rows for r in row[3] for word in r.lower().split())
+    common = "".join(f"<li>{n} × {html.escape(c)}</li>" for c, n in Counter(row[2] for row in rows).most_common(8))
+    groups = "  ".join(f"{name.replace('_', ' ')} {share:.1%}" for name, share in result["failure_groups"].items())
+    told = ("checkpoint", "checkpoint_sha256", "decoding", "sacrebleu_signature", "data_fingerprint")
+    settings = html.escape(json.dumps({k: result[k] for k in told if k in result}))
+    options = [("order", 1, "worst first (CIDEr)"), ("order", -1, "best first (CIDEr)"), ("words", 1, "shortest first")]
+    options += [(n.lower(), 1, f"lowest {n}") for n in ("METEOR", "ROUGE_L", "Bleu_4")] if rows and rows[0][4] else []
+    choices = "".join(f'<option value="{key} {sign}">{label}</option>' for key, sign, label in options)
+    warnings = "".join(f"<p><b>Warning:</b> {html.escape(warning)}</p>" for warning in result["warnings"])
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style><h1>{title}</h1>'
-        f"<table>{''.join(cells)}</table><p class=note>{settings}</p><p>{curves}</p>"
-        f"<h2>The first {len(rows)} captions, references below</h2><div class=cards>{''.join(cards)}</div></html>\n"
+        f"{warnings}{metrics_table(result)}<p class=note>{settings}</p><p>{curves}{words}</p>"
+        f"<p>{len(said_words)} different words, where the references have {len(known)}; of these captions: {groups}, "
+        f"word for word a reference {result['exact_match_rate']:.1%}.</p><h2>The most frequent captions</h2><ul>{common}</ul>"
+        f"<h2>Images</h2><p><input id=find placeholder='search captions'> <select id=sort>{choices}</select> "
+        f"<span id=count class=note>{len(rows)} images</span></p><div class=cards>{''.join(cards)}</div>"
+        f"<script>{SCRIPT}</script></html>\n"
     )

@@ -20,7 +20,7 @@ ROOMS: dict[str, tuple[str, str]] = {
     "fetch": ("processing", "PIL tqdm"),
     "data": ("model processing", "torch numpy"),
     "sources": ("config data fetch processing shapes", ""),
-    "metrics": ("processing", ""),
+    "metrics": ("processing", "numpy"),
     "report": ("processing", "PIL"),
     "evaluation": (
         "model generation processing captioner checkpoint config data sources metrics report",

@@ -11,7 +11,14 @@ import pytest
 from blip_lite import Captioner, evaluation
 from blip_lite.config import ConfigError, EvalConfig
 from blip_lite.data import DataSet, Example
-from blip_lite.evaluation import caption_images, decoding, evaluate, find_checkpoint, gather_captions
+from blip_lite.evaluation import (
+    caption_images,
+    decoding,
+    evaluate,
+    find_checkpoint,
+    gather_captions,
+    leak_warnings,
+)
 from blip_lite.sources import load_data
 from blip_lite.training import train
 from conftest import tiny_config
@@ -53,7 +60,9 @@ def test_the_run_the_checkpoint_belongs_to_is_found(run: Path, tmp_path: Path, m
 
 
 def test_changing_every_reference_changes_no_caption(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation.metrics, "coco_metrics", lambda *_: {})  # its Java takes long, and comes after
+    monkeypatch.setattr(
+        evaluation.metrics, "coco_metrics", lambda *_, **__: {"reasons": {}}
+    )  # its Java takes long, and comes after
     before = evaluate(EvalConfig(run=str(run), max_eval_images=9))
     captions = (run / "captions.jsonl").read_text().splitlines()
 
@@ -85,3 +94,44 @@ def test_lost_and_doubled_images_are_an_error() -> None:
     for pairs in ([("a", "x")], [("a", "x"), ("a", "x"), ("b", "y")]):
         with pytest.raises(RuntimeError, match="for 2 images"):
             gather_captions(pairs, {}, ["a", "b"])
+
+
+def test_anyones_captions_are_scored(run: Path, tmp_path: Path) -> None:
+    evaluate(EvalConfig(run=str(run), max_eval_images=9))
+    made = [json.loads(line) for line in (run / "captions.jsonl").read_text().splitlines()]
+    before = json.loads((run / "coco_metrics.json").read_text())
+    rows = [{"image_id": m["image_id"], "caption": m["caption"]} for m in made]
+    (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "coco.json").write_text(json.dumps(rows[::-1]))
+    for name in ("c.jsonl", "coco.json"):
+        config = EvalConfig(
+            run=str(run), predictions=str(tmp_path / name), max_eval_images=9, output=str(tmp_path / "out.json")
+        )
+        found = evaluate(config)
+        assert json.loads((tmp_path / "out.json").read_text()) == found
+        for key in ("sacrebleu", "CIDEr", "METEOR", "intervals_95", "baselines", "exact_match_rate"):
+            assert found[key] == before[key], key
+    (tmp_path / "few.jsonl").write_text(json.dumps(rows[0]) + "\n" + json.dumps({"image_id": "x", "caption": "a"}))
+    with pytest.raises(
+        ConfigError, match=r"2 captions of 2 images for a split of 9; 8 have none .*1 are not in the split"
+    ):
+        evaluate(dataclasses.replace(config, predictions=str(tmp_path / "few.jsonl")))
+    (tmp_path / "bad.jsonl").write_text('{"image": "x"}')
+    with pytest.raises(ConfigError, match="expected lines of"):
+        evaluate(dataclasses.replace(config, predictions=str(tmp_path / "bad.jsonl")))
+
+
+def test_two_checkpoints_are_compared(run: Path) -> None:
+    config = EvalConfig(run=str(run), max_eval_images=9, compare=str(run / "best"))
+    result = evaluate(config)
+    assert result["compare"]["sacrebleu"] == result["sacrebleu"] and result["compare"]["sacrebleu_p_value"] > 0.5
+    assert result["compare"]["CIDEr"] == pytest.approx(result["CIDEr"])
+    assert "no difference that these images can show" in evaluation.summary(result)
+    assert result["baselines"]["human"]["CIDEr"] > 0 and result["baselines"]["most_common_caption"]["caption"]
+
+
+def test_what_is_too_good_is_warned_of() -> None:
+    result = {"human_agreement_sacrebleu": 20.0, "sacrebleu": 21.0, "exact_match_rate": 0.1, "num_images": 100}
+    assert leak_warnings(result) == []
+    assert "1.25 times" in leak_warnings({**result, "sacrebleu": 26.0})[0]
+    assert "50% of the captions" in leak_warnings({**result, "exact_match_rate": 0.5})[0]

