@@ -322,7 +322,7 @@ def score(
     return result, per_image
 
 
-INTERVALS = ("METEOR", "ROUGE_L", "CIDEr")  # whose per-image scores a bootstrap may average
+INTERVALS = ("ROUGE_L", "CIDEr")  # those that are the mean of per-image scores; METEOR and Bleu are not
 
 
 def scores_of(per_image: dict[str, dict[str, float]], image_id: str) -> dict[str, float]:

