@@ -24,7 +24,7 @@ ROOMS: dict[str, tuple[str, str]] = {
     "report": ("processing", "PIL"),
     "evaluation": (
         "model generation processing captioner checkpoint config data sources metrics report",
-        "accelerate tqdm",
+        "accelerate torch tqdm",
     ),
     "checkpoint": ("model processing pretrained", "torch safetensors"),
     "features": ("data model", "torch numpy accelerate tqdm"),
