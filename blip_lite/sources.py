@@ -552,6 +552,8 @@ def load_flickr8k(config: TrainConfig) -> DataSet:
         found = datasets_rows(hub(source, config), "flickr8k", Path("."), config, notes)
         return assemble("flickr8k", found, config, notes, published=True)
     root = Path(config.data_dir).expanduser()
+    if not root.is_dir():
+        raise DataError(f"--data_dir {root}: there is no such directory")
     folder = next((root / n for n in ("Flicker8k_Dataset", "Flickr8k_Dataset", "Images", "images") if (root / n).is_dir()), None)  # fmt: skip
     if folder is None:
         raise DataError(f"--data_dir {root}: has no folder Flicker8k_Dataset (or Images) with the photographs")

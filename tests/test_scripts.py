@@ -49,10 +49,10 @@ def test_train_evaluate_caption(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "words"),
     [
-        ("train", ["--dataset", "flickr9k"], "--dataset flickr9k: expected shapes"),
+        ("train", ["--dataset", "flickr9k"], "--dataset flickr9k: there is no such file or folder; expected shapes"),
         ("train", ["--dataset", "shapes", "--model", "nowhere/at/all"], "nowhere/at/all: no such directory"),
         ("train", ["--dataset", "shapes", "--model", "."], "not a checkpoint directory, it has no config.json"),
-        ("train", ["--data_dir", "/no/such/place"], "has no Flickr8k.token.txt"),
+        ("train", ["--data_dir", "/no/such/place"], "--data_dir /no/such/place: there is no such directory"),
         ("train", ["--batch_size", "0", "--save_total_limit", "1"], "--batch_size must be above 0; --save_total_limit"),
         ("train", ["--config", "/no/such.yaml"], "No such file"),
         ("train", ["--split_scheme", "mine"], "invalid choice: 'mine'"),
