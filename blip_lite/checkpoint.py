@@ -134,10 +134,14 @@ class Stop:
             signal.raise_signal(number)
         self.signal = number
 
+    def here(self, seconds: float = 0) -> int:
+        """As `asked`, of this process alone."""
+        return self.signal or (TIME_UP if time.monotonic() + seconds > self.deadline else 0)
+
     def asked(self, seconds: float) -> int:
         """0, a signal's number, or `TIME_UP` if the next `seconds` would pass the deadline; the same in all
         processes, whichever of them was asked."""
-        asked = self.signal or (TIME_UP if time.monotonic() + seconds > self.deadline else 0)
+        asked = self.here(seconds)
         if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
             # On the host, so that asking does not wait for the GPU.
             self.group = self.group or torch.distributed.new_group(backend="gloo")

@@ -29,6 +29,7 @@ from blip_lite.data import SPLITS, Batch, Captions, Example, epoch_batches, load
 from blip_lite.generation import GenerationSettings
 from blip_lite.model import Blip
 from blip_lite.processing import Processor, normalize_caption
+from blip_lite.runlog import log_evaluation
 from blip_lite.sources import load_data
 
 SHOWN = 1000  # images on the report
@@ -205,6 +206,8 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
                 (e, captions[e.image_id], scores_of(per_image, e.image_id)) for e in examples if e.image_id in captions
             ]
             _write(Path(config.output_dir or run or "."), config.split, result, rows, run)
+            if run and not config.output_dir:
+                log_evaluation(run, config.split, result)
     state.wait_for_everyone()
     return result
 

@@ -63,6 +63,7 @@ def cache_features(
     batch_size: int,
     workers: int,
     accelerator: Accelerator,
+    stopping: Callable[[], int],
 ) -> Features | None:
     """The features of all training images, from `folder` or computed now and kept there; shared by all processes.
 
@@ -73,6 +74,7 @@ def cache_features(
         images: the training images.
         batch_size, workers: of the computation.
         accelerator: for precision and processes.
+        stopping: is this process asked to stop? Then the others' features are still missing; what was computed is kept.
 
     Returns:
         The features, or None, after saying why: then each image is encoded anew each epoch.
@@ -107,6 +109,8 @@ def cache_features(
             encoded = model.encode(batch.pixel_values.to(accelerator.device, non_blocking=True))
             named = zip(indices, batch.image_ids, encoded, strict=True)
             features.put({index: None if image_id in batch.bad else value for index, image_id, value in named})
+            if stopping():
+                break
     accelerator.wait_for_everyone()
     return features
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from blip_lite import checkpoint, metrics
-from blip_lite.config import TrainConfig
+from blip_lite.config import TrainConfig, read_run_config
 from blip_lite.data import Example
 from blip_lite.processing import open_image
 from blip_lite.report import read_metrics
@@ -160,13 +160,9 @@ class RunLog:
     def _start(self, tracker_id: str) -> None:
         wandb_settings: dict[str, Any] = {}
         if "wandb" in self.config.dashboards():
-            # The id continues the same W&B run when this one is resumed.
-            name = self.config.run_name or self.run.name
-            wandb_settings = {"name": name, "dir": str(self.run), "id": tracker_id, "resume": "allow"}
-            # Asked first, because wandb.init without a login shows a menu or raises.
-            if self.accelerator.is_main_process and not os.environ.get("WANDB_MODE") and not _logged_in():
-                self._say("W&B: no login or no network; the run is kept offline, `wandb sync` sends it")
-                wandb_settings["mode"] = "offline"
+            wandb_settings = {"name": self.config.run_name or self.run.name, **wandb_run(self.run, tracker_id)}
+            if self.accelerator.is_main_process:
+                wandb_settings |= wandb_mode()
         about = json.loads((self.run / "config.json").read_text("utf-8"))
         settings = {
             **about.pop("settings"),
@@ -227,13 +223,39 @@ class RunLog:
         self.accelerator.end_training()
 
 
-def _logged_in() -> bool:
+def wandb_run(run: Path, tracker_id: str) -> dict[str, Any]:
+    """What `wandb.init` is to be told, so that it continues the run's own W&B run."""
+    return {"dir": str(run), "id": tracker_id, "resume": "allow"}
+
+
+def wandb_mode() -> dict[str, str]:
+    """Offline where there is no login or no network. Asked first, because `wandb.init` would show a menu or raise."""
     import wandb
 
+    if mode := os.environ.get("WANDB_MODE"):  # said again, as W&B reads it only once a process
+        return {"mode": mode}
+    with contextlib.suppress(Exception):  # a key, but no network
+        if wandb.login(prompt=False):
+            return {}
+    tqdm.write("W&B: no login or no network; the run is kept offline, `wandb sync` sends it")
+    return {"mode": "offline"}
+
+
+def log_evaluation(run: Path, split: str, result: dict[str, Any]) -> None:
+    """Put an evaluation's numbers into the summary of the run's W&B run, if it has one, as `test/CIDEr` and so on.
+    A failure is a warning."""
+    config, newest = read_run_config(run), checkpoint.newest(run)
+    if "wandb" not in config.dashboards() or newest is None:
+        return
     try:
-        return bool(wandb.login(prompt=False))
-    except Exception:  # a key, but no network
-        return False
+        import wandb
+
+        tracker_id = json.loads((newest / "state" / "progress.json").read_text("utf-8"))["tracker_id"]
+        numbers = {f"{split}/{name}": v for name, v in result.items() if isinstance(v, (int, float))}
+        with wandb.init(project=config.project, **wandb_run(run, tracker_id), **wandb_mode()) as continued:
+            continued.summary.update(numbers)
+    except Exception as error:  # whatever a dashboard's client raises
+        tqdm.write(f"warning: the dashboard does not have these numbers ({type(error).__name__}: {error})")
 
 
 def peak_memory(device: torch.device) -> int:

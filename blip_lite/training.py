@@ -130,7 +130,14 @@ def fine_tune(config: TrainConfig, stop: checkpoint.Stop) -> dict[str, Any]:
         progress = resume(run, model, optimizer, accelerator, config)
     if config.freeze_vision and config.feature_cache_gb and total_steps > steps_per_epoch:
         train_set.features = cache_features(
-            run / "features", config.feature_cache_gb, model, train_set, config.batch_size, workers, accelerator
+            run / "features",
+            config.feature_cache_gb,
+            model,
+            train_set,
+            config.batch_size,
+            workers,
+            accelerator,
+            stop.here,
         )
     log = RunLog(run, config, accelerator, progress, total_steps)
     started = time.perf_counter() - progress.seconds
@@ -139,7 +146,7 @@ def fine_tune(config: TrainConfig, stop: checkpoint.Stop) -> dict[str, Any]:
     skips = Skips(accelerator)
     evaluation: dict[str, Any] = {}
     # Why the run stops; whether the last save worked, and how many seconds it took, at first as at 200 MB/s.
-    stopped, saved, saving = 0, True, 3 * 4 * sum(p.numel() for p in model.parameters()) / 2e8
+    stopped, saved, saving = stop.asked(0), True, 3 * 4 * sum(p.numel() for p in model.parameters()) / 2e8
 
     def evaluate_and_keep_best() -> None:
         """Validate; keep the best. If asked to stop meanwhile, leave it due."""
@@ -168,7 +175,7 @@ def fine_tune(config: TrainConfig, stop: checkpoint.Stop) -> dict[str, Any]:
         saved = save_checkpoint(run, model, processor, optimizer, progress, config, accelerator)
         saving = time.perf_counter() - begun
 
-    if progress.validation_due:
+    if progress.validation_due and not stopped:
         evaluate_and_keep_best()
         stopped = stop.asked(0) if progress.validation_due else 0
         save()
@@ -235,7 +242,7 @@ def fine_tune(config: TrainConfig, stop: checkpoint.Stop) -> dict[str, Any]:
     if locked:
         locked.close()
     if stopped and (progress.step < total_steps or progress.validation_due):
-        say(f"stopped at step {progress.step} of {total_steps}, saved; --resume goes on")
+        say(f"stopped at step {progress.step} of {total_steps}{', saved' * (progress.step > 0)}; --resume goes on")
         raise Stopped(stopped)
     say(
         f"done in {progress.seconds:.0f} s: best validation sacreBLEU {progress.best_bleu:.2f} at step {progress.best_step}, in {run / 'best'}"

@@ -22,14 +22,14 @@ ROOMS: dict[str, tuple[str, str]] = {
     "sources": ("config data fetch processing shapes", ""),
     "metrics": ("processing", "numpy"),
     "report": ("processing", "PIL"),
+    "checkpoint": ("model processing pretrained", "torch safetensors"),
+    "runlog": ("checkpoint config data metrics processing report", "torch accelerate tqdm"),
     "evaluation": (
-        "model generation processing captioner checkpoint config data sources metrics report",
+        "model generation processing captioner checkpoint config data sources metrics report runlog",
         "accelerate torch tqdm",
     ),
-    "checkpoint": ("model processing pretrained", "torch safetensors"),
     "features": ("data model", "torch numpy accelerate tqdm"),
     "plot": ("", ""),
-    "runlog": ("checkpoint config data metrics processing report", "torch accelerate tqdm"),
     "training": (
         "runlog features model generation processing pretrained captioner config data sources metrics checkpoint evaluation",
         "torch accelerate safetensors tqdm",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 
 from blip_lite import training
 from blip_lite.data import Captions, Example
-from blip_lite.features import _key
+from blip_lite.features import Features, _key
 from blip_lite.model import Blip
 from blip_lite.pretrained import load_pretrained
 from blip_lite.training import train
@@ -68,6 +69,24 @@ def test_each_image_is_encoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     encoded.clear()
     train(frozen(tmp_path, "run", max_steps=12, resume=True))
     assert sum(encoded) == 0
+
+
+def test_a_signal_while_encoding_keeps_what_is_encoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Features.put
+
+    def put_then_signal(self: Features, found: dict[int, torch.Tensor | None]) -> None:
+        original(self, found)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Features, "put", put_then_signal)
+    with pytest.raises(training.Stopped):
+        train(frozen(tmp_path, "run"))
+    state = (tmp_path / "run" / "features" / "state.u8").read_bytes()
+    assert 0 < state.count(b"\x01") < 12 and not list((tmp_path / "run").glob("checkpoint-*"))
+    monkeypatch.setattr(Features, "put", original)
+    train(frozen(tmp_path, "run", resume=True))
+    train(frozen(tmp_path, "whole"))
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
 
 
 def test_other_images_miss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

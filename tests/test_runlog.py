@@ -7,17 +7,20 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from blip_lite.plot import main as plot_main
+from blip_lite.runlog import log_evaluation
 from blip_lite.training import train
 from conftest import tiny_config
 
 
 def inspect(run: Path, *options: str) -> str:
-    [folder] = (run / "wandb").glob("offline-run-*")
+    """What W&B would be sent by the newest of the run's segments."""
+    folder = max((run / "wandb").glob("offline-run-*"))
     command = [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", *options, "--json", str(folder)]
     return subprocess.run(
         command, capture_output=True, text=True, check=True, env={**os.environ, "HOME": str(run)}
@@ -56,10 +59,15 @@ def test_the_dashboard_shows_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert wanted in text, wanted
     progress = json.loads((run / "checkpoint-000004" / "state" / "progress.json").read_text())
     assert progress["tracker_id"] in next((run / "wandb").glob("offline-run-*")).name
+    # an evaluation adds its numbers; a second's difference tells the segments apart
+    time.sleep(1.1)
+    log_evaluation(run, "test", {"CIDEr": 0.4321, "dataset": "shapes", "Bleu_4": None})
+    [summary] = [json.loads(line) for line in inspect(run).splitlines() if '"test/CIDEr"' in line]
+    assert summary["summary"]["update"]["test/CIDEr"] == 0.4321 and "test/dataset" not in json.dumps(summary)
     # the resumed run is the same W&B run
     train(dataclasses.replace(config, resume=True, max_steps=5, wandb_artifacts=False))
     assert len(list((run / "wandb").glob(f"offline-run-*-{progress['tracker_id']}"))) >= 1
-    assert {p.name.rsplit("-", 1)[1] for p in (run / "wandb").glob("offline-run-*")} == {progress["tracker_id"]}
+    assert {p.name.split("-")[3] for p in (run / "wandb").glob("offline-run-*")} == {progress["tracker_id"]}
 
 
 def test_curves_of_two_runs(
