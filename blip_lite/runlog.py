@@ -228,7 +228,7 @@ def wandb_run(run: Path, tracker_id: str) -> dict[str, Any]:
     return {"dir": str(run), "id": tracker_id, "resume": "allow"}
 
 
-def wandb_mode() -> dict[str, str]:
+def wandb_mode() -> dict[str, Any]:
     """Offline where there is no login or no network. Asked first, because `wandb.init` would show a menu or raise."""
     import wandb
 
