@@ -15,8 +15,12 @@ def main() -> int:
     from blip_lite.data import DataError
     from blip_lite.evaluation import evaluate, summary
     from blip_lite.pretrained import CheckpointError
+    from blip_lite.sweep import sweep
 
     try:
+        if config.sweep:
+            sweep(config)
+            return 0
         result = evaluate(config)
     except (ConfigError, DataError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -140,6 +140,9 @@ class TrainConfig:
     logging_steps: int = setting(50, "steps between two lines of the log")
     save_total_limit: int = setting(2, "checkpoints to keep, at least 2; best/ is kept besides")
     log_with: str = setting("none", "dashboards: none, wandb, tensorboard, or wandb,tensorboard")
+    country: str | None = setting(
+        None, "3-letter code of where this runs, e.g. FRA: measure energy and CO2 with codecarbon, for the model card"
+    )
     wandb_artifacts: bool = setting(False, "at the end, upload best/ to W&B as an artifact")
     project: str = setting("blip_lite", "project name on the dashboard")
     run_name: str | None = setting(None, "run name on the dashboard; default: output_dir's name")
@@ -215,7 +218,9 @@ class EvalConfig:
 
     ckpt: str = setting("best", "best or latest (of the run), a checkpoint directory, or a Hub id")
     run: str | None = setting(None, "run directory; default: that of the checkpoint, else the newest under runs/")
-    split: str = setting("test", "which images", ("train", "validation", "test", "all"))
+    split: str | None = setting(
+        None, "which images; default: test, or validation for --sweep", ("train", "validation", "test", "all")
+    )
     compare: str | None = setting(
         None, "a second checkpoint (or Hub id, e.g. the untouched base): is one really better?"
     )
@@ -237,6 +242,15 @@ class EvalConfig:
     max_new_tokens: int | None = setting(None, "longest caption in tokens; default: the run's")
     length_penalty: float | None = setting(None, "default: the run's")
     output_dir: str | None = setting(None, "where to write; default: the run, or the working directory for a Hub id")
+    base: bool = setting(
+        True, "also score the checkpoint that the run began with, untouched (once: its captions are kept)"
+    )
+    spice: bool = setting(False, "also SPICE: needs Stanford CoreNLP (400 MB, downloaded once) and 8 GB of memory")
+    spice_subsample: int = setting(1000, "SPICE of this many images, drawn with a fixed seed")
+    sweep: list[str] | None = setting(  # noqa: RUF009
+        None,
+        "instead, quality against speed of every combination, on validation: e.g. num_beams=1,3,5 length_penalty=0.8,1.0,1.2",
+    )
     dtype: str = setting(
         "auto",
         "of the weights; auto: bfloat16 on a GPU that has it, float16 on an older one, else float32",
@@ -267,7 +281,9 @@ def parse(cls: type[T], argv: list[str] | None = None) -> T:
         if kind is bool:
             parser.add_argument(f"--{field.name}", action=argparse.BooleanOptionalAction, **options)
         else:
-            metavar = None if field.metadata["choices"] else {int: "N", float: "X", str: "TEXT"}[kind]
+            metavar = None if field.metadata["choices"] else {int: "N", float: "X"}.get(kind, "TEXT")
+            if kind == list[str]:
+                options["nargs"], kind = "+", str
             parser.add_argument(
                 f"--{field.name}", type=kind, choices=field.metadata["choices"], metavar=metavar, **options
             )
@@ -309,7 +325,7 @@ def check(cls: type[T], values: dict[str, Any], source: str) -> dict[str, Any]:
         if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
             with contextlib.suppress(ValueError):
                 values[name] = value = float(value)  # YAML reads 5e-5 as text
-        if not (value is None and optional) and (type(value) is not kind):
+        if not (value is None and optional) and (type(value) is not (typing.get_origin(kind) or kind)):
             raise ConfigError(f"{source}: {name} is {value!r}; expected {kind.__name__}")
     return values
 

@@ -44,6 +44,13 @@ class Example:
     def open(self) -> ImageInput:
         return self.image() if callable(self.image) else self.image
 
+    def stamp(self) -> str:
+        """Changes when the image does: its id, and the path, size and time of a file."""
+        if isinstance(self.image, (str, Path)) and Path(self.image).is_file():
+            found = Path(self.image).stat()
+            return f"{self.image_id}{self.image}:{found.st_size}:{found.st_mtime_ns}"
+        return self.image_id
+
 
 @dataclass
 class DataSet:

@@ -6,28 +6,31 @@ another object until the scoring.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
 from blip_lite import metrics, report
 from blip_lite.captioner import Captioner, pick_dtype
+from blip_lite.card import model_card
 from blip_lite.checkpoint import newest
-from blip_lite.config import ConfigError, EvalConfig, TrainConfig, read_run_config
-from blip_lite.data import SPLITS, Batch, Captions, Example, epoch_batches, loader, subsample
+from blip_lite.config import FROM_SCRATCH, ConfigError, EvalConfig, TrainConfig, read_run_config
+from blip_lite.data import SPLITS, Batch, Captions, DataSet, Example, epoch_batches, loader, subsample
 from blip_lite.generation import GenerationSettings
 from blip_lite.model import Blip
+from blip_lite.pretrained import CheckpointError
 from blip_lite.processing import Processor, normalize_caption
 from blip_lite.runlog import log_evaluation
 from blip_lite.sources import load_data
@@ -86,8 +89,10 @@ def caption_images(
     prompt: str,
     batch_size: int,
     num_workers: int,
+    kept: Callable[[list[tuple[str, str]]], None] = lambda _: None,
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Caption examples, shared out among the processes.
+    """Caption examples, shared out among the processes. `kept` gets this process's (image id, caption) pairs, batch
+    by batch.
 
     Returns:
         Captions by image id (the same on every process), without the prompt; and why each image that could not be
@@ -102,7 +107,9 @@ def caption_images(
     data = loader(Captions(bare, captioner.processor, "", 40), batches, num_workers)
     for indices, batch in zip(batches, tqdm(data, "captions", unit="batch", disable=quiet), strict=True):
         failed |= batch.bad
-        mine += caption_batch(captioner, batch, indices, settings, prompt)
+        found = caption_batch(captioner, batch, indices, settings, prompt)
+        kept(found)
+        mine += found
     return gather_captions(mine, failed, [e.image_id for e in examples])
 
 
@@ -145,6 +152,69 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         ConfigError, DataError, CheckpointError: before any image is captioned.
     """
     state = PartialState()
+    ckpt, run, run_config, data, examples = prepare(config)
+    split, folder = config.split or "test", Path(config.output_dir or run or ".")
+    about: dict[str, Any] = {"dataset": data.name, "split": split}
+    failures: dict[str, str] = {}
+    others: dict[str, dict[str, str]] = {}
+    others_made: dict[str, dict[str, Any]] = {}
+    if config.predictions:
+        captions = read_predictions(Path(config.predictions), examples)
+        about |= {"predictions": config.predictions}
+    else:
+        keep = folder / "captions"
+        captions, failures, made = caption_with(ckpt, examples, run_config, config.dtype, keep)
+        about |= made
+        more = {"compare": config.compare} if config.compare else {}
+        if run and config.base and run_config.model not in (*FROM_SCRATCH, ckpt):
+            more["base"] = run_config.model
+        for name, other in more.items():
+            try:
+                others[name], _, others_made[name] = caption_with(other, examples, run_config, config.dtype, keep)
+            except CheckpointError as error:
+                if name == "compare":  # the user asked for it
+                    raise
+                others_made[name] = {"checkpoint": other, "reason": str(error)}
+                state.print(f"the untouched {other} is left out: {error}")
+    if not captions:
+        raise ConfigError(f"no image of {data.name}, {split}, could be decoded, e.g. {next(iter(failures.values()))}")
+    result: dict[str, Any] = {}
+    if state.is_main_process:
+        references = {e.image_id: list(e.captions) for e in examples if e.image_id in captions}
+        train = Counter(normalize_caption(c) for e in data.splits["train"] for c in e.captions)
+        if train:
+            others["most_common_caption"] = dict.fromkeys(captions, train.most_common(1)[0][0])
+            others_made["most_common_caption"] = {"caption": train.most_common(1)[0][0]}
+        numbers, per_image = score(captions, references, others, config.spice_subsample if config.spice else 0)
+        about |= {
+            "num_images": len(captions),
+            "num_references": sum(map(len, references.values())),
+            "failed_images": failures,
+            "data_fingerprint": data.fingerprint(),
+        }
+        result = {**about, **numbers}
+        for name, made in others_made.items():
+            result["baselines"][name] = {**made, **result["baselines"].get(name, {})}
+        # Drawn scenes have templates for captions: there a model is expected to match them word for word.
+        result["warnings"] = [] if data.name == "shapes" else leak_warnings(result)
+        if config.predictions:
+            if config.output:
+                Path(config.output).parent.mkdir(parents=True, exist_ok=True)
+                Path(config.output).write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+        else:
+            rows = [
+                (e, captions[e.image_id], scores_of(per_image, e.image_id)) for e in examples if e.image_id in captions
+            ]
+            _write(folder, split, result, rows, run)
+            if run and not config.output_dir:
+                (run / "README.md").write_text(model_card(run), "utf-8")
+                log_evaluation(run, split, result)
+    state.wait_for_everyone()
+    return result
+
+
+def prepare(config: EvalConfig) -> tuple[str, Path | None, TrainConfig, DataSet, list[Example]]:
+    """The checkpoint, its run, the settings, the data, and the images of the split. Raises as `evaluate` does."""
     ckpt, run = ("", None) if config.predictions else find_checkpoint(config)
     if config.run and config.predictions:
         run = Path(config.run)
@@ -158,82 +228,65 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     # All images, unless told otherwise: a run's limit was for its validations.
     run_config = dataclasses.replace(base, **{"max_eval_images": None, **given})
     run_config.validate()
-    with state.main_process_first():
+    with PartialState().main_process_first():
         data = load_data(run_config)
-    splits = SPLITS if config.split == "all" else (config.split,)
+    splits = SPLITS if config.split == "all" else (config.split or "test",)
     examples = [e for split in splits for e in data.splits[split]]
     examples = subsample(examples, config.max_eval_images, run_config.seed)
     if not examples:
-        raise ConfigError(f"{data.name}: the {config.split} split has no images")
-
-    about: dict[str, Any] = {"dataset": data.name, "split": config.split}
-    failures: dict[str, str] = {}
-    compared: dict[str, str] | None = None
-    if config.predictions:
-        captions = read_predictions(Path(config.predictions), examples)
-        about |= {"predictions": config.predictions}
-    else:
-        captions, failures, made = caption_with(ckpt, examples, run_config, config.dtype)
-        about |= made
-        if config.compare:
-            compared, _, other_made = caption_with(config.compare, examples, run_config, config.dtype)
-    if not captions:
-        raise ConfigError(
-            f"no image of {data.name}, {config.split}, could be decoded, e.g. {next(iter(failures.values()))}"
-        )
-    result: dict[str, Any] = {}
-    if state.is_main_process:
-        references = {e.image_id: list(e.captions) for e in examples if e.image_id in captions}
-        train = Counter(normalize_caption(c) for e in data.splits["train"] for c in e.captions)
-        numbers, per_image = score(captions, references, train.most_common(1)[0][0] if train else None, compared)
-        about |= {
-            "num_images": len(captions),
-            "num_references": sum(map(len, references.values())),
-            "failed_images": failures,
-            "data_fingerprint": data.fingerprint(),
-        }
-        result = {**about, **numbers}
-        if compared is not None:
-            result["compare"] |= other_made
-        # Drawn scenes have templates for captions: there a model is expected to match them word for word.
-        result["warnings"] = [] if data.name == "shapes" else leak_warnings(result)
-        if config.predictions:
-            if config.output:
-                Path(config.output).parent.mkdir(parents=True, exist_ok=True)
-                Path(config.output).write_text(json.dumps(result, indent=2) + "\n", "utf-8")
-        else:
-            rows = [
-                (e, captions[e.image_id], scores_of(per_image, e.image_id)) for e in examples if e.image_id in captions
-            ]
-            _write(Path(config.output_dir or run or "."), config.split, result, rows, run)
-            if run and not config.output_dir:
-                log_evaluation(run, config.split, result)
-    state.wait_for_everyone()
-    return result
+        raise ConfigError(f"{data.name}: the {config.split or 'test'} split has no images")
+    return ckpt, run, run_config, data, examples
 
 
 def caption_with(
-    ckpt: str, examples: Sequence[Example], config: TrainConfig, dtype: str
+    ckpt: str, examples: Sequence[Example], config: TrainConfig, dtype: str, folder: Path
 ) -> tuple[dict[str, str], dict[str, str], dict[str, Any]]:
-    """Captions and failures by image id, as in `caption_images`; and what is to be known of how they were made."""
+    """Captions and failures by image id, as in `caption_images`; and what is to be known of how they were made.
+
+    Captions are kept in `folder` as they are made, so that an evaluation that was cut off goes on, and one that is
+    repeated takes no time: under a hash of weights, decoding settings, precision and images.
+    """
     state = PartialState()
     captioner = Captioner.from_pretrained(ckpt, state.device, pick_dtype(dtype, state.device))
     settings = decoding(config, captioner.model, captioner.processor)
-    state.print(f"{ckpt}: captioning {len(examples)} images")
-    start = time.perf_counter()
-    captions, failures = caption_images(
-        captioner, examples, settings, config.prompt, config.batch_size, int(config.num_workers or 0)
-    )
-    seconds = time.perf_counter() - start
-    made = {
+    made: dict[str, Any] = {
         "checkpoint": ckpt,
         "checkpoint_sha256": weights_hash(captioner.model),
         "decoding": {**dataclasses.asdict(settings), "prompt": config.prompt},
         "dtype": str(captioner.model.dtype).removeprefix("torch."),
-        "seconds": seconds,
-        "images_per_second": len(captions) / seconds,
     }
-    return captions, failures, made
+    told = json.dumps({**made, "checkpoint": "", "device": state.device.type, "images": [e.stamp() for e in examples]})
+    key = hashlib.sha256(told.encode()).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    before: dict[str, str] = {}
+    seconds = 0.0
+    for path in folder.glob(f"{key}.*.jsonl"):
+        for line in path.read_text("utf-8").splitlines():
+            with contextlib.suppress(ValueError):  # half a line of a killed process
+                row = json.loads(line)
+                before |= row["captions"]
+                seconds += row["seconds"] if path.name == f"{key}.0.jsonl" else 0.0
+    todo = [e for e in examples if e.image_id not in before]
+    state.wait_for_everyone()  # all have read before one writes
+    state.print(f"{ckpt}: captioning {len(todo)} images" + (f", {len(before)} are done" if before else ""))
+    start = time.perf_counter()
+    with open(folder / f"{key}.{state.process_index}.jsonl", "a", encoding="utf-8") as file:
+
+        def keep(found: list[tuple[str, str]]) -> None:
+            nonlocal start, seconds
+            now = time.perf_counter()
+            seconds += now - start
+            file.write("\n" + json.dumps({"captions": dict(found), "seconds": now - start}, ensure_ascii=False))
+            file.flush()
+            start = now
+
+        captions, failures = caption_images(
+            captioner, todo, settings, config.prompt, config.batch_size, int(config.num_workers or 0), keep
+        )
+    captions |= before
+    seconds = float(broadcast_object_list([seconds])[0])
+    made |= {"seconds": seconds, "images_per_second": len(captions) / max(seconds, 1e-9)}
+    return {e.image_id: captions[e.image_id] for e in examples if e.image_id in captions}, failures, made
 
 
 def weights_hash(model: Blip) -> str:
@@ -269,34 +322,34 @@ def read_predictions(path: Path, examples: Sequence[Example]) -> dict[str, str]:
 
 
 def score(
-    captions: dict[str, str],
-    references: dict[str, list[str]],
-    commonest: str | None,
-    compared: dict[str, str] | None = None,
+    captions: dict[str, str], references: dict[str, list[str]], others: dict[str, dict[str, str]], spice: int = 0
 ) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
-    """All numbers, each with a 95% interval, beside those of humans and of one caption for every image.
+    """All numbers, each with a 95% interval, beside those of humans and of others' captions of the same images.
 
     Args:
         captions, references: by image id.
-        commonest: the commonest caption of the training images.
-        compared: captions of the same images by another checkpoint.
+        others: captions by name and image id; the one called `compare` is tested for a real difference.
+        spice: as in `metrics.coco_metrics`.
 
     Returns:
         (numbers, per-image scores by metric and image id).
     """
+    if any(set(each) != set(captions) for each in others.values()):
+        raise ConfigError("the checkpoints did not caption the same images")
     refs = list(references.values())
     bleu = metrics.sacrebleu(list(captions.values()), refs)
-    others = {"most_common_caption": dict.fromkeys(captions, commonest)} if commonest else {}
-    if compared is not None:
-        if set(compared) != set(captions):
-            raise ConfigError("the two checkpoints did not caption the same images")
-        others["compare"] = compared
-    coco = metrics.coco_metrics(captions, references, others, human=True)
+    coco = metrics.coco_metrics(captions, references, others, human=True, spice=spice)
     per_image = coco.pop("per_image", {})
     found, human = coco.pop("others", {}), coco.pop("human", None)
-    test = metrics.sacrebleu_test(list(captions.values()), refs, list(compared.values()) if compared else None)
+    compared = list(others["compare"].values()) if "compare" in others else None
+    test = metrics.sacrebleu_test(list(captions.values()), refs, compared)
     exact = [normalize_caption(c) in map(normalize_caption, references[i]) for i, c in captions.items()]
     human_bleu = metrics.human_agreement(refs)
+    baselines = {"human": {"sacrebleu": human_bleu, **(human or {})}}
+    for name, each in others.items():
+        baselines[name] = {"sacrebleu": metrics.sacrebleu(list(each.values()), refs)["score"], **found.get(name, {})}
+    if compared:
+        baselines["compare"] |= {"interval_95": test["other_interval"], "p_value": test["p_value"]}
     result: dict[str, Any] = {
         "sacrebleu": bleu["score"],
         "sacrebleu_signature": bleu["signature"],
@@ -308,20 +361,8 @@ def score(
         },
         "exact_match_rate": sum(exact) / len(exact),
         "failure_groups": metrics.failure_groups(list(captions.values())),
-        "baselines": {"human": {"sacrebleu": human_bleu, **(human or {})}},
+        "baselines": baselines,
     }
-    if commonest:
-        one = metrics.sacrebleu([commonest] * len(refs), refs)["score"]
-        result["baselines"]["most_common_caption"] = {
-            "caption": commonest, "sacrebleu": one, **found.get("most_common_caption", {}),
-        }  # fmt: skip
-    if compared is not None:
-        result["compare"] = {
-            "sacrebleu": metrics.sacrebleu(list(compared.values()), refs)["score"],
-            "sacrebleu_interval_95": test["other_interval"],
-            "sacrebleu_p_value": test["p_value"],
-            **found.get("compare", {}),
-        }
     return result, per_image
 
 
@@ -388,10 +429,12 @@ def summary(result: dict[str, Any]) -> str:
         lines.append(
             f"  {len(result['failed_images'])} images could not be decoded: {', '.join(list(result['failed_images'])[:5])}"
         )
-    if other := result.get("compare"):
-        p = other["sacrebleu_p_value"]
+    if base := result["baselines"].get("base", {}).get("sacrebleu"):
+        lines.append(f"  the untouched {result['baselines']['base']['checkpoint']}: sacreBLEU {base:.2f}")
+    if other := result["baselines"].get("compare"):
+        p = other["p_value"]
         verdict = f"p = {p:.3f}: {'a real difference' if p < 0.05 else 'no difference that these images can show'}"
-        low, high = other["sacrebleu_interval_95"]
+        low, high = other["interval_95"]
         lines.append(f"  {other['checkpoint']}: sacreBLEU {other['sacrebleu']:.2f} [{low:.2f}, {high:.2f}], {verdict}")
     lines += [f"  warning: {warning}" for warning in result["warnings"]]
     return "\n".join(lines)

@@ -153,8 +153,5 @@ def _key(model: Blip, images: Captions, precision: str) -> str:
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     for example in images.examples:
-        digest.update(example.image_id.encode())
-        if isinstance(example.image, (str, Path)) and Path(example.image).is_file():
-            found = Path(example.image).stat()
-            digest.update(f"{example.image}:{found.st_size}:{found.st_mtime_ns}".encode())
+        digest.update(example.stamp().encode())
     return digest.hexdigest()

@@ -80,7 +80,7 @@ METRICS = ("sacrebleu", "Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE
 
 def metrics_table(result: dict[str, Any]) -> str:
     """The numbers with their intervals, beside those of humans, of one caption for all, and of a second checkpoint."""
-    baselines = {**result["baselines"], **({"compare": result["compare"]} if "compare" in result else {})}
+    baselines = result["baselines"]
     head = "".join(f"<th>{html.escape(name.replace('_', ' '))}</th>" for name in baselines)
     rows = []
     for name in METRICS:
@@ -108,6 +108,30 @@ def histogram(counts: dict[str, list[int]], width: int = 340, height: int = 170)
         parts.append(f'<text x="10" y="{18 + 14 * i}" font-size="11" fill="{colour}">{html.escape(name)}</text>')
     axis = f'<text x="10" y="{height - 10}" font-size="11">words in a caption, 0 to {longest}</text>'
     return f'<svg width="{width}" height="{height}">{axis}{"".join(parts)}</svg>'
+
+
+def scatter(points: Sequence[tuple[float, float, str]], x_name: str, y_name: str) -> str:
+    """Labelled points as an SVG picture that stands by itself; the axes begin at the smallest values."""
+    width, height, left, bottom = 760, 420, 60, 50
+    (x0, x1), (y0, y1) = ((min(v), max(v)) for v in ([p[0] for p in points], [p[1] for p in points]))
+    parts = [
+        f'<text x="{width / 2}" y="{height - 8}" text-anchor="middle">{html.escape(x_name)}, {x0:.3g} to {x1:.3g}</text>',
+        f'<text x="16" y="{height / 2}" text-anchor="middle" transform="rotate(-90 16 {height / 2})">{html.escape(y_name)}, {y0:.3g} to {y1:.3g}</text>',
+        f'<path d="M{left} 20 V{height - bottom} H{width - 20}" fill="none" stroke="#999"/>',
+    ]
+    for x, y, label in points:
+        at_x = left + 20 + (x - x0) / ((x1 - x0) or 1) * (width - left - 60)
+        at_y = height - bottom - 20 - (y - y0) / ((y1 - y0) or 1) * (height - bottom - 60)
+        # labels lean to the middle, so that none leaves the picture
+        side, shift = ("end", -8) if at_x > width / 2 else ("start", 8)
+        parts.append(f'<circle cx="{at_x:.1f}" cy="{at_y:.1f}" r="5" fill="#2468b0"/>')
+        parts.append(
+            f'<text x="{at_x + shift:.1f}" y="{at_y - 6:.1f}" text-anchor="{side}">{html.escape(label)}</text>'
+        )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="system-ui,sans-serif" '
+        f'font-size="12"><rect width="100%" height="100%" fill="white"/>{"".join(parts)}</svg>\n'
+    )
 
 
 def page(

@@ -10,6 +10,7 @@ import importlib.util
 import json
 import math
 import os
+import platform
 import secrets
 import shutil
 import subprocess
@@ -29,6 +30,7 @@ from tqdm import tqdm
 import blip_lite
 from blip_lite import checkpoint, metrics
 from blip_lite.captioner import Captioner
+from blip_lite.card import model_card
 from blip_lite.config import FROM_SCRATCH, ConfigError, TrainConfig, read_run_config
 from blip_lite.data import (
     Batch,
@@ -81,6 +83,7 @@ class Progress:
     skipped: int = 0  # updates left out because the gradient was not finite
     seconds: float = 0.0  # of all segments of the run
     world: int = 1  # processes
+    co2_kg: float = 0.0  # of all segments, by codecarbon; 0: not measured
     tracker_id: str = ""  # of the run on W&B, which a resumed run continues
     logged_loss: float = 0.0  # sums since the last line of the log
     logged_targets: int = 0
@@ -112,7 +115,7 @@ def fine_tune(config: TrainConfig, stop: checkpoint.Stop) -> dict[str, Any]:
     data, model, train_set = load(config, accelerator)
     processor = train_set.processor
     settings = decoding(config, model, processor)
-    locked = open_run(run, config, data, model) if accelerator.is_main_process else None
+    locked = open_run(run, config, data, model, hardware(accelerator)) if accelerator.is_main_process else None
     accelerator.wait_for_everyone()
 
     # Optimizer. Its learning rate is set at each step by `learning_rate`: nothing else is scheduled.
@@ -140,6 +143,7 @@ def fine_tune(config: TrainConfig, stop: checkpoint.Stop) -> dict[str, Any]:
             stop.here,
         )
     log = RunLog(run, config, accelerator, progress, total_steps)
+    meter, co2_before = (co2_meter(config) if accelerator.is_main_process else None), progress.co2_kg
     started = time.perf_counter() - progress.seconds
     bad_images: set[str] = set()  # of this process, in this epoch
     named: set[str] = set()  # those already reported
@@ -170,6 +174,7 @@ def fine_tune(config: TrainConfig, stop: checkpoint.Stop) -> dict[str, Any]:
         begun = time.perf_counter()
         progress.skipped += skips.take()
         progress.seconds = begun - started
+        progress.co2_kg = co2_before + (meter.flush() or 0.0 if meter else 0.0)
         progress.logged_loss = accelerator.reduce(log.loss, "sum").item()
         progress.logged_targets = int(log.targets)
         saved = save_checkpoint(run, model, processor, optimizer, progress, config, accelerator)
@@ -239,7 +244,10 @@ def fine_tune(config: TrainConfig, stop: checkpoint.Stop) -> dict[str, Any]:
     log.close()
     if accelerator.is_main_process and not saved:
         raise TrainingError(f"the last checkpoint could not be written; the last good one: {checkpoint.newest(run)}")
+    if meter:
+        meter.stop()
     if locked:
+        on_disk("README.md", lambda: checkpoint.write_text(run / "README.md", model_card(run)))
         locked.close()
     if stopped and (progress.step < total_steps or progress.validation_due):
         say(f"stopped at step {progress.step} of {total_steps}{', saved' * (progress.step > 0)}; --resume goes on")
@@ -281,6 +289,8 @@ def start(config: TrainConfig) -> Accelerator:
     for tracker in config.dashboards():
         if importlib.util.find_spec(tracker) is None:
             raise ConfigError(f"--log_with {tracker}: it is not installed; pip install {tracker}")
+    if config.country and importlib.util.find_spec("codecarbon") is None:
+        raise ConfigError("--country: codecarbon is not installed; pip install codecarbon")
     accelerator = Accelerator(
         mixed_precision=pick_precision(config), log_with=config.dashboards() or None, project_dir=config.output_dir
     )
@@ -297,6 +307,31 @@ def start(config: TrainConfig) -> Accelerator:
     use_all_cores(accelerator)
     set_seed(config.seed)
     return accelerator
+
+
+def co2_meter(config: TrainConfig) -> Any:
+    """codecarbon, started, if `country` is set."""
+    if not config.country:
+        return None
+    from codecarbon import OfflineEmissionsTracker
+
+    meter = OfflineEmissionsTracker(
+        country_iso_code=config.country, save_to_file=False, log_level="error", allow_multiple_runs=True
+    )
+    meter.start()
+    return meter
+
+
+def hardware(accelerator: Accelerator) -> dict[str, Any]:
+    """What the run runs on. `board_power_watts`: what a GPU may draw at most, by nvidia-smi; None if not known."""
+    name, watts = platform.processor() or platform.machine(), None
+    if accelerator.device.type == "cuda":
+        name = torch.cuda.get_device_name(accelerator.device)
+        with contextlib.suppress(OSError, ValueError):
+            query = ["nvidia-smi", "--query-gpu=power.limit", "--format=csv,noheader,nounits"]
+            found = subprocess.run(query, capture_output=True, text=True, check=False).stdout.splitlines()
+            watts = float((found or [""])[0])
+    return {"device": name, "processes": accelerator.num_processes, "board_power_watts": watts}
 
 
 def load(config: TrainConfig, accelerator: Accelerator) -> tuple[DataSet, Blip, Captions]:
@@ -564,7 +599,7 @@ def check_output(run: Path, config: TrainConfig) -> None:
             )
 
 
-def open_run(run: Path, config: TrainConfig, data: DataSet, model: Blip) -> TextIO | None:
+def open_run(run: Path, config: TrainConfig, data: DataSet, model: Blip, machine: dict[str, Any]) -> TextIO | None:
     """Make the output directory ours, locked while the returned file is open, and write `config.json`: the settings, the data's fingerprint, the versions.
 
     Raises:
@@ -593,6 +628,7 @@ def open_run(run: Path, config: TrainConfig, data: DataSet, model: Blip) -> Text
         "images": {split: len(examples) for split, examples in data.splits.items()},
         "data_fingerprint": data.fingerprint(),
         "num_parameters": sum(p.numel() for p in model.parameters()),
+        "hardware": machine,
         "versions": versions(),
     }
     try:

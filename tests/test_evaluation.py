@@ -20,6 +20,7 @@ from blip_lite.evaluation import (
     leak_warnings,
 )
 from blip_lite.sources import load_data
+from blip_lite.sweep import sweep
 from blip_lite.training import train
 from conftest import tiny_config
 
@@ -124,8 +125,9 @@ def test_anyones_captions_are_scored(run: Path, tmp_path: Path) -> None:
 def test_two_checkpoints_are_compared(run: Path) -> None:
     config = EvalConfig(run=str(run), max_eval_images=9, compare=str(run / "best"))
     result = evaluate(config)
-    assert result["compare"]["sacrebleu"] == result["sacrebleu"] and result["compare"]["sacrebleu_p_value"] > 0.5
-    assert result["compare"]["CIDEr"] == pytest.approx(result["CIDEr"])
+    other = result["baselines"]["compare"]
+    assert other["sacrebleu"] == result["sacrebleu"] and other["p_value"] > 0.5
+    assert other["CIDEr"] == pytest.approx(result["CIDEr"])
     assert "no difference that these images can show" in evaluation.summary(result)
     assert result["baselines"]["human"]["CIDEr"] > 0 and result["baselines"]["most_common_caption"]["caption"]
 
@@ -135,3 +137,69 @@ def test_what_is_too_good_is_warned_of() -> None:
     assert leak_warnings(result) == []
     assert "1.25 times" in leak_warnings({**result, "sacrebleu": 26.0})[0]
     assert "50% of the captions" in leak_warnings({**result, "exact_match_rate": 0.5})[0]
+
+
+def test_a_cut_off_evaluation_goes_on_and_a_repeated_one_captions_nothing(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(evaluation.metrics, "coco_metrics", lambda *_, **__: {"reasons": {}})
+    config = EvalConfig(run=str(run), max_eval_images=9, output_dir=str(tmp_path))
+    original, calls = evaluation.caption_batch, []
+
+    def dies_in_the_second_batch(*arguments):
+        calls.append(len(arguments[1].image_ids))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(evaluation, "caption_batch", dies_in_the_second_batch)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(config)
+    [journal] = (tmp_path / "captions").glob("*.0.jsonl")
+    with open(journal, "a") as file:
+        file.write('\n{"captions": {"half')
+    first = calls[0]
+    calls[:] = [0, 0]
+    whole = evaluate(config)
+    assert first + sum(calls) == 9 and f"captioning {9 - first} images, {first} are done" in capsys.readouterr().out
+    calls[:] = [0, 0]
+    again = evaluate(config)
+    assert sum(calls) == 0 and again == whole
+    fresh = evaluate(dataclasses.replace(config, output_dir=str(tmp_path / "fresh")))
+    assert fresh["sacrebleu"] == whole["sacrebleu"] and sum(calls) == 9
+    evaluate(dataclasses.replace(config, num_beams=1))
+    assert sum(calls) == 18  # other settings, other captions
+
+
+def test_the_untouched_base_stands_beside(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from blip_lite.config import read_run_config
+
+    monkeypatch.setattr(evaluation.metrics, "coco_metrics", lambda *_, **__: {"reasons": {}})
+    began = str(run / "checkpoint-000008")  # as if it were what the run began with
+    changed = dataclasses.replace(read_run_config(run), model=began)
+    monkeypatch.setattr(evaluation, "read_run_config", lambda _: changed)
+    config = EvalConfig(run=str(run), max_eval_images=9, output_dir=str(tmp_path))
+    row = evaluate(config)["baselines"]["base"]
+    alone = evaluate(EvalConfig(run=str(run), ckpt=began, max_eval_images=9, output_dir=str(tmp_path)))
+    assert row["sacrebleu"] == alone["sacrebleu"] and row["checkpoint"] == began and "base" not in alone["baselines"]
+    changed.model = "nowhere/at-all"
+    assert "reason" in evaluate(config)["baselines"]["base"]
+    assert "base" not in evaluate(dataclasses.replace(config, base=False))["baselines"]
+
+
+def test_a_sweep_draws_quality_against_speed(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = EvalConfig(
+        run=str(run), max_eval_images=5, output_dir=str(tmp_path), sweep=["num_beams=1,3", "length_penalty=0.8,1.2"]
+    )
+    rows = sweep(config)
+    assert [(r["num_beams"], r["length_penalty"]) for r in rows] == [(1, 0.8), (1, 1.2), (3, 0.8), (3, 1.2)]
+    assert all(r["images_per_second"] > 0 and 0 <= r["sacrebleu"] <= 100 for r in rows)
+    assert rows[0]["CIDEr"] == rows[1]["CIDEr"]  # greedy knows no length penalty
+    picture = (tmp_path / "sweep.svg").read_text()
+    assert picture.count("<circle") == 4 and "num_beams 3, length_penalty 1.2" in picture
+    assert json.loads((tmp_path / "sweep.json").read_text()) == rows
+    assert "shapes, validation: 5 images" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="--sweep beams=3: expected name=value"):
+        sweep(dataclasses.replace(config, sweep=["beams=3"]))
+    with pytest.raises(ConfigError, match="--num_beams must be above 0"):
+        sweep(dataclasses.replace(config, sweep=["num_beams=0"]))
