@@ -42,7 +42,7 @@ def model_card(run: Path) -> str:
             metadata(name, settings, base, progress, machine, results),
             f"# {name}",
             "",
-            f"BLIP image captioning, {about['num_parameters'] / 1e6:.0f} million parameters, "
+            f"BLIP image captioning, {about['num_parameters'] / 1e6:.1f} million parameters, "
             + (f"fine-tuned from `{base}`" if base else f"trained from nothing (`{settings['model']}`)")
             + f" on {settings['dataset']} with blip_lite {about['versions']['blip_lite']}.",
             "",
@@ -129,7 +129,7 @@ def results_table(split: str, result: dict[str, Any]) -> list[str]:
 
 def energy(progress: dict[str, Any], machine: dict[str, Any]) -> str:
     if progress.get("co2_kg"):
-        return f"{progress['co2_kg']:.4g} kg CO2 equivalent, measured by codecarbon on the main process's machine."
+        return f"{progress['co2_kg']:.4g} kg CO2 equivalent, by codecarbon on the main process's machine."
     if machine.get("board_power_watts"):
         kwh = progress["seconds"] / 3.6e6 * machine["board_power_watts"] * machine["processes"]
         return f"Energy: at most {kwh:.3g} kWh, an upper bound (hours x the GPUs' power limit); CO2 was not measured."

@@ -51,9 +51,11 @@ def sweep(config: EvalConfig) -> list[dict[str, Any]]:
     for line in ([*columns], *([f"{row[name]:.4g}" for name in columns] for row in rows)):
         print("  ".join(f"{text:>{max(8, len(name))}}" for text, name in zip(line, columns, strict=True)))
     quality = "CIDEr" if "CIDEr" in columns else "sacrebleu"
-    points = [(row["images_per_second"], row[quality], label) for row, label in zip(rows, systems, strict=True)]
+    points = [(row["images_per_second"], row[quality], " / ".join(f"{row[n]:g}" for n in grid[0])) for row in rows]
     (folder / "sweep.json").write_text(json.dumps(rows, indent=2) + "\n", "utf-8")
-    (folder / "sweep.svg").write_text(report.scatter(points, "images/s", quality), "utf-8")
+    (folder / "sweep.svg").write_text(
+        report.scatter(points, f"images/s (points: {' / '.join(grid[0])})", quality), "utf-8"
+    )
     return rows
 
 

@@ -325,6 +325,8 @@ def co2_meter(config: TrainConfig) -> Any:
 def hardware(accelerator: Accelerator) -> dict[str, Any]:
     """What the run runs on. `board_power_watts`: what a GPU may draw at most, by nvidia-smi; None if not known."""
     name, watts = platform.processor() or platform.machine(), None
+    with contextlib.suppress(OSError, IndexError):  # Linux
+        name = Path("/proc/cpuinfo").read_text("utf-8").split("model name\t: ")[1].split("\n")[0]
     if accelerator.device.type == "cuda":
         name = torch.cuda.get_device_name(accelerator.device)
         with contextlib.suppress(OSError, ValueError):

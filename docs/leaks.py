@@ -95,7 +95,7 @@ def main() -> None:
                 references = {e.image_id: list(e.captions) for e in splits[split]}
                 result.setdefault(split, {})[row] = numbers(captions, references)
                 print(row, split, result[split][row], flush=True)
-        out.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    out.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from blip_lite import Captioner, evaluation
+from blip_lite import Captioner, evaluation, report
 from blip_lite.config import ConfigError, EvalConfig
 from blip_lite.data import DataSet, Example
 from blip_lite.evaluation import (
@@ -22,7 +22,7 @@ from blip_lite.evaluation import (
 from blip_lite.sources import load_data
 from blip_lite.sweep import sweep
 from blip_lite.training import train
-from conftest import tiny_config
+from conftest import real_data, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -196,10 +196,17 @@ def test_a_sweep_draws_quality_against_speed(run: Path, tmp_path: Path, capsys: 
     assert all(r["images_per_second"] > 0 and 0 <= r["sacrebleu"] <= 100 for r in rows)
     assert rows[0]["CIDEr"] == rows[1]["CIDEr"]  # greedy knows no length penalty
     picture = (tmp_path / "sweep.svg").read_text()
-    assert picture.count("<circle") == 4 and "num_beams 3, length_penalty 1.2" in picture
+    assert picture.count("<circle") == 4 and ">3 / 1.2<" in picture and "num_beams / length_penalty" in picture
     assert json.loads((tmp_path / "sweep.json").read_text()) == rows
     assert "shapes, validation: 5 images" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="--sweep beams=3: expected name=value"):
         sweep(dataclasses.replace(config, sweep=["beams=3"]))
     with pytest.raises(ConfigError, match="--num_beams must be above 0"):
         sweep(dataclasses.replace(config, sweep=["num_beams=0"]))
+
+
+def test_a_report_of_a_thousand_photographs_is_under_10_mb() -> None:
+    photos = sorted((real_data("flickr8k_small") / "Flicker8k_Dataset").glob("*.jpg"))[:100]
+    sizes = [len(report.thumbnail(path, 176, 70)) for path in photos]
+    text = 5 * 60 + 60 + 250  # references, caption, markup of a card
+    assert len(sizes) == 100 and 1000 * (sum(sizes) / 100 + text) < 10e6

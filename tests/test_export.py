@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import os
 import subprocess
 import sys
 import threading
+import types
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -56,6 +58,26 @@ def test_kilograms_become_the_hubs_grams_and_a_base_is_named(run: Path, tmp_path
     assert "0.25 kg" in card.energy({"co2_kg": 0.25}, {})
     bound = card.energy({"seconds": 7200.0}, {"board_power_watts": 350.0, "processes": 2})
     assert "at most 1.4 kWh, an upper bound" in bound
+
+
+def test_the_co2_of_a_resumed_runs_segments_is_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Meter:
+        def __init__(self, country_iso_code: str, **_: object) -> None:
+            assert country_iso_code == "FRA"
+
+        def start(self) -> None: ...
+
+        def stop(self) -> None: ...
+
+        def flush(self) -> float:
+            return 0.25  # kg since the start
+
+    monkeypatch.setitem(sys.modules, "codecarbon", types.SimpleNamespace(OfflineEmissionsTracker=Meter))
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: True)
+    config = tiny_config(tmp_path, max_steps=2, country="FRA")
+    train(config)
+    train(dataclasses.replace(config, max_steps=4, resume=True))
+    assert "0.5 kg CO2" in (tmp_path / "run" / "README.md").read_text()
 
 
 def test_an_export_is_checked_and_never_overwrites(run: Path, tmp_path: Path) -> None:

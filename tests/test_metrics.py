@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -59,6 +60,41 @@ def test_coco_metrics_equal_the_published_ones() -> None:
     for name in ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"):
         assert found[name] == pytest.approx(expected["metrics"][name], abs=1e-9), name
     assert found["SPICE"] is None and "CoreNLP" in found["reasons"]["SPICE"]
+
+
+@needs_java
+def test_coco_metrics_equal_pycocoevalcap_called_directly() -> None:
+    """A small example of our own; its scores are of pycocoevalcap 1.2, called without this library."""
+    golden = json.loads((Path(__file__).parent / "fixtures" / "golden.json").read_text())
+    found = metrics.coco_metrics(golden["captions"], golden["references"])
+    for name, value in golden["scores"].items():
+        assert found[name] == pytest.approx(value, abs=1e-9), name
+    assert found["per_image"]["CIDEr"] == pytest.approx(golden["cider_by_image"], abs=1e-9)
+
+
+@needs_java
+def test_coco_metrics_of_the_whole_test_split_equal_the_published_ones() -> None:
+    folder = real_data("golden_metrics", "coco_karpathy_test_magic")
+    captions = {str(r["image_id"]): r["caption"] for r in json.loads((folder / "results_coco.json").read_text())}
+    references: dict[str, list[str]] = {}
+    for row in json.loads((folder / "references_coco.json").read_text())["annotations"]:
+        references.setdefault(str(row["image_id"]), []).append(row["caption"])
+    found = metrics.coco_metrics(captions, references)
+    published = {"Bleu_1": 0.568, "Bleu_2": 0.358, "Bleu_3": 0.214, "Bleu_4": 0.129}
+    published |= {"METEOR": 0.174, "ROUGE_L": 0.399, "CIDEr": 0.493}
+    assert len(captions) == 4982 and {name: round(found[name], 3) for name in published} == published
+
+
+def test_spice_that_cannot_be_had_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pycocoevalcap.spice import get_stanford_models
+
+    def no_network() -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(get_stanford_models, "get_stanford_models", no_network)
+    monkeypatch.setattr(metrics, "_in_a_child", lambda *_: ("", "failed"))
+    found = metrics.coco_metrics({"a": "a dog"}, {"a": ["a dog"]}, spice=5)
+    assert found["SPICE"] is None and "put stanford-corenlp-3.6.0.jar and" in found["reasons"]["SPICE"]
 
 
 @needs_java

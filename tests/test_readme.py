@@ -25,6 +25,8 @@ def test_every_option_exists() -> None:
     known = {f.name for cls in (TrainConfig, EvalConfig) for f in dataclasses.fields(cls)} | {"config"}
     known |= set(re.findall(r'add\("--(\w+)"', (ROOT / "caption.py").read_text("utf-8")))
     known |= set(re.findall(r'add_argument\("--(\w+)"', (ROOT / "benchmarks" / "common.py").read_text("utf-8")))
+    known |= set(re.findall(r'add_argument\("--(\w+)"', (ROOT / "blip_lite" / "export.py").read_text("utf-8")))
+    known |= {f"no-{f.name}" for f in dataclasses.fields(EvalConfig) if f.type == "bool"}
     other = {"index-url", "no-deps", "config_file", "help"}  # of pip, accelerate, argparse
     other |= {"nnodes", "nproc_per_node", "rdzv_backend", "rdzv_endpoint", "signal"}  # of torchrun and srun
     used = set(re.findall(r"--([a-z][\w-]*)", README))
