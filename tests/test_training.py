@@ -41,6 +41,7 @@ def test_a_run_writes_everything_it_should(tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert {p.name for p in run.iterdir()} == {
         ".lock",
+        "README.md",
         "config.json",
         "metrics.jsonl",
         "best",
