@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import array
+import glob
+import hashlib
 import json
+import os
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
 import torch
 
 from blip_lite.captioner import Captioner
@@ -33,13 +39,84 @@ class Captioned:
 
 
 def expand(arguments: Iterable[str]) -> Iterator[str]:
-    """Files as they are, folders as the images in them, recursively and in name order."""
+    """Files as they are, folders as the images in them, recursively and in name order; `-` is one path a line on
+    standard input, a `.txt` file one path a line in it, and a name with `*`, `?` or `[` that is no file a pattern. Nothing
+    is held but one folder's names.
+
+    Raises:
+        ValueError: a list that cannot be read.
+    """
     for argument in arguments:
-        path = Path(argument)
-        if path.is_dir():
-            yield from (str(p) for p in sorted(path.rglob("*")) if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+        if argument == "-":
+            yield from (line.rstrip("\n") for line in sys.stdin if line.strip())
+        elif os.path.isdir(argument):
+            for folder, folders, names in os.walk(argument):
+                folders.sort()
+                yield from (os.path.join(folder, n) for n in sorted(names) if Path(n).suffix.lower() in IMAGE_SUFFIXES)
+        elif argument.lower().endswith(".txt"):
+            try:
+                with open(argument, encoding="utf-8") as file:
+                    yield from (line.rstrip("\n") for line in file if line.strip())
+            except (OSError, UnicodeDecodeError) as error:
+                raise ValueError(f"{argument}: a list of paths that cannot be read ({error})") from error
+        elif not os.path.exists(argument) and glob.has_magic(argument):
+            yield from sorted(glob.glob(argument, recursive=True))
         else:
             yield argument
+
+
+class Done:
+    """The images that an earlier, perhaps killed, run wrote to a JSON-lines file; 8 bytes each.
+
+    Args:
+        path: need not exist. Half a line at its end is cut off.
+        retry_failed: take lines with an error out of the file, so that their images are tried again.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+
+    def __init__(self, path: Path, retry_failed: bool = False) -> None:
+        keys = array.array("Q")
+        self.failed = 0
+        if path.is_file():
+            with open(path, "rb+") as file:
+                end = 0
+                for number, line in enumerate(file, 1):
+                    if not line.endswith(b"\n"):
+                        file.truncate(end)  # of a killed process
+                        break
+                    end += len(line)
+                    try:
+                        row = json.loads(line)
+                        keys.append(key_of(row["image"]))
+                        self.failed += "error" in row
+                    except (ValueError, KeyError, TypeError) as error:
+                        raise ValueError(
+                            f"{path}, line {number}: not a line of captions; choose another --output, or --overwrite"
+                        ) from error
+            if retry_failed and self.failed:
+                new = path.with_name(f".{path.name}.new")
+                with open(path, encoding="utf-8") as old, open(new, "w", encoding="utf-8") as file:
+                    file.writelines(line for line in old if "error" not in json.loads(line))
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(new, path)
+                self.__init__(path)  # type: ignore[misc]
+                return
+        self.keys = np.sort(np.frombuffer(keys, np.uint64)) if keys else np.empty(0, np.uint64)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __contains__(self, image: str) -> bool:
+        at = int(np.searchsorted(self.keys, np.uint64(key_of(image))))
+        return at < len(self.keys) and int(self.keys[at]) == key_of(image)
+
+
+def key_of(image: str) -> int:
+    """64 bits of a hash: of ten million images two fall together once in 200,000 times."""
+    return int.from_bytes(hashlib.blake2b(image.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "little")
 
 
 def caption_files(

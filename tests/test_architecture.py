@@ -14,7 +14,7 @@ ROOMS: dict[str, tuple[str, str]] = {
     "processing": ("", "PIL numpy tokenizers torch"),
     "pretrained": ("model processing", "torch safetensors tokenizers PIL"),
     "captioner": ("model generation processing pretrained", "torch numpy PIL"),
-    "bulk": ("captioner generation processing", "torch"),
+    "bulk": ("captioner generation processing", "torch numpy"),
     "config": ("", ""),
     "shapes": ("", "PIL"),
     "fetch": ("processing", "PIL tqdm"),
