@@ -108,7 +108,7 @@ def results_table(split: str, result: dict[str, Any]) -> list[str]:
     cell = lambda value: "–" if value is None else f"{value:.4g}"  # noqa: E731
     rows = {"this model": result, **result["baselines"]}
     lines = [
-        f"{split}: {result['num_images']} images, {result['num_references']} references; {decoding['num_beams']} beams, at most "
+        f"{split}: `{result['checkpoint']}`, {result['num_images']} images, {result['num_references']} references; {decoding['num_beams']} beams, at most "
         f"{decoding['max_new_tokens']} new tokens, length penalty {decoding['length_penalty']:g}; `{result['sacrebleu_signature']}`.",
         "",
         "| | " + " | ".join(METRICS[name] for name in known) + " |",

@@ -261,7 +261,7 @@ def caption_with(
     before: dict[str, str] = {}
     seconds = 0.0
     for path in folder.glob(f"{key}.*.jsonl"):
-        for line in path.read_text("utf-8").splitlines():
+        for line in path.read_bytes().splitlines():
             with contextlib.suppress(ValueError):  # half a line of a killed process
                 row = json.loads(line)
                 before |= row["captions"]

@@ -156,8 +156,8 @@ def test_a_cut_off_evaluation_goes_on_and_a_repeated_one_captions_nothing(
     with pytest.raises(KeyboardInterrupt):
         evaluate(config)
     [journal] = (tmp_path / "captions").glob("*.0.jsonl")
-    with open(journal, "a") as file:
-        file.write('\n{"captions": {"half')
+    with open(journal, "ab") as file:
+        file.write('\n{"captions": {"half é'.encode()[:-1])
     first = calls[0]
     calls[:] = [0, 0]
     whole = evaluate(config)
