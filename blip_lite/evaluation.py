@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
 from tqdm import tqdm
 
 from blip_lite import metrics, report
@@ -151,8 +151,8 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     Raises:
         ConfigError, DataError, CheckpointError: before any image is captioned.
     """
-    state = PartialState()
     ckpt, run, run_config, data, examples = prepare(config)
+    state = PartialState()
     split, folder = config.split or "test", Path(config.output_dir or run or ".")
     about: dict[str, Any] = {"dataset": data.name, "split": split}
     failures: dict[str, str] = {}
@@ -215,6 +215,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
 
 def prepare(config: EvalConfig) -> tuple[str, Path | None, TrainConfig, DataSet, list[Example]]:
     """The checkpoint, its run, the settings, the data, and the images of the split. Raises as `evaluate` does."""
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # which it does not read by itself
     ckpt, run = ("", None) if config.predictions else find_checkpoint(config)
     if config.run and config.predictions:
         run = Path(config.run)
@@ -228,7 +229,7 @@ def prepare(config: EvalConfig) -> tuple[str, Path | None, TrainConfig, DataSet,
     # All images, unless told otherwise: a run's limit was for its validations.
     run_config = dataclasses.replace(base, **{"max_eval_images": None, **given})
     run_config.validate()
-    with PartialState().main_process_first():
+    with state.main_process_first():
         data = load_data(run_config)
     splits = SPLITS if config.split == "all" else (config.split or "test",)
     examples = [e for split in splits for e in data.splits[split]]

@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+
 from blip_lite import metrics, report
 from blip_lite.config import ConfigError, EvalConfig, TrainConfig
 from blip_lite.evaluation import caption_with, prepare
@@ -21,7 +23,7 @@ def sweep(config: EvalConfig) -> list[dict[str, Any]]:
     numbers too good) with every combination of `config.sweep`; print a table, write `sweep.json` and `sweep.svg`.
 
     Returns:
-        One row a combination, in the order of the settings: those settings, images_per_second and scores.
+        On the main process, one row a combination, in the order of the settings: those settings, images_per_second and scores.
 
     Raises:
         ConfigError: a setting that is not known or makes no sense, before any image is captioned.
@@ -39,6 +41,8 @@ def sweep(config: EvalConfig) -> list[dict[str, Any]]:
         settings: TrainConfig = dataclasses.replace(run_config, **values)
         systems[label], _, about = caption_with(ckpt, examples, settings, config.dtype, folder / "captions")
         made[label] = {**values, "images_per_second": about["images_per_second"]}
+    if not PartialState().is_main_process:
+        return []
     [first, *_] = systems.values()
     references = {e.image_id: list(e.captions) for e in examples if e.image_id in first}
     coco = metrics.coco_metrics(first, references, systems)["others"]

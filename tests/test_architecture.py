@@ -22,7 +22,7 @@ ROOMS: dict[str, tuple[str, str]] = {
     "sources": ("config data fetch processing shapes", ""),
     "metrics": ("processing", "numpy"),
     "report": ("processing", "PIL"),
-    "sweep": ("config evaluation metrics report", ""),
+    "sweep": ("config evaluation metrics report", "accelerate"),
     "checkpoint": ("model processing pretrained", "torch safetensors"),
     "card": ("checkpoint config data", ""),
     "export": ("captioner card generation pretrained", ""),

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,7 +25,7 @@ from blip_lite.evaluation import (
 from blip_lite.sources import load_data
 from blip_lite.sweep import sweep
 from blip_lite.training import train
-from conftest import real_data, tiny_config
+from conftest import ROOT, real_data, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -210,3 +213,23 @@ def test_a_report_of_a_thousand_photographs_is_under_10_mb() -> None:
     sizes = [len(report.thumbnail(path, 176, 70)) for path in photos]
     text = 5 * 60 + 60 + 250  # references, caption, markup of a card
     assert len(sizes) == 100 and 1000 * (sum(sizes) / 100 + text) < 10e6
+
+
+def test_two_processes_evaluate_as_one(run: Path, tmp_path: Path) -> None:
+    whole = evaluate(EvalConfig(run=str(run), max_eval_images=9, output_dir=str(tmp_path / "one")))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29641"]
+    command += [
+        str(ROOT / "evaluate.py"),
+        "--ckpt",
+        str(run / "best"),
+        "--max_eval_images",
+        "9",
+        "--output_dir",
+        str(tmp_path / "two"),
+    ]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and done.stdout.count("shapes, test: 9 images") == 1, done.stderr
+    assert len(list((tmp_path / "two" / "captions").glob("*.[01].jsonl"))) == 2  # each did its share
+    shared = json.loads((tmp_path / "two" / "coco_metrics.json").read_text())
+    assert {k for k in whole if whole[k] != shared[k]} <= {"seconds", "images_per_second"}
