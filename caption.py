@@ -1,13 +1,23 @@
 """Caption photographs: `python caption.py photo.jpg`, `python caption.py photos/ --output captions.jsonl`."""
 
 import argparse
+import contextlib
+import os
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from blip_lite.bulk import Captioned
+    import torch
+
+    from blip_lite import Captioner
+    from blip_lite.bulk import Captioned, Seen
+    from blip_lite.inputs import Source
+
+GALLERY = 1000  # images that --html shows
 
 
 def arguments() -> argparse.Namespace:
@@ -16,7 +26,8 @@ def arguments() -> argparse.Namespace:
     add(
         "images",
         nargs="+",
-        help="image files, folders (searched recursively), patterns, .txt lists of paths, - for paths on standard input",
+        help="image files, folders (searched recursively), patterns, .txt lists of paths, - for paths on standard input, "
+        "tables (.csv, .tsv, .jsonl, .parquet) with an image column, webdataset shards (.tar), URLs",
     )
     add(
         "--ckpt",
@@ -26,13 +37,26 @@ def arguments() -> argparse.Namespace:
     add(
         "--output",
         metavar="FILE",
-        help='write lines of {"image", "caption"} here instead of printing the captions; what is there already is not done again',
+        help="write here instead of printing: .jsonl, .csv, .parquet, or .json (COCO's results); what is there already "
+        "is not done again",
     )
-    add("--overwrite", action="store_true", help="begin --output anew")
+    add("--sidecar", action="store_true", help="write each image's captions into a .txt beside it, if there is none")
+    add("--html", metavar="FILE", help=f"write a page with the first {GALLERY:,} images and their captions")
+    add("--overwrite", action="store_true", help="begin --output anew; replace .txt files that are there")
     add("--retry_failed", action="store_true", help="try the images again that --output has with an error")
+    add("--allow_urls", action="store_true", help="fetch images at http(s) URLs, from public addresses only")
+    add("--image_column", metavar="NAME", help="column of tables that holds paths, URLs or images; else a usual name")
     add("--prompt", default="", metavar="TEXT", help="how captions shall begin, e.g. 'a photography of'")
+    add("--num_captions", type=int, default=1, metavar="N", help="captions of each image, best first")
+    add("--do_sample", action="store_true", help="draw captions instead of searching the likeliest: they vary more")
+    add("--temperature", type=float, default=1.0, metavar="X", help="of --do_sample; above 1 more daring")
+    add("--top_p", type=float, default=0.9, metavar="X", help="of --do_sample: draw among tokens with this probability")
+    add("--banned_words", metavar="FILE", help="words and phrases, one a line, that no caption says (see words.py)")
+    add("--review_words", metavar="FILE", help="words and phrases, one a line; captions that say one are flagged")
+    add("--scores", action="store_true", help="write the mean log-probability of each caption's tokens")
     add("--batch_size", type=int, default=8, metavar="N", help="images at a time")
-    add("--num_beams", type=int, default=5, metavar="N", help="beams; 1 is greedy")
+    add("--num_workers", type=int, default=4, metavar="N", help="threads that read and decode images")
+    add("--num_beams", type=int, default=5, metavar="N", help="beams, at least --num_captions; 1 is greedy")
     add("--max_new_tokens", type=int, default=30, metavar="N", help="longest caption in tokens")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     add("--dtype", default="auto", help="of the weights: auto, float32, bfloat16, float16")
@@ -42,51 +66,174 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     args = arguments()
-    from blip_lite import Captioner
-    from blip_lite.bulk import Done, caption_files, expand
-    from blip_lite.processing import IMAGE_SUFFIXES
-
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # file names that are no UTF-8
+    sys.stderr.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        captioner = Captioner.from_pretrained(args.ckpt, args.device, args.dtype, "int8" if args.int8 else None)
-        done = Done(Path(args.output), args.retry_failed) if args.output and not args.overwrite else None
-        if done:
-            print(f"{args.output} has {len(done)} images already, {done.failed} of them failed", file=sys.stderr)
-        paths = (path for path in expand(args.images) if not done or path not in done)
-        found = caption_files(
-            captioner, paths, args.batch_size, args.prompt, num_beams=args.num_beams, max_new_tokens=args.max_new_tokens
-        )
-        alone = len(args.images) == 1 and Path(args.images[0]).suffix.lower() in IMAGE_SUFFIXES
-        captioned, failed = write(found, args.output, args.overwrite, alone)
-        if captioned + failed == 0 and not done:
-            raise ValueError(f"no images in {', '.join(args.images)}")
-        return 1 if failed or (done and done.failed) else 0
-    except ValueError as error:  # a checkpoint or settings that cannot be used; a bad image is only reported
+        return run(args)
+    except (ValueError, OSError) as error:  # a checkpoint or settings that cannot be used; a bad image is only reported
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on" if args.output else "interrupted", file=sys.stderr)
+        return 130
 
 
-def write(found: "Iterator[Captioned]", output: str | None, overwrite: bool, alone: bool) -> tuple[int, int]:
-    """Print the captions (one `alone` without its file's name), or append them to a file; returns (captioned, failed)."""
+def run(args: argparse.Namespace) -> int:
+    from blip_lite import Captioner
+    from blip_lite.bulk import Seen, caption_files, key_of, read_journal, take_up
+    from blip_lite.inputs import expand
+    from blip_lite.outputs import convert, sidecar_of
+    from blip_lite.report import gallery
+    from blip_lite.words import read_words
+
+    settings: dict[str, Any] = {"num_return_sequences": args.num_captions, "max_new_tokens": args.max_new_tokens}
+    settings["num_beams"] = 1 if args.do_sample else max(args.num_beams, args.num_captions)
+    if args.do_sample:
+        settings |= {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p}
+    if args.banned_words:
+        settings["banned_words"] = read_words(args.banned_words)
+    review = read_words(args.review_words) if args.review_words else None
+
+    rank, processes, wait, device = together(args)
+    captioner = Captioner.from_pretrained(args.ckpt, device, args.dtype, "int8" if args.int8 else None)
+    seen, shown = Seen(), list["Source"]()
+    journal = begin(args, rank, wait, seen) if args.output else None
+    before = len(seen)
+
+    def wanted() -> "Iterator[Source]":
+        for source in expand(args.images, args.allow_urls, args.image_column):
+            if args.html and len(shown) < GALLERY:
+                shown.append(source)
+            mine = key_of(source.name) % processes == rank
+            has_text = args.sidecar and sidecar_of(source).exists() and not args.overwrite and not args.output
+            if mine and not has_text and (journal is None or seen.add(source.name)):
+                yield source
+
+    found = caption_files(captioner, wanted(), args.batch_size, args.prompt, args.num_workers, **settings)
+    own = journal.with_name(f"{journal.name}.rank-{rank}") if journal and processes > 1 else journal
+    failed, page = write(args, progress(args, found, before), own, captioner, review)
+    wait()
+    if rank == 0 and journal:
+        take_up(journal)
+        convert(journal, Path(args.output))
+        done, failed = 0, 0
+        for _, row in read_journal(journal):
+            done, failed = done + 1, failed + ("error" in row)
+        print(f"{done - failed} images captioned, {failed} failed: {args.output}", file=sys.stderr)
+        if not done:
+            raise ValueError(f"no images in {', '.join(args.images)}")
+    if rank == 0 and args.html:
+        names = {source.name for source in shown}
+        page = {row["image"]: row for _, row in read_journal(journal) if row["image"] in names} if journal else page
+        Path(args.html).write_text(gallery([(s.load, page[s.name]) for s in shown if s.name in page]), "utf-8")
+        print(f"a page to look at: {args.html}", file=sys.stderr)
+    wait()
+    return 1 if failed and rank == 0 else 0
+
+
+def together(args: argparse.Namespace) -> "tuple[int, int, Callable[[], None], str | torch.device]":
+    """(rank, processes, wait for the others, device) of the processes that `accelerate launch` started, which share one
+    list: each takes the images whose hash falls to it."""
+    rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if processes == 1:
+        return 0, 1, lambda: None, args.device
+    if not (args.output or args.sidecar):
+        raise ValueError(f"{processes} processes need --output or --sidecar")
+    if "-" in args.images:
+        raise ValueError("standard input reaches one process only; write the paths into a .txt file")
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    # Days, as some may be done hours before the others, and wait.
+    cpu = args.device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU")
+    state = PartialState(cpu=cpu, timeout=timedelta(days=30))
+    return rank, processes, state.wait_for_everyone, state.device
+
+
+def begin(args: argparse.Namespace, rank: int, wait: "Callable[[], None]", seen: "Seen") -> Path:
+    """The journal of `--output`, what earlier runs left taken up, its images added to `seen`."""
+    from blip_lite.bulk import read_journal, take_up
+    from blip_lite.outputs import journal_of
+
+    output, failed = Path(args.output), 0
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if rank == 0:
+        if args.overwrite:
+            for old in (output, output.with_name(output.name + ".jsonl")):
+                old.unlink(missing_ok=True)
+        take_up(journal_of(output), args.retry_failed)
+    wait()
+    journal = journal_of(output)
+    for _, row in read_journal(journal):
+        seen.add(row["image"])
+        failed += "error" in row
+    if len(seen) and rank == 0:
+        print(f"{output} has {len(seen)} images already, {failed} of them failed", file=sys.stderr)
+    return journal
+
+
+def progress(args: argparse.Namespace, found: "Iterator[Captioned]", before: int) -> "Iterator[Captioned]":
+    """The results behind a bar, if anybody sees it; a thread counts the images meanwhile, for the time left."""
     from tqdm import tqdm
 
-    from blip_lite.bulk import write_lines
+    from blip_lite.inputs import count
 
-    results = tqdm(found, unit="image", disable=not (output and sys.stderr.isatty()))
-    if output:
-        Path(output).parent.mkdir(parents=True, exist_ok=True)
-        with open(output, "w" if overwrite else "a", encoding="utf-8") as file:
-            captioned, failed = write_lines(results, file)
-        print(f"{captioned} images captioned, {failed} failed: {output}", file=sys.stderr)
-        return captioned, failed
-    captioned = failed = 0
-    for result in results:
-        if result.error:
-            failed += 1
-            print(f"error: {result.image}: {result.error}", file=sys.stderr)
-        else:
-            captioned += 1
-            print(result.captions[0] if alone else f"{result.image}: {result.captions[0]}", flush=True)
-    return captioned, failed
+    if not (args.output or args.sidecar) or not sys.stderr.isatty() or int(os.environ.get("RANK", 0)):
+        return found
+    bar = tqdm(found, unit="image")
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+
+    def total() -> None:
+        if (images := count(args.images)) is not None:
+            bar.total = max(0, images - before) // processes
+
+    threading.Thread(target=total, daemon=True).start()
+    return iter(bar)
+
+
+def write(
+    args: argparse.Namespace,
+    found: "Iterator[Captioned]",
+    journal: Path | None,
+    captioner: "Captioner",
+    review: list[str] | None,
+) -> tuple[int, dict[str, Any]]:
+    """Print the captions (a single image's without the file's name), or write them where they are wanted, each at once.
+
+    Returns:
+        How many failed, and what a gallery without a journal shows, by image.
+    """
+    from blip_lite.bulk import review_of, to_line
+    from blip_lite.outputs import sidecar_of, write_sidecar
+    from blip_lite.processing import IMAGE_SUFFIXES
+
+    alone = len(args.images) == 1 and Path(args.images[0]).suffix.lower() in IMAGE_SUFFIXES
+    done = failed = written = 0
+    page: dict[str, Any] = {}
+    with open(journal, "a", encoding="utf-8") if journal else contextlib.nullcontext() as file:
+        for result in found:
+            row = result.row(args.scores, review_of(captioner, result, review))
+            done, failed = done + 1, failed + (result.error is not None)
+            if file:
+                file.write(to_line(row))
+                file.flush()
+            elif args.html and len(page) < GALLERY:
+                page[result.image] = row
+            if result.error:
+                if not file:
+                    print(f"error: {result.image}: {result.error}", file=sys.stderr)
+            elif args.sidecar:
+                written += write_sidecar(sidecar_of(result.source), result.captions, args.overwrite)
+            elif not file:
+                for i, caption in enumerate(result.captions):
+                    score = f"{result.scores[i]:.4f} " if args.scores else ""
+                    flagged = f"  [review: {', '.join(row['review'])}]" if row.get("review") else ""
+                    print(f"{'' if alone else f'{result.image}: '}{score}{caption}{flagged}", flush=True)
+    if args.sidecar:
+        print(f"{written} images captioned, {failed} failed, the others had a .txt already", file=sys.stderr)
+    if not done and not journal and not args.sidecar:
+        raise ValueError(f"no images in {', '.join(args.images)}")
+    return failed, page
 
 
 if __name__ == "__main__":

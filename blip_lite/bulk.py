@@ -1,135 +1,75 @@
-"""Many files -> captions: decode ahead of the model, report what cannot be read, write each line at once."""
+"""Many images -> captions: decode ahead of the model, report what cannot be read, lose nothing that was computed."""
 
 from __future__ import annotations
 
-import array
 import glob
 import hashlib
 import json
 import os
-import sys
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import torch
 
 from blip_lite.captioner import Captioner
 from blip_lite.generation import GenerationSettings
-from blip_lite.processing import IMAGE_SUFFIXES, ImageError
+from blip_lite.inputs import Source
+from blip_lite.processing import ImageError
+from blip_lite.words import found_words
+
+SLOW = 1.0  # seconds
 
 
 @dataclass
 class Captioned:
-    """One image's outcome: `captions` (best first), or none and an `error`."""
+    """One image's outcome: `captions` (best first) with the mean log-probability of their tokens, or none and an `error`."""
 
-    image: str
+    source: Source
     captions: list[str]
+    scores: list[float]
     error: str | None = None
 
-    def as_json(self) -> str:
-        caption: Any = None if self.error else self.captions[0] if len(self.captions) == 1 else self.captions
-        line = {"image": self.image, "caption": caption, **({"error": self.error} if self.error else {})}
-        return json.dumps(line, ensure_ascii=False)
+    @property
+    def image(self) -> str:
+        return self.source.name
 
+    def row(self, scores: bool = False, review: list[str] | None = None) -> dict[str, Any]:
+        """What the output holds of it: a caption, or a list where there are several."""
 
-def expand(arguments: Iterable[str]) -> Iterator[str]:
-    """Files as they are, folders as the images in them, recursively and in name order; `-` is one path a line on
-    standard input, a `.txt` file one path a line in it, and a name with `*`, `?` or `[` that is no file a pattern. Nothing
-    is held but one folder's names.
+        def one(values: list[Any]) -> Any:
+            return values[0] if len(values) == 1 else values
 
-    Raises:
-        ValueError: a list that cannot be read.
-    """
-    for argument in arguments:
-        if argument == "-":
-            yield from (line.rstrip("\n") for line in sys.stdin if line.strip())
-        elif os.path.isdir(argument):
-            for folder, folders, names in os.walk(argument):
-                folders.sort()
-                yield from (os.path.join(folder, n) for n in sorted(names) if Path(n).suffix.lower() in IMAGE_SUFFIXES)
-        elif argument.lower().endswith(".txt"):
-            try:
-                with open(argument, encoding="utf-8") as file:
-                    yield from (line.rstrip("\n") for line in file if line.strip())
-            except (OSError, UnicodeDecodeError) as error:
-                raise ValueError(f"{argument}: a list of paths that cannot be read ({error})") from error
-        elif not os.path.exists(argument) and glob.has_magic(argument):
-            yield from sorted(glob.glob(argument, recursive=True))
-        else:
-            yield argument
-
-
-class Done:
-    """The images that an earlier, perhaps killed, run wrote to a JSON-lines file; 8 bytes each.
-
-    Args:
-        path: need not exist. Half a line at its end is cut off.
-        retry_failed: take lines with an error out of the file, so that their images are tried again.
-
-    Raises:
-        ValueError: the file holds something else.
-    """
-
-    def __init__(self, path: Path, retry_failed: bool = False) -> None:
-        keys = array.array("Q")
-        self.failed = 0
-        if path.is_file():
-            with open(path, "rb+") as file:
-                end = 0
-                for number, line in enumerate(file, 1):
-                    if not line.endswith(b"\n"):
-                        file.truncate(end)  # of a killed process
-                        break
-                    end += len(line)
-                    try:
-                        row = json.loads(line)
-                        keys.append(key_of(row["image"]))
-                        self.failed += "error" in row
-                    except (ValueError, KeyError, TypeError) as error:
-                        raise ValueError(
-                            f"{path}, line {number}: not a line of captions; choose another --output, or --overwrite"
-                        ) from error
-            if retry_failed and self.failed:
-                new = path.with_name(f".{path.name}.new")
-                with open(path, encoding="utf-8") as old, open(new, "w", encoding="utf-8") as file:
-                    file.writelines(line for line in old if "error" not in json.loads(line))
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(new, path)
-                self.__init__(path)  # type: ignore[misc]
-                return
-        self.keys = np.sort(np.frombuffer(keys, np.uint64)) if keys else np.empty(0, np.uint64)
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def __contains__(self, image: str) -> bool:
-        at = int(np.searchsorted(self.keys, np.uint64(key_of(image))))
-        return at < len(self.keys) and int(self.keys[at]) == key_of(image)
-
-
-def key_of(image: str) -> int:
-    """64 bits of a hash: of ten million images two fall together once in 200,000 times."""
-    return int.from_bytes(hashlib.blake2b(image.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "little")
+        if self.error:
+            return {"image": self.image, "caption": None, "error": self.error}
+        found: dict[str, Any] = {"image": self.image, "caption": one(self.captions)}
+        if scores:
+            found["score"] = one([round(score, 4) for score in self.scores])
+        return found if review is None else {**found, "review": review}
 
 
 def caption_files(
-    captioner: Captioner, paths: Iterable[str], batch_size: int = 8, prompt: str = "", workers: int = 4, **settings: Any
+    captioner: Captioner,
+    images: Iterable[str | Source],
+    batch_size: int = 8,
+    prompt: str = "",
+    workers: int = 4,
+    **settings: Any,
 ) -> Iterator[Captioned]:
-    """Caption files, in the order given. A file that cannot be read gives an error, and the next one follows.
+    """Caption images. One that cannot be read gives an error, and the next one follows.
+
+    They come in the order given, unless one is slow to read: the model takes those that are ready.
 
     Args:
         captioner: the model.
-        paths: may be endless; only a few batches are held in memory.
+        images: paths, or what `inputs.expand` found; may be endless, only a few batches are held in memory.
         batch_size: images at a time.
         prompt: how captions shall begin.
-        workers: threads that decode ahead of the model.
+        workers: threads that read and decode ahead of the model.
         **settings: fields of `GenerationSettings`.
 
     Raises:
@@ -138,41 +78,160 @@ def caption_files(
     if batch_size < 1 or workers < 1:
         raise ValueError("batch_size and workers must be at least 1")
     # Not a generator itself: wrong settings are to fail here, not at the first image.
-    return _caption(captioner, iter(paths), batch_size, prompt, workers, GenerationSettings(**settings))
+    return _caption(captioner, iter(images), batch_size, prompt, workers, GenerationSettings(**settings))
 
 
 def _caption(
-    captioner: Captioner, paths: Iterator[str], batch_size: int, prompt: str, workers: int, settings: GenerationSettings
-) -> Iterator[Captioned]:
-    def decode(path: str) -> torch.Tensor | str:
+    captioner: Captioner, images: Iterator[str | Source], batch_size: int, prompt: str, workers: int,
+    settings: GenerationSettings,
+) -> Iterator[Captioned]:  # fmt: skip
+    def decode(source: Source) -> torch.Tensor | str:
         try:
-            return captioner.processor.pixels(path)
+            return captioner.processor.pixels(source.load())
         except ImageError as error:
-            return str(error).removeprefix(f"{path}: ")
+            reason = str(error)
+            for prefix in (str(source.image) if isinstance(source.image, str) else source.name, source.name, "<bytes>"):
+                reason = reason.removeprefix(f"{prefix}: ")
+            return reason
+        except OSError as error:  # of a shard that went away
+            return f"cannot be read ({error.strerror or error})"
 
-    waiting: deque[tuple[str, Future[torch.Tensor | str]]] = deque()
+    waiting: list[tuple[Source, Future[torch.Tensor | str]]] = []
+    late: set[Future[torch.Tensor | str]] = set()
+    ahead = 3 * batch_size + workers
     with ThreadPoolExecutor(workers) as pool:
         while True:
-            for path in islice(paths, 3 * batch_size - len(waiting)):
-                waiting.append((path, pool.submit(decode, path)))
+            for image in islice(images, max(0, ahead - len(waiting))):
+                source = Source(image, image) if isinstance(image, str) else image
+                waiting.append((source, pool.submit(decode, source)))
             if not waiting:
                 return
-            part = [waiting.popleft() for _ in range(min(batch_size, len(waiting)))]
-            decoded = [job.result() for _, job in part]
-            pixels = [found for found in decoded if isinstance(found, torch.Tensor)]
-            captions: list[list[str]] = []
+            # The first in line, in order; but the model waits for none of them longer than a second, and only once.
+            jobs = [job for _, job in waiting]
+            late |= wait([job for job in jobs if job not in late][:batch_size], SLOW).not_done
+            ready = [at for at, job in enumerate(jobs) if job.done()][:batch_size]
+            if not ready:
+                wait(jobs, return_when=FIRST_COMPLETED)
+                continue
+            part = [(waiting[at][0], jobs[at].result()) for at in ready]
+            waiting = [pair for at, pair in enumerate(waiting) if at not in ready]
+            late &= {job for _, job in waiting}
+            pixels = [found for _, found in part if isinstance(found, torch.Tensor)]
+            captions: list[list[tuple[str, float]]] = []
             if pixels:
-                captions = captioner.caption_pixels(torch.stack(pixels), settings, [prompt] * len(pixels))
+                captions = captioner.caption_and_score(torch.stack(pixels), settings, [prompt] * len(pixels))
             left = iter(captions)
-            for (path, _), found in zip(part, decoded, strict=True):
-                yield Captioned(path, [], found) if isinstance(found, str) else Captioned(path, next(left))
+            for source, found in part:
+                if isinstance(found, str):
+                    yield Captioned(source, [], [], found)
+                else:
+                    pairs = next(left)
+                    yield Captioned(source, [text for text, _ in pairs], [score for _, score in pairs])
 
 
-def write_lines(results: Iterable[Captioned], output: TextIO) -> tuple[int, int]:
-    """Write one JSON line an image, flushed at once. Returns (captioned, failed)."""
-    captioned = failed = 0
-    for result in results:
-        output.write(result.as_json() + "\n")
-        output.flush()
-        captioned, failed = captioned + (result.error is None), failed + (result.error is not None)
-    return captioned, failed
+# -------------------------------------------------------------------------------------------- the journal
+
+
+def key_of(name: str) -> int:
+    """64 bits of a hash: of ten million images two fall together once in 350,000 times."""
+    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "little")
+
+
+class Seen:
+    """Which images were met, 8 bytes each."""
+
+    def __init__(self) -> None:
+        self.old = np.empty(0, np.uint64)  # sorted
+        self.new: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self.old) + len(self.new)
+
+    def __contains__(self, name: str) -> bool:
+        key = key_of(name)
+        at = int(np.searchsorted(self.old, np.uint64(key)))
+        return key in self.new or (at < len(self.old) and int(self.old[at]) == key)
+
+    def add(self, name: str) -> bool:
+        """Remember an image; whether it is a new one."""
+        if name in self:
+            return False
+        self.new.add(key_of(name))
+        if len(self.new) > 2**16:
+            self.old = np.sort(np.concatenate([self.old, np.fromiter(self.new, np.uint64)]))
+            self.new = set()
+        return True
+
+
+def read_journal(path: Path, whole: bool = True) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(line, row) of a JSON-lines file of captions.
+
+    Args:
+        path: the file; need not exist.
+        whole: else half a line at the end, of a killed process, is passed over.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    if not path.is_file():
+        return
+    with open(path, "rb") as file:
+        for number, raw in enumerate(file, 1):
+            if not (whole or raw.endswith(b"\n")):
+                return
+            try:
+                row = json.loads(raw)
+                if not isinstance(row["image"], str) or "caption" not in row:
+                    raise KeyError
+                yield raw.decode("utf-8"), row
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{path}, line {number}: not a line of captions; choose another --output, or --overwrite"
+                ) from error
+
+
+def take_up(path: Path, retry_failed: bool = False) -> None:
+    """Make one whole journal of what earlier runs, perhaps killed, of perhaps several processes, left: each image once.
+
+    Args:
+        path: of the journal; processes with a rank append to `PATH.rank-N`.
+        retry_failed: take the lines with an error out, so that their images are tried again.
+
+    Raises:
+        ValueError: a file that is no journal.
+    """
+    parts = [path, *sorted(path.parent.glob(f"{glob.escape(path.name)}.rank-*"))]
+    ends = b"\n"
+    if path.is_file() and path.stat().st_size:
+        with open(path, "rb") as journal:
+            journal.seek(-1, os.SEEK_END)
+            ends = journal.read()
+    if len(parts) == 1 and ends == b"\n" and not (retry_failed and path.is_file()):
+        return
+    new, seen = path.with_name(f".{path.name}.new"), Seen()
+    with open(new, "w", encoding="utf-8") as file:
+        for part in parts:
+            for line, row in read_journal(part, whole=False):
+                if not (retry_failed and "error" in row) and seen.add(row["image"]):
+                    file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(new, path)
+    for part in parts[1:]:
+        part.unlink()
+
+
+def to_line(row: dict[str, Any]) -> str:
+    line = json.dumps(row, ensure_ascii=False)
+    try:
+        line.encode("utf-8")
+    except UnicodeEncodeError:  # of a file name that is no UTF-8
+        line = json.dumps(row)
+    return line + "\n"
+
+
+def review_of(captioner: Captioner, result: Captioned, words: list[str] | None) -> list[str] | None:
+    """Which of the words somebody is to look at a result has; None if there are no such words."""
+    if words is None:
+        return None
+    return sorted({word for caption in result.captions for word in found_words(captioner.processor, caption, words)})

@@ -17,6 +17,7 @@ from blip_lite.generation import GenerationSettings, generate
 from blip_lite.model import IGNORE, Blip
 from blip_lite.pretrained import load_pretrained
 from blip_lite.processing import ImageInput, Processor
+from blip_lite.words import BannedWords
 
 
 def pick_device(device: str | torch.device = "auto") -> torch.device:
@@ -114,6 +115,7 @@ class Captioner:
         images: ImageInput | Sequence[ImageInput],
         prompt: str | Sequence[str] = "",
         batch_size: int = 8,
+        return_scores: bool = False,
         **settings: Any,
     ) -> Any:
         """Caption one image or many.
@@ -123,9 +125,10 @@ class Captioner:
             prompt: how captions shall begin, e.g. `"a photography of"`; one for all images, or one an image. It
                 is part of the caption.
             batch_size: images at a time. It changes speed and memory, not captions (but for `do_sample`).
+            return_scores: give (caption, score) for each caption: the mean log-probability of its new tokens.
             **settings: fields of `GenerationSettings`: `num_beams=5`, `max_new_tokens=30`, `min_new_tokens`,
                 `length_penalty`, `early_stopping`, `num_return_sequences`, `do_sample` (with `num_beams=1`),
-                `temperature`, `top_k`, `top_p`, `seed`.
+                `temperature`, `top_k`, `top_p`, `seed`, `banned_words` (see `words.py`).
 
         Returns:
             A caption, or for a list of images a list of captions. With `num_return_sequences` above 1 each
@@ -147,8 +150,9 @@ class Captioner:
         captions: list[Any] = []
         for start in range(0, len(sources), batch_size):
             part = slice(start, start + batch_size)
-            found = self.caption_pixels(self.processor.pixel_values(sources[part]), generation, prompts[part])
-            captions += [row if generation.num_return_sequences > 1 else row[0] for row in found]
+            found = self.caption_and_score(self.processor.pixel_values(sources[part]), generation, prompts[part])
+            rows = [pairs if return_scores else [caption for caption, _ in pairs] for pairs in found]
+            captions += [row if generation.num_return_sequences > 1 else row[0] for row in rows]
         return captions[0] if single else captions
 
     def caption_pixels(
@@ -165,21 +169,36 @@ class Captioner:
         Returns:
             `num_return_sequences` captions an image, best first.
         """
+        found = self.caption_and_score(pixel_values, settings, prompts, with_prompt)
+        return [[caption for caption, _ in pairs] for pairs in found]
+
+    def caption_and_score(
+        self, pixel_values: Tensor, settings: GenerationSettings, prompts: Sequence[str] = (), with_prompt: bool = True
+    ) -> list[list[tuple[str, float]]]:
+        """As `caption_pixels`, each caption with the mean log-probability of its new tokens, `[SEP]` included.
+
+        What `min_new_tokens` and, with one beam, `banned_words` rule out has no probability in it.
+        """
         device = self.model.device
         pixel_values = pixel_values.to(device, self.model.dtype)
         ids = [self.processor.prompt_ids(prompt) for prompt in prompts] or [self.processor.prompt_ids()] * len(
             pixel_values
         )
-        captions: list[list[str]] = [[] for _ in ids]
+        banned = BannedWords(self.processor, settings.banned_words) if settings.banned_words else None
+        captions: list[list[tuple[str, float]]] = [[] for _ in ids]
         # Prompts of one length at a time: no padding, so a caption does not depend on its neighbours' prompts.
         for length in sorted({len(prompt) for prompt in ids}):
             rows = [i for i, prompt in enumerate(ids) if len(prompt) == length]
             prompt_ids = torch.tensor([ids[i] for i in rows], device=device)
-            sequences = generate(self.model, pixel_values[rows], prompt_ids, settings).sequences
-            if not with_prompt:
-                sequences = sequences[:, :, length:]
-            for i, found in zip(rows, sequences.tolist(), strict=True):
-                captions[i] = [self.processor.decode(sequence) for sequence in found]
+            found = generate(self.model, pixel_values[rows], prompt_ids, settings, banned)
+            new, scores = found.sequences[:, :, length:], found.scores
+            if settings.num_beams > 1:  # sum / length ** length_penalty -> sum / length
+                ended = (new == self.processor.sep_token_id).long()
+                lengths = torch.where(ended.any(-1), ended.argmax(-1) + 1, settings.max_new_tokens)
+                scores = scores * lengths ** (settings.length_penalty - 1)
+            sequences = (found.sequences if with_prompt else new).tolist()
+            for i, texts, values in zip(rows, sequences, scores.tolist(), strict=True):
+                captions[i] = [(self.processor.decode(t), value) for t, value in zip(texts, values, strict=True)]
         return captions
 
     def score(self, images: ImageInput | Sequence[ImageInput], captions: Any, prompt: str = "") -> Any:

@@ -132,8 +132,20 @@ def fetch(url: str, seconds: float = SECONDS, max_bytes: int = MAX_BYTES) -> byt
     return bytes(data)
 
 
-def download(wanted: Mapping[Path, str], tries: int = 3) -> dict[Path, str]:
-    """Fetch URLs into files, 16 at a time, each up to `tries` times; files that are there already stay.
+def fetch_again(url: str, tries: int = 3) -> bytes:
+    """`fetch`, up to `tries` times where asking again may help. Raises ImageError."""
+    for attempt in range(tries - 1):
+        try:
+            return fetch(url)
+        except ImageError as error:
+            if any(final in str(error) for final in ("refused", "HTTP 4", "no image")):
+                raise
+        time.sleep(2**attempt)
+    return fetch(url)
+
+
+def download(wanted: Mapping[Path, str]) -> dict[Path, str]:
+    """Fetch URLs into files, 16 at a time; files that are there already stay.
 
     Args:
         wanted: URL by path.
@@ -145,18 +157,13 @@ def download(wanted: Mapping[Path, str], tries: int = 3) -> dict[Path, str]:
     def get(path: Path) -> str | None:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.part-{os.getpid()}")
-        for attempt in range(tries):
-            try:
-                part.write_bytes(fetch(wanted[path]))
-                os.replace(part, path)
-                return None
-            except ImageError as error:
-                reason = str(error)
-                if "refused" in reason or "HTTP 4" in reason or "no image" in reason or attempt + 1 == tries:
-                    return reason  # asking again changes nothing
-            except OSError as error:  # of the disk
-                return f"{path}: {error.strerror}"
-            time.sleep(2**attempt)
+        try:
+            part.write_bytes(fetch_again(wanted[path]))
+            os.replace(part, path)
+        except ImageError as error:
+            return str(error)
+        except OSError as error:  # of the disk
+            return f"{path}: {error.strerror}"
         return None
 
     missing = [path for path in wanted if not path.is_file()]

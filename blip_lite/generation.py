@@ -9,6 +9,7 @@ Shapes in comments: I images, B beams (or samples) an image, P tokens of prompt,
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,7 @@ class GenerationSettings:
     top_p: float = 1.0  # sample among the likeliest tokens that hold this much probability (nucleus)
     seed: int | None = None  # of sampling; None draws a fresh one
     num_return_sequences: int = 1
+    banned_words: Sequence[str] = ()  # words and phrases that captions must not say, see `words.py`
 
     def __post_init__(self) -> None:
         problems = [
@@ -123,7 +125,16 @@ def step(model: Blip, cache: Cache, tokens: Tensor, parents: Tensor, prompt_leng
     return model.logits(advance(model, cache, tokens, position)).float()
 
 
-def generate(model: Blip, pixel_values: Tensor, prompt_ids: Tensor, settings: GenerationSettings) -> Generated:
+Forbidden = Callable[[Sequence[int]], list[int]]
+
+
+def generate(
+    model: Blip,
+    pixel_values: Tensor,
+    prompt_ids: Tensor,
+    settings: GenerationSettings,
+    forbidden: Forbidden | None = None,
+) -> Generated:
     """Caption images.
 
     Args:
@@ -131,6 +142,8 @@ def generate(model: Blip, pixel_values: Tensor, prompt_ids: Tensor, settings: Ge
         pixel_values: `[I, 3, S, S]`, on the model's device.
         prompt_ids: `[I, P]`, first `[DEC]`, then the same number of prompt tokens for every image (or none).
         settings: how to decode.
+        forbidden: prompt and tokens of a caption so far -> the tokens that must not follow. It runs on the host, so each
+            step waits for the one before.
 
     Returns:
         `settings.num_return_sequences` sequences an image, best first.
@@ -146,11 +159,21 @@ def generate(model: Blip, pixel_values: Tensor, prompt_ids: Tensor, settings: Ge
     with torch.inference_mode():
         image_embeds = model.encode(pixel_values)
         if settings.num_beams > 1:
-            return beam_search(model, image_embeds, prompt_ids, settings)
-        return greedy_or_sample(model, image_embeds, prompt_ids, settings)
+            return beam_search(model, image_embeds, prompt_ids, settings, forbidden)
+        return greedy_or_sample(model, image_embeds, prompt_ids, settings, forbidden)
 
 
-def beam_search(model: Blip, image_embeds: Tensor, prompt_ids: Tensor, s: GenerationSettings) -> Generated:
+def forbid(scores: Tensor, prompt_ids: Tensor, tokens: Tensor, forbidden: Forbidden) -> None:
+    """Set the scores `[I, B, V]` of what must not follow `tokens` `[I, B, t]` to minus infinity."""
+    for i, (prompt, beams) in enumerate(zip(prompt_ids.tolist(), tokens.tolist(), strict=True)):
+        for b in range(scores.shape[1]):
+            if never := forbidden(prompt + beams[b]):
+                scores[i, b, never] = -torch.inf
+
+
+def beam_search(
+    model: Blip, image_embeds: Tensor, prompt_ids: Tensor, s: GenerationSettings, forbidden: Forbidden | None = None
+) -> Generated:
     """Keep the `num_beams` likeliest unfinished captions of each image, and the best finished ones.
 
     Follows `transformers` 5's `_beam_search`, but each image ends by itself and is then dropped.
@@ -177,6 +200,8 @@ def beam_search(model: Blip, image_embeds: Tensor, prompt_ids: Tensor, s: Genera
         log_probs = logits.log_softmax(-1)
         if t < s.min_new_tokens:
             log_probs[..., text.sep_token_id] = -torch.inf
+        if forbidden:
+            forbid(log_probs, prompt_ids[rows], tokens[:, :, :t], forbidden)
         candidates, flat = (scores[:, :, None] + log_probs).flatten(1).topk(2 * B)  # [I, 2B]
         parents, chosen = flat // text.vocab_size, flat % text.vocab_size
         grown = tokens.gather(1, parents[:, :, None].expand(-1, -1, s.max_new_tokens))
@@ -219,7 +244,9 @@ def beam_search(model: Blip, image_embeds: Tensor, prompt_ids: Tensor, s: Genera
     return _with_prompt(prompt_ids, out[:, : s.num_return_sequences], out_scores[:, : s.num_return_sequences])
 
 
-def greedy_or_sample(model: Blip, image_embeds: Tensor, prompt_ids: Tensor, s: GenerationSettings) -> Generated:
+def greedy_or_sample(
+    model: Blip, image_embeds: Tensor, prompt_ids: Tensor, s: GenerationSettings, forbidden: Forbidden | None = None
+) -> Generated:
     """Take the likeliest token at each step, or draw `num_return_sequences` captions an image."""
     text = model.config.text
     (images, prompt_length), B, device = prompt_ids.shape, s.num_return_sequences, prompt_ids.device
@@ -239,6 +266,8 @@ def greedy_or_sample(model: Blip, image_embeds: Tensor, prompt_ids: Tensor, s: G
     for t in range(s.max_new_tokens):
         if t < s.min_new_tokens:
             logits[..., text.sep_token_id] = -torch.inf
+        if forbidden:
+            forbid(logits, prompt_ids, tokens[:, :, :t], forbidden)
         chosen = _sample(logits, s, generator) if s.do_sample else logits.argmax(-1)
         tokens[:, :, t] = torch.where(going, chosen, text.pad_token_id)
         scores += going * logits.log_softmax(-1).gather(-1, chosen[..., None])[..., 0]

@@ -8,13 +8,13 @@ import html
 import io
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import ImageOps
 
-from blip_lite.processing import ImageInput, open_image
+from blip_lite.processing import ImageError, ImageInput, open_image
 
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#222}
@@ -62,7 +62,7 @@ def curve(lines: Sequence[dict[str, Any]], name: str, width: int = 340, height: 
     )
 
 
-SCRIPT = """
+SEARCH = """
 const cards = [...document.querySelectorAll('.card')], box = document.querySelector('.cards');
 document.querySelector('#find').oninput = e => {
   const words = e.target.value.toLowerCase();
@@ -70,6 +70,8 @@ document.querySelector('#find').oninput = e => {
   cards.forEach(c => { c.hidden = !c.textContent.toLowerCase().includes(words); n += !c.hidden; });
   document.querySelector('#count').textContent = n + ' images';
 };
+"""
+SORT = """
 document.querySelector('#sort').onchange = e => {
   const [key, sign] = e.target.value.split(' ');
   cards.sort((a, b) => sign * (a.dataset[key] - b.dataset[key])).forEach(c => box.append(c));
@@ -134,6 +136,37 @@ def scatter(points: Sequence[tuple[float, float, str]], x_name: str, y_name: str
     )
 
 
+def gallery(images: Sequence[tuple[Callable[[], ImageInput], dict[str, Any]]]) -> str:
+    """A page of images with their captions, to be searched. One that failed is shown with the reason.
+
+    Args:
+        images: (what loads the image, its row in the journal of captions).
+    """
+    cards = []
+    for load, row in images:
+        captions = row["caption"] if isinstance(row["caption"], list) else [row["caption"] or ""]
+        notes = [str(row["image"])]
+        notes += [f"error: {row['error']}"] if "error" in row else []
+        notes += [f"score {row['score']}"] if "score" in row else []
+        notes += [f"to review: {', '.join(row['review'])}"] if row.get("review") else []
+        picture = ""
+        with contextlib.suppress(ImageError, OSError):
+            picture = f'<img loading=lazy src="{thumbnail(load(), 224, 75)}">'
+        said = "".join(f"<b>{html.escape(caption)}</b>" for caption in captions)
+        cards.append(
+            f"<div class=card>{picture}{said}<span class=note>{'<br>'.join(map(html.escape, notes))}</span></div>"
+        )
+    return (
+        (
+            f'<!doctype html><html lang="en"><meta charset="utf-8"><title>captions</title><style>{STYLE}</style><h1>Captions</h1>'
+            f"<p><input id=find placeholder='search captions'> <span id=count class=note>{len(cards)} images</span></p>"
+            f"<div class=cards>{''.join(cards)}</div><script>{SEARCH}</script></html>\n"
+        )
+        .encode("utf-8", "backslashreplace")
+        .decode()
+    )
+
+
 def page(
     result: dict[str, Any],
     rows: Sequence[tuple[ImageInput, str, str, Sequence[str], dict[str, float]]],
@@ -177,5 +210,5 @@ def page(
         f"word for word a reference {result['exact_match_rate']:.1%}.</p><h2>The most frequent captions</h2><ul>{common}</ul>"
         f"<h2>Images</h2><p><input id=find placeholder='search captions'> <select id=sort>{choices}</select> "
         f"<span id=count class=note>{len(rows)} images</span></p><div class=cards>{''.join(cards)}</div>"
-        f"<script>{SCRIPT}</script></html>\n"
+        f"<script>{SEARCH}{SORT}</script></html>\n"
     )

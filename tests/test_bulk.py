@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from blip_lite.bulk import Done, expand
+from blip_lite.bulk import Seen, caption_files, read_journal, take_up
+from blip_lite.captioner import Captioner
+from blip_lite.inputs import Source, expand
 from conftest import ROOT
 
 OPTIONS = ["--num_beams", "1", "--max_new_tokens", "6", "--batch_size", "2"]
@@ -43,18 +46,6 @@ def images_in(path: Path) -> list[str]:
     return [json.loads(line)["image"] for line in path.read_text("utf-8").splitlines()]
 
 
-def test_folders_lists_patterns_and_standard_input(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = list(expand([str(photos)]))
-    assert [Path(n).name for n in names] == [*(f"{i}.png" for i in (0, 2, 4, 6, 8)), "broken.jpg", *(f"{i}.png" for i in (1, 3, 5, 7))]  # fmt: skip
-    (photos / "list.txt").write_text("a b.jpg\n\nc.png\n")
-    assert list(expand([str(photos / "list.txt"), "x.jpg"])) == ["a b.jpg", "c.png", "x.jpg"]
-    assert list(expand([str(photos / "**" / "[13].png")])) == [str(photos / "b" / "1.png"), str(photos / "b" / "3.png")]
-    monkeypatch.setattr(sys, "stdin", io.StringIO("p.jpg\nq.jpg"))
-    assert list(expand(["-"])) == ["p.jpg", "q.jpg"]
-    with pytest.raises(ValueError, match="cannot be read"):
-        list(expand(["nowhere.txt"]))
-
-
 def test_what_is_there_is_not_done_again(hf_dir: Path, photos: Path, tmp_path: Path) -> None:
     output, whole = tmp_path / "out.jsonl", tmp_path / "whole.jsonl"
     assert caption(hf_dir, str(photos), "--output", str(whole)).returncode == 1  # one is broken
@@ -76,12 +67,12 @@ def test_what_is_there_is_not_done_again(hf_dir: Path, photos: Path, tmp_path: P
 def test_killed_at_any_moment_each_image_is_written_once(hf_dir: Path, photos: Path, tmp_path: Path) -> None:
     output, rng = tmp_path / "out.jsonl", random.Random(0)
     many = tmp_path / "many.txt"
-    names = list(expand([str(photos)]))
+    names = [source.name for source in expand([str(photos)])]
     copies = tmp_path / "copies"
     copies.mkdir()
     for i in range(60):
         (copies / f"{i:03d}{Path(names[i % 10]).suffix}").symlink_to(names[i % 10])
-    many.write_text("\n".join(expand([str(copies)])))
+    many.write_text("\n".join(source.name for source in expand([str(copies)])))
     command = [sys.executable, str(ROOT / "caption.py"), str(many), "--output", str(output), "--ckpt", str(hf_dir), *OPTIONS]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for _ in range(3):
@@ -98,5 +89,101 @@ def test_killed_at_any_moment_each_image_is_written_once(hf_dir: Path, photos: P
 def test_another_file_is_not_written_into(tmp_path: Path) -> None:
     (tmp_path / "other.jsonl").write_text('{"file_name": "a.jpg"}\n')
     with pytest.raises(ValueError, match=r"other.jsonl, line 1: not a line of captions"):
-        Done(tmp_path / "other.jsonl")
+        list(read_journal(tmp_path / "other.jsonl"))
     assert (tmp_path / "other.jsonl").read_text() == '{"file_name": "a.jpg"}\n'
+
+
+def test_what_several_processes_left_becomes_one_journal(tmp_path: Path) -> None:
+    def lines(*names: str) -> str:
+        return "".join(json.dumps({"image": n, "caption": n.upper()}) + "\n" for n in names)
+
+    journal = tmp_path / "out[1].jsonl"
+    journal.write_text(lines("a", "b"))
+    (tmp_path / "out[1].jsonl.rank-0").write_text(lines("b", "c"))  # merged already when it was killed
+    (tmp_path / "out[1].jsonl.rank-1").write_text(lines("d") + '{"image": "e", "capt')
+    take_up(journal)
+    assert journal.read_text() == lines("a", "b", "c", "d") and list(tmp_path.iterdir()) == [journal]
+
+
+def test_names_are_remembered_in_8_bytes_each() -> None:
+    seen = Seen()
+    assert all(seen.add(f"photo {i}") for i in range(150_000)) and not any(
+        seen.add(f"photo {i}") for i in range(150_000)
+    )
+    assert len(seen) == 150_000 and len(seen.old) > 130_000 and "photo 150000" not in seen
+
+
+def test_the_model_does_not_wait_for_a_slow_file(hf_dir: Path, photos: Path) -> None:
+    captioner = Captioner.from_pretrained(hf_dir, "cpu")
+    served = threading.Event()
+
+    def slow() -> bytes:
+        assert served.wait(60)
+        return (photos / "0.png").read_bytes()
+
+    images = [Source("slow", slow), *(str(photos / f"{i}.png") for i in (2, 4, 6, 8)), "nowhere.png"]
+    names = []
+    for result in caption_files(captioner, images, batch_size=2, num_beams=1, max_new_tokens=4):
+        names.append(result.image)
+        if len(names) == 5:
+            served.set()
+    assert names[-1] == "slow" and sorted(names) == sorted(i if isinstance(i, str) else i.name for i in images)
+    # the same image twice is two results; without slow ones the order stays
+    twice = [str(photos / "0.png")] * 3 + [str(photos / "2.png")]
+    assert [r.image for r in caption_files(captioner, twice, batch_size=2, num_beams=1, max_new_tokens=4)] == twice
+
+
+def test_scores_several_captions_and_words_to_review(hf_dir: Path, photos: Path, tmp_path: Path) -> None:
+    captioner = Captioner.from_pretrained(hf_dir, "cpu")
+    said = captioner(photos / "0.png", num_beams=5, max_new_tokens=6).split()[0]
+    (tmp_path / "review.txt").write_text(f"{said}\nzebra crossing\n")
+    output = tmp_path / "out.jsonl"
+    options = ["--num_beams", "3", "--num_captions", "5", "--scores", "--review_words", str(tmp_path / "review.txt")]
+    assert caption(hf_dir, str(photos / "0.png"), "--output", str(output), *options).returncode == 0
+    row = json.loads(output.read_text())
+    assert len(row["caption"]) == len(row["score"]) == 5 and row["review"] == [said]
+    pairs = captioner(photos / "0.png", num_beams=5, num_return_sequences=5, max_new_tokens=6, return_scores=True)
+    assert row["caption"] == [text for text, _ in pairs] and row["score"] == [round(score, 4) for _, score in pairs]
+    (tmp_path / "banned.txt").write_text(said)
+    options[-2:] = ["--banned_words", str(tmp_path / "banned.txt"), "--do_sample", "--temperature", "2"]
+    assert caption(hf_dir, str(photos / "0.png"), "--output", str(output), "--overwrite", *options).returncode == 0
+    row = json.loads(output.read_text())
+    assert len(set(row["caption"])) > 1 and not any(said in text.split() for text in row["caption"])
+
+
+def test_two_processes_share_one_list(hf_dir: Path, photos: Path, tmp_path: Path) -> None:
+    alone, together = tmp_path / "alone.jsonl", tmp_path / "together.jsonl"
+    assert caption(hf_dir, str(photos), "--output", str(alone)).returncode == 1
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
+    command = [
+        *launch,
+        str(ROOT / "caption.py"),
+        str(photos),
+        "--ckpt",
+        str(hf_dir),
+        *OPTIONS,
+        "--output",
+        str(together),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert "9 images captioned, 1 failed" in done.stderr, done.stderr
+    assert sorted(together.read_text().splitlines()) == sorted(alone.read_text().splitlines())
+    assert sorted(p.name for p in tmp_path.glob("*.jsonl*")) == ["alone.jsonl", "together.jsonl"]
+
+
+def test_a_file_name_that_is_no_utf8(hf_dir: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    name = os.fsdecode(os.fsencode(str(folder)) + b"/caf\xe9.png")
+    Image.new("RGB", (9, 9)).save(name, "PNG")
+    printed = caption(hf_dir, str(folder))
+    assert printed.returncode == 0 and "caf\\udce9.png" in printed.stdout, printed.stderr
+    output = tmp_path / "out.csv"
+    assert caption(hf_dir, str(folder), "--output", str(output), "--html", str(tmp_path / "p.html")).returncode == 0
+    assert images_in(tmp_path / "out.csv.jsonl") == [name] and "caf\\udce9.png" in output.read_text("utf-8")
+    again = caption(hf_dir, str(folder), "--output", str(output))
+    assert again.returncode == 0 and "has 1 images already" in again.stderr

@@ -1,0 +1,168 @@
+"""What `caption.py` may be given -> images one after another, none of them opened yet."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import sys
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from blip_lite.fetch import fetch_again
+from blip_lite.processing import IMAGE_SUFFIXES, ImageError, ImageInput
+from blip_lite.sources import IMAGE_COLUMNS, expand_braces, read_piece, read_table, utf8
+
+TABLES = {".csv", ".tsv", ".jsonl", ".parquet"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """An image: what the output calls it, and where it is (or a function that gets it)."""
+
+    name: str
+    image: ImageInput | Callable[[], ImageInput]
+
+    def load(self) -> ImageInput:
+        return self.image() if callable(self.image) else self.image
+
+
+def expand(arguments: Iterable[str], allow_urls: bool = False, image_column: str | None = None) -> Iterator[Source]:
+    """Images, in order; nothing is held but one folder's names.
+
+    Files as they are; folders as the images in them, recursively and in name order; a name with `*`, `?` or `[` that is
+    no file as a pattern; `-` and `.txt` files as lists of one path or URL a line; `.csv`, `.tsv`, `.jsonl` and `.parquet`
+    as tables with a column of paths (relative to the table), URLs or image bytes; `.tar` (and `{0000..0099}.tar`) as
+    webdataset shards.
+
+    Args:
+        arguments: as on the command line.
+        allow_urls: whether http and https URLs are fetched.
+        image_column: of tables; else one of the usual names.
+
+    Raises:
+        ValueError: a list or table that cannot be read, or a URL that was not allowed. A single image never raises
+            here: it does so when it is loaded.
+    """
+    for argument in arguments:
+        path, suffix = Path(argument), Path(argument).suffix.lower()
+        if argument == "-":
+            yield from (named(line, None, allow_urls) for line in lines(sys.stdin))
+        elif os.path.isdir(argument):
+            for folder, folders, names in os.walk(argument):
+                folders.sort()
+                for name in sorted(n for n in names if Path(n).suffix.lower() in IMAGE_SUFFIXES):
+                    yield Source(os.path.join(folder, name), os.path.join(folder, name))
+        elif is_url(argument):
+            yield named(argument, None, allow_urls)
+        elif suffix == ".txt":
+            try:
+                with open(argument, encoding="utf-8-sig") as file:
+                    yield from (named(line, None, allow_urls) for line in lines(file))
+            except (OSError, UnicodeDecodeError) as error:
+                raise ValueError(f"{argument}: a list of paths that cannot be read ({error})") from error
+        elif suffix == ".tar":
+            for shard in expand_braces(argument):
+                yield from in_tar(shard)
+        elif suffix in TABLES:
+            if not path.is_file():
+                raise ValueError(f"{argument}: there is no such file")
+            rows = in_parquet(path, image_column) if suffix == ".parquet" else utf8(path, read_table(path))
+            yield from in_table(path, rows, image_column, allow_urls)
+        elif not os.path.exists(argument) and glob.has_magic(argument):
+            yield from (Source(name, name) for name in sorted(glob.glob(argument, recursive=True)))
+        else:
+            yield Source(argument, argument)
+
+
+def lines(file: Iterable[str]) -> Iterator[str]:
+    return (line.rstrip("\r\n") for line in file if line.strip())
+
+
+def is_url(text: str) -> bool:
+    return re.match(r"https?://", text, re.IGNORECASE) is not None
+
+
+def named(name: str, folder: Path | None, allow_urls: bool) -> Source:
+    """An image by its path, relative to `folder`, or by its URL."""
+    if is_url(name):
+        if not allow_urls:
+            raise ValueError(f"{name}: a URL; --allow_urls fetches such images")
+        return Source(name, partial(fetch_again, name))
+    return Source(name, os.path.join(folder, name) if folder else name)
+
+
+def fail(reason: str) -> ImageInput:
+    raise ImageError(reason)
+
+
+def in_table(
+    path: Path, rows: Iterable[tuple[str, dict[str, Any]]], image_column: str | None, allow_urls: bool
+) -> Iterator[Source]:
+    """The images of a table's rows; those that hold bytes are named by file and row."""
+    column = None
+    for where, row in rows:
+        column = column or pick(list(row), image_column, str(path))
+        value = row.get(column)
+        if isinstance(value, dict):  # {"bytes", "path"}, as `datasets` keeps an image
+            value = value.get("bytes") or value.get("path")
+        if isinstance(value, bytes):
+            yield Source(where, value)
+        elif isinstance(value, str) and value.strip():
+            yield named(value, path.parent, allow_urls)
+        else:
+            yield Source(where, partial(fail, f"no image in column {column}"))
+
+
+def pick(columns: list[str], image_column: str | None, where: str) -> str:
+    column = image_column or next((c for c in IMAGE_COLUMNS if c in columns), None)
+    if column is None or column not in columns:
+        there = ", ".join(map(str, columns))
+        raise ValueError(f"{where}: no column {column or 'image'}; there are: {there}. Name it with --image_column")
+    return column
+
+
+def in_parquet(path: Path, image_column: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """("FILE, row N", {column: value}) of the column with images, a few rows in memory."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            column = pick(file.schema_arrow.names, image_column, str(path))
+            number = 0
+            for batch in file.iter_batches(16, columns=[column]):
+                for row in batch.to_pylist():
+                    yield f"{path}, row {number}", row
+                    number += 1
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: cannot be read as Parquet ({str(error).strip().splitlines()[0]})") from error
+
+
+def in_tar(shard: str) -> Iterator[Source]:
+    """The images of a shard, each named by shard and file. What is wrong with the shard is one image that cannot be had, so
+    that the other shards follow."""
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            for member in tar:
+                if member.isfile() and Path(member.name).suffix.lower() in IMAGE_SUFFIXES:
+                    piece = partial(read_piece, Path(shard), member.offset_data, member.size)
+                    yield Source(f"{shard}/{member.name}", piece)
+    except (tarfile.TarError, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        yield Source(shard, partial(fail, f"not a whole, uncompressed tar file ({reason})"))
+
+
+def count(arguments: Iterable[str]) -> int | None:
+    """How many images there are, where that can be told without reading them all; for the time left."""
+    arguments = list(arguments)
+    if any(a == "-" or Path(a).suffix.lower() == ".parquet" for a in arguments):
+        return None
+    try:
+        return sum(1 for _ in expand(arguments, allow_urls=True))
+    except ValueError:
+        return None
