@@ -20,7 +20,7 @@ STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#222}
 h1{font-size:1.5em} table{border-collapse:collapse} td,th{padding:.2em .9em .2em 0;text-align:left}
 .cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(230px,1fr));gap:1.2em}
-.card img{width:100%;border:1px solid #ddd} .card b{display:block;margin:.3em 0}
+.card{overflow-wrap:anywhere} .card img{width:100%;border:1px solid #ddd} .card b{display:block;margin:.3em 0}
 .card li,.note{color:#666;font-size:.86em} .card ul{margin:0;padding-left:1.1em}
 svg{border:1px solid #ddd;margin-right:1em}
 """
