@@ -274,7 +274,7 @@ def parse(cls: type[T], argv: list[str] | None = None) -> T:
     parser.add_argument("--config", metavar="YAML", help="file with settings by name; the command line overrides it")
     types_ = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
-        kind, help = _base_type(types_[field.name]), field.metadata["help"]
+        kind, help = base_type(types_[field.name]), field.metadata["help"]
         if field.default is not None:
             help += f" (default: {field.default if field.default != '' else 'none'})"
         options: dict[str, Any] = {"help": help.replace("%", "%%"), "default": argparse.SUPPRESS}
@@ -292,7 +292,7 @@ def parse(cls: type[T], argv: list[str] | None = None) -> T:
     return cls(**{**(_read_yaml(cls, Path(file)) if file else {}), **given})
 
 
-def _base_type(annotation: Any) -> Any:
+def base_type(annotation: Any) -> Any:
     if isinstance(annotation, types.UnionType):  # `int | None`
         return next(arg for arg in typing.get_args(annotation) if arg is not type(None))
     return annotation
@@ -321,7 +321,7 @@ def check(cls: type[T], values: dict[str, Any], source: str) -> dict[str, Any]:
             raise ConfigError(
                 f"{source}: unknown setting {name!r}" + (f"; did you mean {close[0]!r}?" if close else "")
             )
-        kind, optional = _base_type(types_[name]), isinstance(types_[name], types.UnionType)
+        kind, optional = base_type(types_[name]), isinstance(types_[name], types.UnionType)
         if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
             with contextlib.suppress(ValueError):
                 values[name] = value = float(value)  # YAML reads 5e-5 as text

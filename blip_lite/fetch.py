@@ -82,11 +82,11 @@ class _HttpsHandler(urllib.request.HTTPSHandler):
         return self.do_open(_Https, request)
 
 
-def _opener() -> urllib.request.OpenerDirector:
+def _opener(https_only: bool) -> urllib.request.OpenerDirector:
     """urllib without `file:`, `ftp:` and proxies; each redirect is looked at like the first address."""
     opener = urllib.request.OpenerDirector()
     for handler in (
-        _HttpHandler,
+        *(() if https_only else (_HttpHandler,)),
         _HttpsHandler,
         urllib.request.HTTPRedirectHandler,
         urllib.request.HTTPDefaultErrorHandler,
@@ -97,19 +97,25 @@ def _opener() -> urllib.request.OpenerDirector:
     return opener
 
 
-def fetch(url: str, seconds: float = SECONDS, max_bytes: int = MAX_BYTES) -> bytes:
+def fetch(url: str, seconds: float = SECONDS, max_bytes: int = MAX_BYTES, https_only: bool = False) -> bytes:
     """The bytes of an image on the web.
+
+    Args:
+        url: of the image.
+        seconds: for the whole answer, redirects included.
+        max_bytes: of the image.
+        https_only: also after redirects.
 
     Raises:
         ImageError: not http(s), not a public address (after redirects too), an error answer, too slow, too large, or
             not an image.
     """
-    if not url.lower().startswith(("http://", "https://")):
-        raise ImageError(f"{url}: refused, only http and https URLs are fetched")
+    if not url.lower().startswith("https://" if https_only else ("http://", "https://")):
+        raise ImageError(f"{url}: refused, only {'' if https_only else 'http and '}https URLs are fetched")
     deadline = time.monotonic() + seconds
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "blip_lite"})
-        with _opener().open(request, timeout=seconds) as response:
+        with _opener(https_only).open(request, timeout=seconds) as response:
             kind, data = response.headers.get_content_type(), bytearray()
             while part := response.read1(2**16):
                 data += part

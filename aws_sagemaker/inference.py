@@ -1,0 +1,215 @@
+"""The handler of a SageMaker endpoint: images in, captions out. It lies in `code/` of the `model.tar.gz` that
+`train_entry.py` writes, with the package beside it, so that the inference container has nothing to install.
+
+Requests: `application/json` with `{"instances": [{"b64": ...} | {"url": ...}], "parameters": {...}, "prompt": ...}` or
+`{"inputs": "BASE64" | [...]}`; an image itself (`image/jpeg`, `image/png`, ...); `application/jsonlines` with one such object a line
+(batch transform). Answers: `{"predictions": [{"generated_text": ...}]}`. What is wrong with a request is a 400 that says so; in
+JSON lines it is the `error` of that line.
+
+Environment: BLIP_ALLOW_URLS=true lets the endpoint fetch https URLs (public addresses only).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import dataclasses
+import io
+import json
+import os
+import sys
+import typing
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # the package lies beside this file in model.tar.gz
+
+from blip_lite import Captioner
+from blip_lite.fetch import fetch
+from blip_lite.generation import GenerationSettings
+from blip_lite.processing import ImageError
+
+try:
+    from sagemaker_inference.errors import BaseInferenceToolkitError
+except ImportError:  # the Hugging Face container has another toolkit, which makes a 400 of every exception
+
+    class BaseInferenceToolkitError(Exception):  # type: ignore[no-redef]
+        """A status code and what the client is told."""
+
+        def __init__(self, status_code: int, message: str, phrase: str) -> None:
+            super().__init__(message)
+            self.status_code, self.message, self.phrase = status_code, message, phrase
+
+
+MAX_IMAGES = 32  # a request
+MAX_BYTES = 20 * 2**20  # an image
+MAX_PIXELS = 50_000_000  # an image
+MAX_PROMPT = 100  # characters
+LIMITS = {"num_beams": 10, "max_new_tokens": 60, "num_return_sequences": 10, "top_k": 1000}
+PARAMETERS = {f.name for f in dataclasses.fields(GenerationSettings)} - {"banned_words"}
+IMAGE_TYPES = ("image/", "application/x-image", "application/octet-stream")
+
+
+@dataclasses.dataclass
+class Request:
+    """Images of one JSON object (or the reason why it is refused), and how to caption them."""
+
+    images: list[bytes]
+    settings: GenerationSettings
+    prompt: str = ""
+    error: str | None = None
+
+
+def refuse(message: str, status: int = 400) -> BaseInferenceToolkitError:
+    return BaseInferenceToolkitError(status, message, message)
+
+
+def model_fn(model_dir: str) -> Captioner:
+    """Load the checkpoint, once a worker."""
+    return Captioner.from_pretrained(model_dir)
+
+
+def input_fn(body: bytes | bytearray | str, content_type: str) -> list[Request]:
+    """The requests in a body. Raises BaseInferenceToolkitError (400, 415)."""
+    kind = (content_type or "").split(";")[0].strip().lower()
+    if kind.startswith(IMAGE_TYPES):
+        data = bytes(body) if not isinstance(body, str) else body.encode("latin-1")
+        return [Request([checked(data, "the image")], GenerationSettings())]
+    if kind in ("application/jsonlines", "application/jsonl"):
+        return [line_request(line) for line in text_of(body).splitlines() if line.strip()]
+    if kind != "application/json":
+        raise refuse(f"content type {content_type!r}: expected application/json, application/jsonlines or image/*", 415)
+    return [request_of(parse(text_of(body)))]
+
+
+def text_of(body: bytes | bytearray | str) -> str:
+    try:
+        return body if isinstance(body, str) else bytes(body).decode("utf-8")  # the toolkit may have decoded it
+    except UnicodeDecodeError:
+        raise refuse("the body is not UTF-8") from None
+
+
+def parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise refuse("the body is not valid JSON") from None
+
+
+def line_request(line: str) -> Request:
+    """One line; what is wrong with it is its answer, and the others go on."""
+    try:
+        return request_of(parse(line))
+    except BaseInferenceToolkitError as error:
+        return Request([], GenerationSettings(), error=error.message)
+
+
+def request_of(content: Any) -> Request:
+    """`{"instances": [...]}`, `{"inputs": ...}`, or one instance by itself."""
+    if not isinstance(content, dict):
+        raise refuse('expected an object with "instances" or "inputs"')
+    if "inputs" in content:
+        inputs = content["inputs"]
+        instances = [
+            {"b64": i} if isinstance(i, str) else i for i in (inputs if isinstance(inputs, list) else [inputs])
+        ]
+    else:
+        instances = content.get("instances", [content] if {"b64", "url"} & content.keys() else None)
+    if not isinstance(instances, list) or not instances:
+        raise refuse(
+            'expected "instances": [{"b64": ...} or {"url": ...}], or "inputs": a base64 text or a list of them'
+        )
+    if len(instances) > MAX_IMAGES:
+        raise refuse(f"{len(instances)} images; at most {MAX_IMAGES} a request")
+    prompt, parameters = content.get("prompt", ""), content.get("parameters") or {}
+    if not isinstance(prompt, str) or len(prompt) > MAX_PROMPT:
+        raise refuse(f'"prompt" is to be a text of at most {MAX_PROMPT} characters')
+    settings = settings_of(parameters)
+    return Request([image_of(item, f"image {i}") for i, item in enumerate(instances)], settings, prompt)
+
+
+def settings_of(parameters: Any) -> GenerationSettings:
+    if not isinstance(parameters, dict):
+        raise refuse('"parameters" is to be an object')
+    if unknown := parameters.keys() - PARAMETERS:
+        raise refuse(f"unknown parameters {', '.join(sorted(unknown))}; known are {', '.join(sorted(PARAMETERS))}")
+    kinds = typing.get_type_hints(GenerationSettings)
+    for name, value in parameters.items():
+        kind = (float, int) if kinds[name] is float else int if name == "seed" else kinds[name]
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise refuse(f"parameter {name}: {value!r} is no {'number' if kind is not bool else 'true or false'}")
+        if name in LIMITS and value > LIMITS[name]:
+            raise refuse(f"parameter {name}: {value} is more than {LIMITS[name]}")
+    try:
+        return GenerationSettings(**parameters)
+    except ValueError as error:
+        raise refuse(str(error)) from error
+
+
+def image_of(item: Any, name: str) -> bytes:
+    """The bytes of `{"b64": ...}` or `{"url": ...}`."""
+    if not isinstance(item, dict) or not isinstance(item.get("b64", item.get("url")), str):
+        raise refuse(f'{name}: expected {{"b64": ...}} or {{"url": ...}}')
+    if "b64" in item:
+        text = item["b64"].split(",", 1)[-1] if item["b64"].startswith("data:") else item["b64"]
+        try:
+            return checked(base64.b64decode(text, validate=True), name)
+        except (binascii.Error, ValueError):
+            raise refuse(f"{name}: not valid base64") from None
+    if os.environ.get("BLIP_ALLOW_URLS", "").lower() not in ("1", "true"):
+        raise refuse(f"{name}: this endpoint fetches no URLs; send the image as b64")
+    try:
+        return checked(fetch(item["url"], seconds=10, max_bytes=MAX_BYTES, https_only=True), name)
+    except ImageError as error:
+        raise refuse(f"{name}: {error}") from error
+
+
+def checked(data: bytes, name: str) -> bytes:
+    """The bytes of an image, after a look at its size; nothing is decoded yet. Raises BaseInferenceToolkitError."""
+    if len(data) > MAX_BYTES:
+        raise refuse(f"{name}: {len(data)} bytes; at most {MAX_BYTES}")
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+    except Exception:  # Pillow raises many kinds
+        raise refuse(f"{name}: not an image that can be read") from None
+    if width * height > MAX_PIXELS:
+        raise refuse(f"{name}: {width} x {height} pixels; at most {MAX_PIXELS}")
+    return data
+
+
+def predict_fn(requests: list[Request], captioner: Captioner) -> list[dict[str, Any]]:
+    """One answer a request. Raises BaseInferenceToolkitError (400) for a single one that cannot be answered."""
+    answers: list[dict[str, Any]] = []
+    for request in requests:
+        if request.error is None:
+            try:
+                predictions = predict(captioner, request)
+                answers.append({"predictions": predictions})
+                continue
+            except ValueError as error:  # an image that breaks while it is decoded; a prompt that leaves no room
+                request.error = str(error).removeprefix("<bytes>: ")
+        if len(requests) == 1:
+            raise refuse(request.error)
+        answers.append({"error": request.error})
+    return answers
+
+
+def predict(captioner: Captioner, request: Request) -> list[dict[str, Any]]:
+    settings = dataclasses.asdict(request.settings)
+    found = captioner(list(request.images), prompt=request.prompt, **settings)
+    if request.settings.num_return_sequences == 1:
+        return [{"generated_text": caption} for caption in found]
+    return [{"generated_text": several[0], "all": several} for several in found]
+
+
+def output_fn(answers: list[dict[str, Any]], accept: str) -> str:
+    """JSON, or JSON lines. Raises BaseInferenceToolkitError (406)."""
+    kinds = [part.split(";")[0].strip().lower() for part in (accept or "*/*").split(",")]
+    if not {"*/*", "application/*", "application/json", "application/jsonlines", "application/jsonl"} & set(kinds):
+        raise refuse(f"Accept {accept!r}: the answer can be application/json or application/jsonlines", 406)
+    if len(answers) == 1 and "application/jsonlines" not in kinds and "application/jsonl" not in kinds:
+        return json.dumps(answers[0], ensure_ascii=False)
+    return "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
