@@ -111,7 +111,7 @@ def request_of(content: Any) -> Request:
     if not isinstance(content, dict):
         raise refuse('expected an object with "instances" or "inputs"')
     if "inputs" in content:
-        inputs = content["inputs"]
+        inputs: Any = content["inputs"]
         instances = [
             {"b64": i} if isinstance(i, str) else i for i in (inputs if isinstance(inputs, list) else [inputs])
         ]

@@ -87,7 +87,14 @@ def main() -> int:
     from sagemaker.core import image_uris
     from sagemaker.core.helper.session_helper import Session
     from sagemaker.train import ModelTrainer
-    from sagemaker.train.configs import CheckpointConfig, Compute, InputData, OutputDataConfig, SourceCode, StoppingCondition  # fmt: skip
+    from sagemaker.train.configs import (  # fmt: skip
+        CheckpointConfig,
+        Compute,
+        InputData,
+        OutputDataConfig,
+        SourceCode,
+        StoppingCondition,
+    )
 
     class Dry(Session):
         """Uploads nothing, asks nothing."""

@@ -72,8 +72,11 @@ def dataset(train: Path, validation: str | None) -> dict[str, str]:
     lists = [("train", train / "train.jsonl")]
     if validation:
         lists.append(("validation", Path(validation) / "validation.jsonl"))
-    merged = Path(tempfile.mkdtemp(prefix="blip_lite-")) / "channels.jsonl"
-    with open(merged, "w", encoding="utf-8") as file:
+    # Always at the same place, as a job that goes on asks whether its data set is still the same.
+    merged = Path(tempfile.gettempdir()) / "blip_lite" / "channels.jsonl"
+    merged.parent.mkdir(exist_ok=True)
+    part = merged.with_name(f"channels-{os.getpid()}")  # each process of a host writes it
+    with open(part, "w", encoding="utf-8") as file:
         for split, path in lists:
             try:
                 lines = path.read_text("utf-8-sig").splitlines()
@@ -91,6 +94,7 @@ def dataset(train: Path, validation: str | None) -> dict[str, str]:
                 image = beside if beside.exists() else path.parent / "images" / name
                 row = {"image": str(image), "caption": caption, **({"split": split} if validation else {})}
                 file.write(json.dumps(row) + "\n")
+    os.replace(part, merged)
     return {"dataset": str(merged), "image_root": "/"}
 
 
@@ -99,7 +103,8 @@ def deliver(run: Path) -> None:
     import blip_lite
 
     model = Path(os.environ.get("SM_MODEL_DIR", BASE / "model"))
-    shutil.copytree(run / "best", model, dirs_exist_ok=True)
+    # Without our manifest.json, which the container's model server would take for one of its own, and stop.
+    shutil.copytree(run / "best", model, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
     for name in ("README.md", "metrics.jsonl", "config.json"):
         if (run / name).is_file():
             (model / "run").mkdir(exist_ok=True)
