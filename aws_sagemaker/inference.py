@@ -110,13 +110,10 @@ def request_of(content: Any) -> Request:
     """`{"instances": [...]}`, `{"inputs": ...}`, or one instance by itself."""
     if not isinstance(content, dict):
         raise refuse('expected an object with "instances" or "inputs"')
+    instances: Any = content.get("instances", [content] if {"b64", "url"} & content.keys() else None)
     if "inputs" in content:
-        inputs: Any = content["inputs"]
-        instances = [
-            {"b64": i} if isinstance(i, str) else i for i in (inputs if isinstance(inputs, list) else [inputs])
-        ]
-    else:
-        instances = content.get("instances", [content] if {"b64", "url"} & content.keys() else None)
+        inputs = content["inputs"] if isinstance(content["inputs"], list) else [content["inputs"]]
+        instances = [{"b64": item} if isinstance(item, str) else item for item in inputs]
     if not isinstance(instances, list) or not instances:
         raise refuse(
             'expected "instances": [{"b64": ...} or {"url": ...}], or "inputs": a base64 text or a list of them'

@@ -68,6 +68,19 @@ class TextConfig:
     pad_token_id: int = 0
 
 
+# Beyond these a `config.json` is not of a BLIP, but would have millions of modules built before that is seen.
+LIMITS = {
+    "hidden_size": 16_384,
+    "intermediate_size": 65_536,
+    "num_hidden_layers": 256,
+    "num_attention_heads": 256,
+    "image_size": 4_096,
+    "patch_size": 4_096,
+    "vocab_size": 1_000_000,
+    "max_position_embeddings": 16_384,
+}
+
+
 @dataclass(frozen=True)
 class BlipConfig:
     """What `config.json` says about the two halves. `raw` is the whole file, written back with a checkpoint."""
@@ -82,13 +95,17 @@ class BlipConfig:
 
         Raises:
             ValueError: it is not a BLIP captioning configuration, or names an activation we do not have, or
-                sizes that do not fit each other.
+                sizes that are absurd or do not fit each other.
         """
         kind = raw.get("model_type") if isinstance(raw, dict) else None
         if kind != "blip" or not all(isinstance(raw.get(half), dict) for half in ("text_config", "vision_config")):
             raise ValueError(f"config.json describes a {kind or 'nameless'!r} model, not a 'blip' captioning one")
         config = BlipConfig(_pick(VisionConfig, raw["vision_config"]), _pick(TextConfig, raw["text_config"]), raw)
         for name, half in (("vision_config", config.vision), ("text_config", config.text)):
+            for field_name, most in LIMITS.items():
+                value = getattr(half, field_name, 1)
+                if not isinstance(value, int) or not 1 <= value <= most:
+                    raise ValueError(f"{name}.{field_name} is {str(value)[:40]}; expected 1 to {most:,}")
             if half.hidden_act not in ACTIVATIONS:
                 raise ValueError(f"{name}.hidden_act is {half.hidden_act!r}; known: {', '.join(ACTIVATIONS)}")
             if half.hidden_size % half.num_attention_heads:

@@ -27,6 +27,7 @@ DERIVED = {
     HEAD + "decoder.weight": "text_decoder.bert.embeddings.word_embeddings.weight",
     HEAD + "decoder.bias": HEAD + "bias",
 }
+MAX_TEXT_BYTES = 64 * 2**20
 CONSTANT = re.compile(r".*\.position_ids$")
 
 
@@ -82,10 +83,22 @@ def read_config(directory: Path) -> BlipConfig:
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path.parent}: not a checkpoint directory, it has no {path.name}")
+    refuse_large(path)
     try:
-        return json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+        content = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected a JSON object")
+    return content
+
+
+def refuse_large(path: Path) -> None:
+    """Weights may be large; no other file of a checkpoint is read beyond 64 MiB. Raises CheckpointError."""
+    if path.stat().st_size > MAX_TEXT_BYTES:
+        raise CheckpointError(
+            f"{path}: refused, {path.stat().st_size / 2**20:,.0f} MiB; at most {MAX_TEXT_BYTES / 2**20:.0f} are read"
+        )
 
 
 def read_weights(directory: Path) -> dict[str, Tensor]:
@@ -102,9 +115,7 @@ def read_weights(directory: Path) -> dict[str, Tensor]:
         if (directory / name).is_file():
             shards = [name]
         elif index.is_file():
-            shards = sorted(set(_read_json(index).get("weight_map", {}).values()))
-            if bad := [shard for shard in shards if Path(shard).name != shard]:
-                raise CheckpointError(f"{index}: names a file outside the directory: {bad[0]}")
+            shards = shards_of(index)
         else:
             continue
         weights: dict[str, Tensor] = {}
@@ -115,6 +126,16 @@ def read_weights(directory: Path) -> dict[str, Tensor]:
                 raise CheckpointError(f"{directory / shard}: cannot be read ({error})") from error
         return weights
     raise CheckpointError(f"{directory}: has neither model.safetensors nor pytorch_model.bin")
+
+
+def shards_of(index: Path) -> list[str]:
+    """The files that an index names; all lie beside it. Raises CheckpointError."""
+    names = _read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise CheckpointError(f"{index}: has no weight_map of file names")
+    if bad := [name for name in names.values() if Path(name).name != name]:
+        raise CheckpointError(f"{index}: names a file outside the directory: {bad[0]}")
+    return sorted(set(names.values()))
 
 
 def load_weights(model: Blip, weights: dict[str, Tensor], source: str | Path) -> None:
@@ -216,6 +237,9 @@ def load_processor(directory: Path, config: BlipConfig) -> Processor:
 
 
 def _load_tokenizer(directory: Path) -> Tokenizer:
+    for name in ("tokenizer.json", "vocab.txt"):
+        if (directory / name).is_file():
+            refuse_large(directory / name)
     try:
         if (directory / "tokenizer.json").is_file():
             return Tokenizer.from_file(str(directory / "tokenizer.json"))

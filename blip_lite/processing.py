@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,9 @@ ImageInput = str | Path | bytes | Image.Image | np.ndarray
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+STRIP = 256  # rows
+PIXELS_A_BYTE = 300  # of a file; photographs have 2 to 20, and a bomb of few bytes takes many seconds
+MAX_SIDE = 2**16 - 1  # pixels; JPEG's own limit
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]")  # BERT's five and BLIP's two
 
 
@@ -40,7 +44,8 @@ def open_image(source: ImageInput) -> Image.Image:
             `[height, width, 1|3|4]`, uint8 (0 to 255) or floating (0 to 1).
 
     Raises:
-        ImageError: no such file, not an image, truncated, or larger than Pillow's decompression-bomb limit.
+        ImageError: no such file, not an image, truncated, or a decompression bomb: more than Pillow's limit of 179
+            megapixels, a side above 65,535, or more than 89 megapixels (`Image.MAX_IMAGE_PIXELS`) at above 300 a byte.
     """
     name = str(source) if isinstance(source, (str, Path)) else f"<{type(source).__name__}>"
     try:
@@ -50,6 +55,10 @@ def open_image(source: ImageInput) -> Image.Image:
             image = source
         else:
             image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+            size = len(source) if isinstance(source, bytes) else os.path.getsize(source)
+            dense = image.width * image.height > max(Image.MAX_IMAGE_PIXELS or 0, PIXELS_A_BYTE * size)
+            if dense or max(image.size) > MAX_SIDE:
+                raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels in {size} bytes")
         if not (image.width and image.height):
             raise ValueError("it has no pixels")
         image = ImageOps.exif_transpose(image)
@@ -58,10 +67,10 @@ def open_image(source: ImageInput) -> Image.Image:
         raise ImageError(f"{name}: no such file") from None
     except Image.UnidentifiedImageError:
         raise ImageError(f"{name}: not an image that Pillow can read") from None
-    except (OSError, SyntaxError, ValueError, TypeError, IndexError, EOFError, MemoryError) as error:
-        raise ImageError(f"{name}: cannot be decoded ({error})") from error  # OSError: truncated, among others
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name}: refused, {error}") from error
+    except Exception as error:  # of broken files Pillow raises whatever its decoders do, struct.error among them
+        raise ImageError(f"{name}: cannot be decoded ({error})") from error
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
@@ -87,8 +96,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray(np.clip(np.round(grey), 0, 255).astype(np.uint8)).convert("RGB")
     if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
+        rgb = Image.new("RGB", image.size)
+        for top in range(0, image.height, STRIP):  # in strips: a large image is not held four times
+            strip = image.crop((0, top, image.width, min(top + STRIP, image.height)))
+            white = Image.new("RGBA", strip.size, (255, 255, 255, 255))
+            rgb.paste(Image.alpha_composite(white, strip).convert("RGB"), (0, top))
+        return rgb
     return image.convert("RGB")
 
 

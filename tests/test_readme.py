@@ -27,6 +27,8 @@ def test_every_option_exists() -> None:
     known |= set(re.findall(r'add_argument\("--(\w+)"', (ROOT / "benchmarks" / "common.py").read_text("utf-8")))
     known |= set(re.findall(r'add_argument\("--(\w+)"', (ROOT / "blip_lite" / "export.py").read_text("utf-8")))
     known |= {f"no-{f.name}" for f in dataclasses.fields(EvalConfig) if f.type == "bool"}
+    for script in ("examples/caption_ray.py", "aws_sagemaker/launch_training.py", "aws_sagemaker/deploy_endpoint.py"):
+        known |= set(re.findall(r'add\("--(\w+)"', (ROOT / script).read_text("utf-8")))
     other = {"index-url", "no-deps", "config_file", "help"}  # of pip, accelerate, argparse
     other |= {"nnodes", "nproc_per_node", "rdzv_backend", "rdzv_endpoint", "signal"}  # of torchrun and srun
     used = set(re.findall(r"--([a-z][\w-]*)", README))
@@ -48,5 +50,6 @@ def test_python_blocks_are_valid_and_use_what_is_public() -> None:
 
 
 def test_every_linked_file_exists() -> None:
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "aws_sagemaker" / "README.md"):
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text("utf-8")):
+            assert (page.parent / target).exists(), (page, target)
