@@ -153,14 +153,15 @@ def together(args: argparse.Namespace) -> "tuple[int, int, Callable[[], None], s
 def begin(args: argparse.Namespace, rank: int, wait: "Callable[[], None]", seen: "Seen") -> Path:
     """The journal of `--output`, what earlier runs left taken up, its images added to `seen`."""
     from blip_lite.bulk import read_journal, take_up
-    from blip_lite.outputs import journal_of
+    from blip_lite.checkpoint import lock
+    from blip_lite.outputs import discard, journal_of
 
     output, failed = Path(args.output), 0
     output.parent.mkdir(parents=True, exist_ok=True)
     if rank == 0:
+        args.lock = lock(output, output.with_name(f".{output.name}.lock"))  # kept open
         if args.overwrite:
-            for old in (output, output.with_name(output.name + ".jsonl")):
-                old.unlink(missing_ok=True)
+            discard(output)
         take_up(journal_of(output), args.retry_failed)
     wait()
     journal = journal_of(output)

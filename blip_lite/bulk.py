@@ -99,7 +99,8 @@ def _caption(
     waiting: list[tuple[Source, Future[torch.Tensor | str]]] = []
     late: set[Future[torch.Tensor | str]] = set()
     ahead = 3 * batch_size + workers
-    with ThreadPoolExecutor(workers) as pool:
+    pool = ThreadPoolExecutor(workers)
+    try:
         while True:
             for image in islice(images, max(0, ahead - len(waiting))):
                 source = Source(image, image) if isinstance(image, str) else image
@@ -127,6 +128,8 @@ def _caption(
                 else:
                     pairs = next(left)
                     yield Captioned(source, [text for text, _ in pairs], [score for _, score in pairs])
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 # -------------------------------------------------------------------------------------------- the journal
@@ -190,6 +193,11 @@ def read_journal(path: Path, whole: bool = True) -> Iterator[tuple[str, dict[str
                 ) from error
 
 
+def parts_of(journal: Path) -> list[Path]:
+    """What processes with a rank appended to, and one of them alone could not take up: `JOURNAL.rank-N`."""
+    return sorted(journal.parent.glob(f"{glob.escape(journal.name)}.rank-*"))
+
+
 def take_up(path: Path, retry_failed: bool = False) -> None:
     """Make one whole journal of what earlier runs, perhaps killed, of perhaps several processes, left: each image once.
 
@@ -200,7 +208,7 @@ def take_up(path: Path, retry_failed: bool = False) -> None:
     Raises:
         ValueError: a file that is no journal.
     """
-    parts = [path, *sorted(path.parent.glob(f"{glob.escape(path.name)}.rank-*"))]
+    parts = [path, *parts_of(path)]
     ends = b"\n"
     if path.is_file() and path.stat().st_size:
         with open(path, "rb") as journal:

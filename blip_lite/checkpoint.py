@@ -78,15 +78,19 @@ def write_text(path: Path, text: str) -> None:
         raise
 
 
-def lock(run: Path) -> TextIO | None:
-    """Keep other processes from writing into the run, for as long as this one lives and the file is open.
+def lock(written: Path, name: Path | None = None) -> TextIO | None:
+    """Keep other processes from writing into a run, or a file, for as long as this one lives and the result is open.
+
+    Args:
+        written: what is written into.
+        name: of the lock file; default: `.lock` in the run.
 
     A lock of the operating system, so a killed process leaves none behind. Not on Windows.
 
     Raises:
         CheckpointError: another process holds it.
     """
-    file = open(run / ".lock", "a+", encoding="utf-8")  # noqa: SIM115  the caller keeps it open
+    file = open(name or written / ".lock", "a+", encoding="utf-8")  # noqa: SIM115  the caller keeps it open
     if fcntl is None:
         return file
     try:
@@ -94,12 +98,12 @@ def lock(run: Path) -> TextIO | None:
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EAGAIN):
             print(
-                f"warning: {run} lies on a file system without locks ({error}); see that one run at a time writes there"
+                f"warning: {written} lies on a file system without locks ({error}); see that one run at a time writes there"
             )
             return file
         file.seek(0)
         raise CheckpointError(
-            f"{run} is being written by another process ({file.read().strip()}). If torchrun started both, they do not "
+            f"{written} is being written by another process ({file.read().strip()}). If torchrun started both, they do not "
             "know of each other: on CPUs, set ACCELERATE_USE_CPU=true"
         ) from error
     file.truncate(0)

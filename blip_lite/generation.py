@@ -10,7 +10,7 @@ Shapes in comments: I images, B beams (or samples) an image, P tokens of prompt,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -36,7 +36,9 @@ class GenerationSettings:
     top_p: float = 1.0  # sample among the likeliest tokens that hold this much probability (nucleus)
     seed: int | None = None  # of sampling; None draws a fresh one
     num_return_sequences: int = 1
-    banned_words: Sequence[str] = ()  # words and phrases that captions must not say, see `words.py`
+    banned_words: list[str] = field(
+        default_factory=list
+    )  # words and phrases that captions must not say, see `words.py`
 
     def __post_init__(self) -> None:
         problems = [

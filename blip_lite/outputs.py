@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from blip_lite.bulk import read_journal
+from blip_lite.bulk import parts_of, read_journal
 from blip_lite.inputs import Source
 
 SUFFIXES = (".jsonl", ".csv", ".parquet", ".json")
@@ -30,6 +30,13 @@ def journal_of(output: Path) -> Path:
     if output.exists() and not journal.exists():
         raise ValueError(f"--output {output}: is there, but {journal.name}, from which it is made, is not; --overwrite")
     return journal
+
+
+def discard(output: Path) -> None:
+    """Delete what an earlier run wrote, its journal and what its processes left of it included."""
+    journal = output if output.suffix == ".jsonl" else output.with_name(output.name + ".jsonl")
+    for old in (output, journal, *parts_of(journal)):
+        old.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from PIL import Image
 
 from blip_lite.bulk import Seen, caption_files, read_journal, take_up
 from blip_lite.captioner import Captioner
+from blip_lite.checkpoint import lock
 from blip_lite.inputs import Source, expand
 from conftest import ROOT
 
@@ -105,6 +106,20 @@ def test_what_several_processes_left_becomes_one_journal(tmp_path: Path) -> None
     assert journal.read_text() == lines("a", "b", "c", "d") and list(tmp_path.iterdir()) == [journal]
 
 
+def test_overwrite_forgets_what_a_killed_process_left_and_two_do_not_write_at_once(
+    hf_dir: Path, photos: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out.csv"
+    for name in ("out.csv", "out.csv.jsonl", "out.csv.jsonl.rank-1"):
+        (tmp_path / name).write_text('{"image": "old", "caption": "x"}\n')
+    command = (hf_dir, str(photos / "0.png"), "--output", str(output), "--overwrite")
+    with lock(output, tmp_path / ".out.csv.lock"):
+        refused = caption(*command)  # type: ignore[arg-type]
+        assert refused.returncode == 2 and "out.csv is being written by another process" in refused.stderr
+    assert caption(*command).returncode == 0  # type: ignore[arg-type]
+    assert images_in(tmp_path / "out.csv.jsonl") == [str(photos / "0.png")]
+
+
 def test_names_are_remembered_in_8_bytes_each() -> None:
     seen = Seen()
     assert all(seen.add(f"photo {i}") for i in range(150_000)) and not any(
@@ -172,7 +187,7 @@ def test_two_processes_share_one_list(hf_dir: Path, photos: Path, tmp_path: Path
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert "9 images captioned, 1 failed" in done.stderr, done.stderr
     assert sorted(together.read_text().splitlines()) == sorted(alone.read_text().splitlines())
-    assert sorted(p.name for p in tmp_path.glob("*.jsonl*")) == ["alone.jsonl", "together.jsonl"]
+    assert sorted(p.name for p in tmp_path.glob("[!.]*.jsonl*")) == ["alone.jsonl", "together.jsonl"]
 
 
 def test_a_file_name_that_is_no_utf8(hf_dir: Path, tmp_path: Path) -> None:
