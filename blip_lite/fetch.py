@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import io
@@ -9,21 +10,28 @@ import ipaddress
 import os
 import socket
 import sys
+import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from string import punctuation
+from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 from PIL import Image
 from tqdm import tqdm
 
-from blip_lite.processing import ImageError
+from blip_lite.processing import FORMATS, ImageError
 
 MAX_BYTES = 64 * 2**20
 SECONDS = 30.0  # for one image, redirects included
+MAX_REDIRECTS = 5
+NAT64 = ipaddress.ip_network("64:ff9b::/96")
+AGAIN = (408, 425, 429)  # of the 4xx answers, those that may be others later
+
+
+class Refused(ImageError):
+    """An image that asking again will not bring."""
 
 
 def cache_dir() -> Path:
@@ -38,23 +46,61 @@ def cached(url: str) -> Path:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address lies outside private, loopback, link-local and other reserved networks."""
+    """Whether an IP address lies outside private, loopback, link-local and other reserved networks; of an IPv6 address that
+    carries an IPv4 one (mapped, 6to4, Teredo, NAT64, compatible), that one too."""
     ip = ipaddress.ip_address(address.split("%")[0])
-    ip = getattr(ip, "ipv4_mapped", None) or ip
-    return ip.is_global and not ip.is_multicast
+    looked_at: list[ipaddress.IPv4Address | ipaddress.IPv6Address | None] = [ip]
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner = [ip.ipv4_mapped, ip.sixtofour, *(ip.teredo or ())]
+        if ip in NAT64 or int(ip) < 2**32:
+            inner.append(ipaddress.IPv4Address(int(ip) % 2**32))
+        looked_at = [ip, *inner] if ip.ipv4_mapped is None else [ip.ipv4_mapped]
+        if ip.is_site_local:
+            return False
+    return all(i.is_global and not i.is_multicast for i in looked_at if i is not None)
 
 
-def _connect(connection: http.client.HTTPConnection) -> socket.socket:
+class Deadline:
+    """When an answer has to be whole. Then all connections are cut, since a socket's own timeout begins anew with each byte."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.end, self.sockets = seconds, time.monotonic() + seconds, list[socket.socket]()
+        self.timer = threading.Timer(seconds, self.cut)
+        self.timer.daemon = True
+
+    def __enter__(self) -> Deadline:
+        self.timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.timer.cancel()
+
+    def cut(self) -> None:
+        for sock in self.sockets:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def check(self) -> None:
+        if time.monotonic() >= self.end:
+            raise TimeoutError(f"no whole answer within {self.seconds:g} s")
+
+    def watch(self, sock: socket.socket) -> None:
+        self.sockets.append(sock)
+        self.check()  # `cut` may have been before
+
+
+def _connect(connection: http.client.HTTPConnection, deadline: Deadline) -> socket.socket:
     """Connect to an address that was looked at: a name that answers otherwise the second time gains nothing."""
     found = socket.getaddrinfo(connection.host, connection.port, type=socket.SOCK_STREAM)
     for *_, address in found:
         if not is_public(str(address[0])):
-            raise OSError(f"refused: {connection.host} is {address[0]}, which is no public address")
+            raise Refused(f"refused: {connection.host} is {address[0]}, which is no public address")
     error: OSError = OSError(f"{connection.host} has no address")
     for family, kind, protocol, _, address in found:
+        deadline.check()
         try:
             sock = socket.socket(family, kind, protocol)
-            sock.settimeout(connection.timeout)
+            sock.settimeout(max(0.01, deadline.end - time.monotonic()))
             sock.connect(address)
             return sock
         except OSError as failed:
@@ -63,38 +109,32 @@ def _connect(connection: http.client.HTTPConnection) -> socket.socket:
 
 
 class _Http(http.client.HTTPConnection):
+    def __init__(self, host: str, port: int, deadline: Deadline) -> None:
+        super().__init__(host, port)
+        self.deadline = deadline
+
     def connect(self) -> None:
-        self.sock = _connect(self)
+        self.sock = _connect(self, self.deadline)
+        self.deadline.watch(self.sock)
 
 
 class _Https(http.client.HTTPSConnection):
+    def __init__(self, host: str, port: int, deadline: Deadline) -> None:
+        super().__init__(host, port)
+        self.deadline = deadline
+
     def connect(self) -> None:
-        self.sock = self._context.wrap_socket(_connect(self), server_hostname=self.host)  # type: ignore[attr-defined]
+        plain, context = _connect(self, self.deadline), self._context  # type: ignore[attr-defined]
+        self.sock = context.wrap_socket(plain, server_hostname=self.host, do_handshake_on_connect=False)
+        self.deadline.watch(self.sock)
+        self.sock.do_handshake()
 
 
-class _HttpHandler(urllib.request.HTTPHandler):
-    def http_open(self, request: urllib.request.Request) -> Any:
-        return self.do_open(_Http, request)
-
-
-class _HttpsHandler(urllib.request.HTTPSHandler):
-    def https_open(self, request: urllib.request.Request) -> Any:
-        return self.do_open(_Https, request)
-
-
-def _opener(https_only: bool) -> urllib.request.OpenerDirector:
-    """urllib without `file:`, `ftp:` and proxies; each redirect is looked at like the first address."""
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        *(() if https_only else (_HttpHandler,)),
-        _HttpsHandler,
-        urllib.request.HTTPRedirectHandler,
-        urllib.request.HTTPDefaultErrorHandler,
-        urllib.request.HTTPErrorProcessor,
-        urllib.request.UnknownHandler,
-    ):
-        opener.add_handler(handler())
-    return opener
+def _connection(url: SplitResult, https_only: bool, deadline: Deadline) -> http.client.HTTPConnection:
+    if url.scheme not in (("https",) if https_only else ("http", "https")) or not url.hostname:
+        raise Refused(f"refused: only {'' if https_only else 'http and '}https URLs are fetched, not {url.geturl()}")
+    kind = _Https if url.scheme == "https" else _Http
+    return kind(url.hostname, url.port or kind.default_port, deadline)
 
 
 def fetch(url: str, seconds: float = SECONDS, max_bytes: int = MAX_BYTES, https_only: bool = False) -> bytes:
@@ -110,31 +150,46 @@ def fetch(url: str, seconds: float = SECONDS, max_bytes: int = MAX_BYTES, https_
         ImageError: not http(s), not a public address (after redirects too), an error answer, too slow, too large, or
             not an image.
     """
-    if not url.lower().startswith("https://" if https_only else ("http://", "https://")):
-        raise ImageError(f"{url}: refused, only {'' if https_only else 'http and '}https URLs are fetched")
-    deadline = time.monotonic() + seconds
+    at = url
+    with Deadline(seconds) as deadline:
+        try:
+            for _ in range(MAX_REDIRECTS + 1):
+                parts = urlsplit(at)
+                with contextlib.closing(_connection(parts, https_only, deadline)) as connection:
+                    target = quote(parts._replace(scheme="", netloc="", fragment="").geturl() or "/", safe=punctuation)
+                    connection.request("GET", target, headers={"User-Agent": "blip_lite", "Connection": "close"})
+                    response = connection.getresponse()
+                    to = response.headers.get("Location")
+                    if response.status not in (301, 302, 303, 307, 308) or not to:
+                        return _image_in(response, max_bytes, deadline)
+                    at = urljoin(at, to)  # looked at like the first; what else the answer says is not read
+            raise Refused(f"more than {MAX_REDIRECTS} redirects")
+        except ImageError as error:
+            raise type(error)(f"{url}: {error}") from error
+        except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: a URL that cannot be parsed
+            late = time.monotonic() >= deadline.end  # then it only says that the connection was cut
+            reason = f"no whole answer within {seconds:g} s" if late else str(error) or type(error).__name__
+            raise ImageError(f"{url}: {reason}") from error
+
+
+def _image_in(response: http.client.HTTPResponse, max_bytes: int, deadline: Deadline) -> bytes:
+    """The image that an answer holds. Raises ImageError, OSError, HTTPException."""
+    if response.status != 200:
+        final = 400 <= response.status < 500 and response.status not in AGAIN
+        raise (Refused if final else ImageError)(f"HTTP {response.status}, {response.reason}")
+    kind, data = response.headers.get_content_type(), bytearray()
+    while part := response.read1(2**16):
+        data += part
+        deadline.check()
+        if len(data) > max_bytes:
+            raise Refused(f"refused, larger than {max_bytes / 2**20:.0f} MiB")
+    if response.length:
+        raise OSError(f"the answer was cut short, {response.length} bytes are missing")
+    deadline.check()  # a connection that was cut looks like an end
     try:
-        request = urllib.request.Request(url, headers={"User-Agent": "blip_lite"})
-        with _opener(https_only).open(request, timeout=seconds) as response:
-            kind, data = response.headers.get_content_type(), bytearray()
-            while part := response.read1(2**16):
-                data += part
-                if len(data) > max_bytes:
-                    raise ImageError(f"{url}: refused, larger than {max_bytes / 2**20:.0f} MiB")
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"no whole answer within {seconds:g} s")
-            if response.length:
-                raise OSError(f"the answer was cut short, {response.length} bytes are missing")
-    except ImageError:
-        raise
-    except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: a URL that cannot be parsed
-        reason = error.reason if isinstance(error, urllib.error.URLError) else error
-        code = f"HTTP {error.code}, " if isinstance(error, urllib.error.HTTPError) else ""
-        raise ImageError(f"{url}: {code}{reason or type(error).__name__}") from error
-    try:
-        Image.open(io.BytesIO(data)).close()  # the header only
+        Image.open(io.BytesIO(data), formats=FORMATS).close()  # the header only
     except Exception as error:  # Pillow raises many kinds, a decompression bomb among them
-        raise ImageError(f"{url}: the answer is no image ({kind}, {len(data)} bytes)") from error
+        raise Refused(f"the answer is no image ({kind}, {len(data)} bytes)") from error
     return bytes(data)
 
 
@@ -143,9 +198,10 @@ def fetch_again(url: str, tries: int = 3) -> bytes:
     for attempt in range(tries - 1):
         try:
             return fetch(url)
-        except ImageError as error:
-            if any(final in str(error) for final in ("refused", "HTTP 4", "no image")):
-                raise
+        except Refused:
+            raise
+        except ImageError:
+            pass
         time.sleep(2**attempt)
     return fetch(url)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import http.server
 import io
@@ -9,6 +10,7 @@ import json
 import shutil
 import tarfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -470,11 +472,17 @@ def test_many_bad_rows_are_counted_and_an_image_in_two_splits_is_refused(tmp_pat
 # ----------------------------------------------------------------------------------------------- URLs
 
 
+flooded: list[int] = []
+asked: list[str] = []
+
+
 class Web(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         kind, name = self.path.strip("/").split("/")
         if kind == "slow":
             threading.Event().wait(3)
+        if kind in ("drip", "flood", "busy"):
+            return getattr(self, kind)()
         if kind in ("redirect", "local", "file"):
             target = {"redirect": "/html/page", "local": "http://169.254.169.254/meta", "file": "file:///etc/passwd"}
             self.send_response(302)
@@ -493,6 +501,30 @@ class Web(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body) + (9 if kind == "cut" else 0)))
         self.end_headers()
         self.wfile.write(body)
+
+    def drip(self) -> None:
+        """A header every 0.3 s: no single read is slow."""
+        self.send_response(200)
+        with contextlib.suppress(OSError):
+            for i in range(30):
+                self.wfile.write(f"X-{i}: a\r\n".encode() if i else b"HTTP/1.1 200 OK\r\n")
+                time.sleep(0.3)
+
+    def flood(self) -> None:
+        """A redirect whose body has no end."""
+        self.send_response(302)
+        self.send_header("Location", f"/good/{SCENES[0]}")
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            for _ in range(1000):
+                self.wfile.write(b"x" * 2**20)
+                flooded.append(2**20)
+
+    def busy(self) -> None:
+        """Too many requests, at first."""
+        asked.append(self.path)
+        self.send_response(429 if len(asked) < 3 else 404)
+        self.end_headers()
 
     def log_message(self, *_: object) -> None:
         pass
@@ -518,7 +550,8 @@ def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         ("redirect/x", r"the answer is no image \(text/html"),
         ("local/x", "refused: 169.254.169.254 is 169.254.169.254, which is no public address"),
         ("file/x", "file:///etc/passwd"),
-        ("slow/x", "timed out"),
+        ("slow/x", "no whole answer within 1 s"),
+        ("drip/x", "no whole answer within 1 s"),
         ("cut/x", "cut short, 9 bytes are missing"),
         ("large/x", "refused, larger than"),
     ],
@@ -527,6 +560,41 @@ def test_what_the_web_may_answer(web: str, path: str, reason: str) -> None:
     with pytest.raises(ImageError, match=reason):
         fetch.fetch(f"{web}/{path}", seconds=1, max_bytes=2000)
     assert fetch.fetch(f"{web}/good/{SCENES[0]}") == png(SCENES[0])
+
+
+def test_what_a_redirect_says_besides_is_not_read(web: str) -> None:
+    flooded.clear()
+    assert fetch.fetch(f"{web}/flood/x") == png(SCENES[0])
+    assert sum(flooded) < 50e6  # what the system's buffers take
+
+
+def test_asked_again_only_where_that_may_help(web: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked.clear()
+    monkeypatch.setattr(fetch.time, "sleep", lambda _: None)
+    with pytest.raises(fetch.Refused, match="HTTP 404"):  # at the third time
+        fetch.fetch_again(f"{web}/busy/refused")
+    assert len(asked) == 3
+    with pytest.raises(fetch.Refused, match="HTTP 404"):  # at once
+        fetch.fetch_again(f"{web}/busy/refused")
+    assert len(asked) == 4
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "64:ff9b::a00:1",
+        "64:ff9b::a9fe:a9fe",
+        "fec0::1",
+        "::a00:1",
+        "2002:a00:1::1",
+        "2001:0:7f00:1::1",
+        "::",
+        "ff02::1",
+    ],
+)
+def test_what_carries_a_private_address_is_not_public(address: str) -> None:
+    assert not fetch.is_public(address)
+    assert fetch.is_public("2606:4700::6810:84e5") and fetch.is_public("::ffff:8.8.8.8") and fetch.is_public("8.8.8.8")
 
 
 @pytest.mark.parametrize("url", ["http://localhost/a.png", "http://127.0.0.1:9/a", "https://10.0.0.1/", "http://[::1]/", "http://[::ffff:192.168.0.1]/", "file:///etc/passwd", "ftp://example.org/a", "http://0.0.0.0/"])  # fmt: skip
