@@ -18,6 +18,7 @@ import io
 import json
 import os
 import sys
+import time
 import typing
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # the package lies bes
 from blip_lite import Captioner
 from blip_lite.fetch import fetch
 from blip_lite.generation import GenerationSettings
-from blip_lite.processing import ImageError
+from blip_lite.processing import FORMATS, ImageError
 
 try:
     from sagemaker_inference.errors import BaseInferenceToolkitError
@@ -44,6 +45,8 @@ except ImportError:  # the Hugging Face container has another toolkit, which mak
 
 
 MAX_IMAGES = 32  # a request
+MAX_IMAGES_A_BODY = 1024  # in JSON lines
+URL_SECONDS = 30  # for all URLs of a request; SageMaker gives an answer 60
 MAX_BYTES = 20 * 2**20  # an image
 MAX_PIXELS = 50_000_000  # an image
 MAX_PROMPT = 100  # characters
@@ -60,6 +63,7 @@ class Request:
     settings: GenerationSettings
     prompt: str = ""
     error: str | None = None
+    is_line: bool = False  # of JSON lines: what is wrong with it is its answer
 
 
 def refuse(message: str, status: int = 400) -> BaseInferenceToolkitError:
@@ -78,7 +82,12 @@ def input_fn(body: bytes | bytearray | str, content_type: str) -> list[Request]:
         data = bytes(body) if not isinstance(body, str) else body.encode("latin-1")
         return [Request([checked(data, "the image")], GenerationSettings())]
     if kind in ("application/jsonlines", "application/jsonl"):
-        return [line_request(line) for line in text_of(body).splitlines() if line.strip()]
+        # Not splitlines: JSON may hold U+2028. An error has no images, so they are counted as they come.
+        found: list[Request] = []
+        for line in text_of(body).split("\n"):
+            if line.strip():
+                found.append(line_request(line, MAX_IMAGES_A_BODY - sum(len(r.images) for r in found)))
+        return found
     if kind != "application/json":
         raise refuse(f"content type {content_type!r}: expected application/json, application/jsonlines or image/*", 415)
     return [request_of(parse(text_of(body)))]
@@ -98,16 +107,18 @@ def parse(text: str) -> Any:
         raise refuse("the body is not valid JSON") from None
 
 
-def line_request(line: str) -> Request:
-    """One line; what is wrong with it is its answer, and the others go on."""
+def line_request(line: str, room: int) -> Request:
+    """One line, of a body with room for so many images; what is wrong with it is its answer, and the others go on."""
     try:
-        return request_of(parse(line))
+        if not room:
+            raise refuse(f"more than {MAX_IMAGES_A_BODY} images in one body")
+        return dataclasses.replace(request_of(parse(line), room), is_line=True)
     except BaseInferenceToolkitError as error:
-        return Request([], GenerationSettings(), error=error.message)
+        return Request([], GenerationSettings(), error=error.message, is_line=True)
 
 
-def request_of(content: Any) -> Request:
-    """`{"instances": [...]}`, `{"inputs": ...}`, or one instance by itself."""
+def request_of(content: Any, room: int = MAX_IMAGES) -> Request:
+    """`{"instances": [...]}`, `{"inputs": ...}`, or one instance by itself; at most `room` images."""
     if not isinstance(content, dict):
         raise refuse('expected an object with "instances" or "inputs"')
     instances: Any = content.get("instances", [content] if {"b64", "url"} & content.keys() else None)
@@ -118,13 +129,15 @@ def request_of(content: Any) -> Request:
         raise refuse(
             'expected "instances": [{"b64": ...} or {"url": ...}], or "inputs": a base64 text or a list of them'
         )
-    if len(instances) > MAX_IMAGES:
-        raise refuse(f"{len(instances)} images; at most {MAX_IMAGES} a request")
+    if len(instances) > (most := min(room, MAX_IMAGES)):
+        raise refuse(
+            f"{len(instances)} images; at most {most} {'a request' if most == MAX_IMAGES else 'more in this body'}"
+        )
     prompt, parameters = content.get("prompt", ""), content.get("parameters") or {}
     if not isinstance(prompt, str) or len(prompt) > MAX_PROMPT:
         raise refuse(f'"prompt" is to be a text of at most {MAX_PROMPT} characters')
-    settings = settings_of(parameters)
-    return Request([image_of(item, f"image {i}") for i, item in enumerate(instances)], settings, prompt)
+    settings, deadline = settings_of(parameters), time.monotonic() + URL_SECONDS
+    return Request([image_of(item, f"image {i}", deadline) for i, item in enumerate(instances)], settings, prompt)
 
 
 def settings_of(parameters: Any) -> GenerationSettings:
@@ -145,8 +158,8 @@ def settings_of(parameters: Any) -> GenerationSettings:
         raise refuse(str(error)) from error
 
 
-def image_of(item: Any, name: str) -> bytes:
-    """The bytes of `{"b64": ...}` or `{"url": ...}`."""
+def image_of(item: Any, name: str, deadline: float) -> bytes:
+    """The bytes of `{"b64": ...}` or `{"url": ...}`; `deadline` (`time.monotonic()`) is for all URLs of a request."""
     if not isinstance(item, dict) or not isinstance(item.get("b64", item.get("url")), str):
         raise refuse(f'{name}: expected {{"b64": ...}} or {{"url": ...}}')
     if "b64" in item:
@@ -157,8 +170,10 @@ def image_of(item: Any, name: str) -> bytes:
             raise refuse(f"{name}: not valid base64") from None
     if os.environ.get("BLIP_ALLOW_URLS", "").lower() not in ("1", "true"):
         raise refuse(f"{name}: this endpoint fetches no URLs; send the image as b64")
+    if (left := deadline - time.monotonic()) < 0.1:
+        raise refuse(f"{name}: the URLs of this request took {URL_SECONDS} s")
     try:
-        return checked(fetch(item["url"], seconds=10, max_bytes=MAX_BYTES, https_only=True), name)
+        return checked(fetch(item["url"], seconds=min(10, left), max_bytes=MAX_BYTES, https_only=True), name)
     except ImageError as error:
         raise refuse(f"{name}: {error}") from error
 
@@ -168,7 +183,7 @@ def checked(data: bytes, name: str) -> bytes:
     if len(data) > MAX_BYTES:
         raise refuse(f"{name}: {len(data)} bytes; at most {MAX_BYTES}")
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
     except Exception:  # Pillow raises many kinds
         raise refuse(f"{name}: not an image that can be read") from None
@@ -188,7 +203,7 @@ def predict_fn(requests: list[Request], captioner: Captioner) -> list[dict[str, 
                 continue
             except ValueError as error:  # an image that breaks while it is decoded; a prompt that leaves no room
                 request.error = str(error).removeprefix("<bytes>: ")
-        if len(requests) == 1:
+        if not request.is_line:
             raise refuse(request.error)
         answers.append({"error": request.error})
     return answers

@@ -79,7 +79,7 @@ def dataset(train: Path, validation: str | None) -> dict[str, str]:
     with open(part, "w", encoding="utf-8") as file:
         for split, path in lists:
             try:
-                lines = path.read_text("utf-8-sig").splitlines()
+                lines = path.read_text("utf-8-sig").split("\n")  # not splitlines: JSON may hold U+2028
             except (OSError, UnicodeDecodeError) as error:
                 raise ConfigError(f"channel {split}: {path} cannot be read ({error})") from error
             for number, line in enumerate(lines, 1):
@@ -91,7 +91,9 @@ def dataset(train: Path, validation: str | None) -> dict[str, str]:
                 except (ValueError, KeyError, TypeError) as error:
                     raise ConfigError(f'{path}, line {number}: expected {{"image": ..., "caption": ...}}') from error
                 beside = path.parent / name
-                image = beside if beside.exists() else path.parent / "images" / name
+                image = Path(os.path.normpath(beside if beside.exists() else path.parent / "images" / name))
+                if not image.is_relative_to(path.parent):
+                    raise ConfigError(f"{path}, line {number}: {name} lies outside the channel")
                 row = {"image": str(image), "caption": caption, **({"split": split} if validation else {})}
                 file.write(json.dumps(row) + "\n")
     os.replace(part, merged)

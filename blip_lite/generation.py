@@ -46,9 +46,11 @@ class GenerationSettings:
             (not 0 <= self.min_new_tokens <= self.max_new_tokens, "min_new_tokens must be 0 to max_new_tokens"),
             (self.num_beams < 1, "num_beams must be at least 1"),
             (self.num_return_sequences < 1, "num_return_sequences must be at least 1"),
-            (self.temperature <= 0, "temperature must be above 0"),
+            (not 0.01 <= self.temperature <= 100, "temperature must be 0.01 to 100"),
             (not 0 < self.top_p <= 1, "top_p must be above 0 and at most 1"),
             (self.top_k < 0, "top_k must not be negative"),
+            (not -10 <= self.length_penalty <= 10, "length_penalty must be -10 to 10"),
+            (self.seed is not None and not 0 <= self.seed < 2**63, "seed must be 0 to 2**63 - 1"),
             (self.do_sample and self.num_beams > 1, "do_sample needs num_beams=1"),
             (
                 not self.do_sample and self.num_return_sequences > self.num_beams,
@@ -211,7 +213,7 @@ def beam_search(
         ends = (chosen == text.sep_token_id) | (t + 1 == s.max_new_tokens)
 
         # Finished captions: only candidates among the first B count, and only the best B are remembered.
-        final = candidates / ((t + 1) ** s.length_penalty)
+        final = candidates / ((t + 1) ** float(s.length_penalty))
         final = final.masked_fill(~ends | (torch.arange(2 * B, device=device) >= B), NEVER)
         done_scores, best = torch.cat([done_scores, final], 1).topk(B)
         done_tokens = torch.cat([done_tokens, grown], 1).gather(1, best[:, :, None].expand(-1, -1, s.max_new_tokens))
@@ -224,7 +226,7 @@ def beam_search(
 
         # An image is complete when its growing captions cannot beat its finished ones (as judged at the
         # present length, transformers' heuristic), or at once with early_stopping.
-        can_improve = scores[:, 0] / ((t + 1) ** s.length_penalty) > done_scores.min(1).values
+        can_improve = scores[:, 0] / ((t + 1) ** float(s.length_penalty)) > done_scores.min(1).values
         ended = is_done.all(1) & (~can_improve | s.early_stopping)
         if t + 1 == s.max_new_tokens:
             ended = torch.ones_like(ended)

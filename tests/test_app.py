@@ -36,15 +36,18 @@ def url(hf_dir: Path) -> Iterator[str]:
 def test_each_request_of_a_batch_has_its_own_answer(hf_dir: Path, tmp_path: Path) -> None:
     captioner, scene = Captioner.from_pretrained(hf_dir, "cpu"), ROOT / "docs" / "scene.png"
     (tmp_path / "broken.jpg").write_text("no image")
-    paths = [str(scene), None, str(tmp_path / "broken.jpg"), str(scene), str(scene), str(scene)]
-    prompts = ["", "", "", "a picture", "x" * 101, None]
-    captions, tables = app.caption_batch(captioner, paths, prompts, [3, 3, 3, 3, 3, 99], [8, 8, 8, 8, 8, 12])
+    paths = [str(scene), None, str(tmp_path / "broken.jpg"), *[str(scene)] * 5]
+    prompts = ["", "", "", "a picture", "x" * 101, None, "a " * 40, "-" * 100]
+    captions, tables = app.caption_batch(
+        captioner, paths, prompts, [3, 3, 3, 3, 3, 99, 1, 3], [8, 8, 8, 8, 8, 12, 60, None]
+    )
     assert captions[0] == captioner(scene, num_beams=3, max_new_tokens=8)
     assert captions[3] == captioner(scene, num_beams=3, max_new_tokens=8, prompt="a picture")
     assert captions[5] == captioner(scene, num_beams=10, max_new_tokens=12)
     assert captions[1] == "Choose a photograph first." and "101 characters" in captions[4]
-    assert captions[2] == "This image cannot be used: not an image that Pillow can read."
-    assert [len(table) for table in tables] == [3, 0, 0, 3, 0, 10]
+    assert captions[2] == "This image cannot be used: not a JPEG, PNG, WebP, BMP, GIF or TIFF image."
+    assert captions[6].startswith("a a a") and "too long (100 characters" in captions[7]  # the model has 64 positions
+    assert [len(table) for table in tables] == [3, 0, 0, 3, 0, 10, 1, 0]
     assert tables[0][0][1] >= tables[0][2][1]
 
 

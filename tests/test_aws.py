@@ -135,6 +135,45 @@ def test_a_spot_job_goes_on_exactly(trained: Path, channels: Path, tmp_path: Pat
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+def entry(base: Path, channels: Path, **environment: str) -> tuple[list[str], dict[str, str]]:
+    """The command of a container and its environment, where `exec python train_entry.py` is run."""
+    found = container(base, channels, HYPERPARAMETERS) | {
+        "SM_HPS": json.dumps(HYPERPARAMETERS),
+        "SM_MODEL_DIR": str(base / "model"),
+        "SM_CHANNEL_TRAIN": str(channels / "train"),
+        "SM_CHANNEL_VALIDATION": str(channels / "validation"),
+        **environment,
+    }
+    return [sys.executable, str(base / "code" / "train_entry.py")], found
+
+
+def test_sigterm_saves_and_the_next_start_goes_on_exactly(trained: Path, channels: Path, tmp_path: Path) -> None:
+    base = tmp_path / "ml"
+    command, environment = entry(base, channels)
+    run = base / "checkpoints" / "run"
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as job:
+        while not list(run.glob("checkpoint-*")):
+            assert job.poll() is None
+            time.sleep(0.01)
+        job.terminate()
+    assert job.returncode == 143 and not (base / "output" / "failure").exists() and list(run.glob("checkpoint-*"))
+    assert not (base / "model" / "model.safetensors").exists()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "resuming from" in done.stdout, done.stdout[-2000:] + done.stderr[-2000:]
+    weights = [safetensors.torch.load_file(base / "model" / "model.safetensors") for base in (trained, base)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_an_image_outside_the_channel_is_refused(channels: Path, tmp_path: Path) -> None:
+    base = tmp_path / "ml"
+    bad = tmp_path / "train"
+    bad.mkdir()
+    (bad / "train.jsonl").write_text(json.dumps({"image": "../../etc/secret.png", "caption": "a\u2028dog"}) + "\n")
+    command, environment = entry(base, channels, SM_CHANNEL_TRAIN=str(bad))
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and "line 1: ../../etc/secret.png lies outside the channel" in done.stderr, done.stderr
+
+
 def test_two_instances(channels: Path, tmp_path: Path) -> None:
     """Two hosts without a common disk, each with its own directories."""
     with socket.socket() as free:
@@ -142,19 +181,8 @@ def test_two_instances(channels: Path, tmp_path: Path) -> None:
         port = free.getsockname()[1]
     jobs = []
     for host in ("127.0.0.1", "localhost"):
-        base = tmp_path / host
-        environment = container(base, channels, HYPERPARAMETERS) | {
-            "SM_HOSTS": json.dumps(["127.0.0.1", "localhost"]),
-            "SM_CURRENT_HOST": host,
-            "SM_MASTER_PORT": str(port),
-            "SM_NUM_GPUS": "0",
-            "SM_HPS": json.dumps(HYPERPARAMETERS),
-            "SM_MODEL_DIR": str(base / "model"),
-            "SM_CHANNEL_TRAIN": str(channels / "train"),
-            "SM_CHANNEL_VALIDATION": str(channels / "validation"),
-            "OMP_NUM_THREADS": "1",
-        }
-        command = [sys.executable, str(base / "code" / "train_entry.py")]
+        cluster = {"SM_HOSTS": json.dumps(["127.0.0.1", "localhost"]), "SM_MASTER_PORT": str(port), "SM_NUM_GPUS": "0"}
+        command, environment = entry(tmp_path / host, channels, SM_CURRENT_HOST=host, OMP_NUM_THREADS="1", **cluster)
         jobs.append(
             subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import sys
-import urllib.error
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from PIL import Image
@@ -63,6 +63,19 @@ def test_a_bad_line_does_not_end_a_batch_transform(captioner: Captioner) -> None
     assert len(found[3]["predictions"]) == 2 and "not valid JSON" in found[1]["error"]
 
 
+def test_lines_that_come_alone_and_lines_with_too_many(captioner: Captioner, monkeypatch: pytest.MonkeyPatch) -> None:
+    for content in ("{", json.dumps({"b64": TEXT[:4000]})):  # a batch of one line
+        assert list(json.loads(ask(captioner, content, "application/jsonlines"))) == ["error"]
+    line = json.dumps({"b64": TEXT, "note": "\u2028"}, ensure_ascii=False)  # what `splitlines` would cut
+    assert "predictions" in ask(captioner, line, "application/jsonlines")
+    monkeypatch.setattr(inference, "MAX_IMAGES_A_BODY", 2)
+    found = [
+        json.loads(answer) for answer in ask(captioner, "\n".join([line] * 3), "application/jsonlines").splitlines()
+    ]
+    assert [list(row) for row in found] == [["predictions"], ["predictions"], ["error"]]
+    assert found[2]["error"] == "more than 2 images in one body"
+
+
 def test_what_is_refused(captioner: Captioner, monkeypatch: pytest.MonkeyPatch) -> None:
     def instances(**parameters: object) -> dict[str, object]:
         return {"instances": [{"b64": TEXT}], "parameters": parameters}
@@ -81,6 +94,11 @@ def test_what_is_refused(captioner: Captioner, monkeypatch: pytest.MonkeyPatch) 
         (instances(num_beams=True), "True is no number"),
         (instances(early_stopping=1), "true or false"),
         (instances(max_new_tokens=0), "max_new_tokens must be at least 1"),
+        (instances(length_penalty=10**10), "length_penalty must be -10 to 10"),
+        (instances(length_penalty=1e308), "length_penalty must be -10 to 10"),
+        (instances(do_sample=True, num_beams=1, temperature=float("nan")), "temperature must be 0.01 to 100"),
+        (instances(do_sample=True, num_beams=1, top_p=float("nan")), "top_p must be above 0"),
+        (instances(do_sample=True, num_beams=1, seed=2**70), "seed must be 0 to 2**63 - 1"),
         (instances(banned_words=["a"]), "unknown parameters banned_words"),
         (instances(beams=3), "unknown parameters beams; known are"),
         ({"instances": [{"b64": TEXT}], "parameters": [1]}, '"parameters" is to be an object'),
@@ -107,7 +125,9 @@ def test_urls_when_allowed_https_only(captioner: Captioner, monkeypatch: pytest.
         ("https://[::ffff:169.254.169.254]/a.png", "no public address"),
     ]:
         assert told in refused(captioner, {"instances": [{"url": url}]})
-    with pytest.raises(urllib.error.URLError, match="unknown url type: http"):
-        fetch._opener(https_only=True).open("http://example.org/")  # where a redirect goes, too
+    with fetch.Deadline(1) as deadline, pytest.raises(fetch.Refused, match="only https"):  # where a redirect goes, too
+        fetch._connection(urlsplit("http://example.org/"), True, deadline)
     monkeypatch.setattr(inference, "fetch", lambda url, **options: SCENE)
     assert "generated_text" in ask(captioner, {"instances": [{"url": "https://example.org/a.png"}]})
+    monkeypatch.setattr(inference, "URL_SECONDS", 0)
+    assert "the URLs of this request took 0 s" in refused(captioner, {"instances": [{"url": "https://example.org/a"}]})
