@@ -1,10 +1,15 @@
-"""Caption photographs: `python caption.py photo.jpg`, `python caption.py photos/ --output captions.jsonl`."""
+"""Caption photographs: `python caption.py photo.jpg`, `python caption.py photos/ --output captions.jsonl`.
+
+Exit code: 0, all have a caption; 1, some could not be read; 2, nothing was done, the command or a file it names is wrong;
+3, it broke down on the way (out of memory, say).
+"""
 
 import argparse
 import contextlib
 import os
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -20,8 +25,11 @@ if TYPE_CHECKING:
 GALLERY = 1000  # images that --html shows
 
 
+class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter): ...
+
+
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     add = parser.add_argument
     add(
         "images",
@@ -68,23 +76,31 @@ def main() -> int:
     args = arguments()
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # file names that are no UTF-8
     sys.stderr.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
+    goes_on = "; the same command without --overwrite goes on" if args.output else ""
     try:
         return run(args)
     except (ValueError, OSError) as error:  # a checkpoint or settings that cannot be used; a bad image is only reported
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on" if args.output else "interrupted", file=sys.stderr)
+        print(f"interrupted{goes_on}", file=sys.stderr)
         return 130
+    except Exception as error:
+        traceback.print_exc()
+        print(
+            f"error: {type(error).__name__}{goes_on}; if memory ran out, with a smaller --batch_size", file=sys.stderr
+        )
+        return 3
 
 
 def run(args: argparse.Namespace) -> int:
     from blip_lite import Captioner
     from blip_lite.bulk import Seen, caption_files, key_of, read_journal, take_up
-    from blip_lite.inputs import expand
-    from blip_lite.outputs import convert, sidecar_of
+    from blip_lite.inputs import broken, expand
+    from blip_lite.outputs import convert, sidecar_of, write_sidecars
     from blip_lite.report import gallery
-    from blip_lite.words import read_words
+    from blip_lite.words import read_words, split_entries
 
     settings: dict[str, Any] = {"num_return_sequences": args.num_captions, "max_new_tokens": args.max_new_tokens}
     settings["num_beams"] = 1 if args.do_sample else max(args.num_beams, args.num_captions)
@@ -92,43 +108,55 @@ def run(args: argparse.Namespace) -> int:
         settings |= {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p}
     if args.banned_words:
         settings["banned_words"] = read_words(args.banned_words)
-    review = read_words(args.review_words) if args.review_words else None
+    to_review = read_words(args.review_words) if args.review_words else []
 
     rank, processes, wait, device = together(args)
     captioner = Captioner.from_pretrained(args.ckpt, device, args.dtype, "int8" if args.int8 else None)
-    seen, shown = Seen(), list["Source"]()
-    journal = begin(args, rank, wait, seen) if args.output else None
-    before = len(seen)
+    review = split_entries(captioner.processor, to_review)
+    seen, shown, met, journal = Seen(), list["Source"](), 0, None
 
     def wanted() -> "Iterator[Source]":
+        nonlocal met
         for source in expand(args.images, args.allow_urls, args.image_column):
+            met += 1
+            if args.sidecar and not args.output:
+                text = sidecar_of(source)
+                if text is None:
+                    source = broken(source.name, "--sidecar: no file that a .txt could lie beside; use --output")
+                elif text.exists() and not args.overwrite:
+                    continue
             if args.html and len(shown) < GALLERY:
                 shown.append(source)
-            mine = key_of(source.name) % processes == rank
-            has_text = args.sidecar and sidecar_of(source).exists() and not args.overwrite and not args.output
-            if mine and not has_text and (journal is None or seen.add(source.name)):
+            if key_of(source.name) % processes == rank and (journal is None or seen.add(source.name)):
                 yield source
 
+    # Before anything is written or deleted, as this says what is wrong with the settings.
     found = caption_files(captioner, wanted(), args.batch_size, args.prompt, args.num_workers, **settings)
+    if args.html:
+        Path(args.html).parent.mkdir(parents=True, exist_ok=True)
+    journal = begin(args, rank, wait, seen) if args.output else None
+    before = len(seen)
     own = journal.with_name(f"{journal.name}.rank-{rank}") if journal and processes > 1 else journal
     failed, page = write(args, progress(args, found, before), own, captioner, review)
     wait()
+    if not met:
+        raise ValueError(f"no images in {', '.join(args.images)}")
     if rank == 0 and journal:
         take_up(journal)
         convert(journal, Path(args.output))
+        if args.sidecar:
+            print(f"{write_sidecars(journal, args.overwrite)} .txt files written", file=sys.stderr)
         done, failed = 0, 0
         for _, row in read_journal(journal):
             done, failed = done + 1, failed + ("error" in row)
         print(f"{done - failed} images captioned, {failed} failed: {args.output}", file=sys.stderr)
-        if not done:
-            raise ValueError(f"no images in {', '.join(args.images)}")
     if rank == 0 and args.html:
         names = {source.name for source in shown}
         page = {row["image"]: row for _, row in read_journal(journal) if row["image"] in names} if journal else page
         Path(args.html).write_text(gallery([(s.load, page[s.name]) for s in shown if s.name in page]), "utf-8")
         print(f"a page to look at: {args.html}", file=sys.stderr)
     wait()
-    return 1 if failed and rank == 0 else 0
+    return 1 if failed and (rank == 0 or not journal) else 0  # without a journal each process knows of its own only
 
 
 def together(args: argparse.Namespace) -> "tuple[int, int, Callable[[], None], str | torch.device]":
@@ -157,14 +185,20 @@ def begin(args: argparse.Namespace, rank: int, wait: "Callable[[], None]", seen:
     from blip_lite.outputs import discard, journal_of
 
     output, failed = Path(args.output), 0
+    journal = journal_of(output)
+    if read := [a for a in args.images if Path(a).resolve() in (output.resolve(), journal.resolve())]:
+        raise ValueError(f"--output {output}: {read[0]} is read, it cannot be written at the same time")
     output.parent.mkdir(parents=True, exist_ok=True)
     if rank == 0:
         args.lock = lock(output, output.with_name(f".{output.name}.lock"))  # kept open
         if args.overwrite:
             discard(output)
-        take_up(journal_of(output), args.retry_failed)
+        if output.exists() and not journal.exists():
+            raise ValueError(
+                f"--output {output}: is there, but {journal.name}, from which it is made, is not; --overwrite"
+            )
+        take_up(journal, args.retry_failed)
     wait()
-    journal = journal_of(output)
     for _, row in read_journal(journal):
         seen.add(row["image"])
         failed += "error" in row
@@ -185,7 +219,7 @@ def progress(args: argparse.Namespace, found: "Iterator[Captioned]", before: int
     processes = int(os.environ.get("WORLD_SIZE", 1))
 
     def total() -> None:
-        if (images := count(args.images)) is not None:
+        if (images := count(args.images, args.image_column)) is not None:
             bar.total = max(0, images - before) // processes
 
     threading.Thread(target=total, daemon=True).start()
@@ -197,9 +231,10 @@ def write(
     found: "Iterator[Captioned]",
     journal: Path | None,
     captioner: "Captioner",
-    review: list[str] | None,
+    review: dict[str, list[str]],
 ) -> tuple[int, dict[str, Any]]:
-    """Print the captions (a single image's without the file's name), or write them where they are wanted, each at once.
+    """Print the captions (a single image's without the file's name), or write them where they are wanted, each at once;
+    beside the images only without a journal, else that is done from it in the end.
 
     Returns:
         How many failed, and what a gallery without a journal shows, by image.
@@ -209,12 +244,12 @@ def write(
     from blip_lite.processing import IMAGE_SUFFIXES
 
     alone = len(args.images) == 1 and Path(args.images[0]).suffix.lower() in IMAGE_SUFFIXES
-    done = failed = written = 0
+    failed = written = 0
     page: dict[str, Any] = {}
     with open(journal, "a", encoding="utf-8") if journal else contextlib.nullcontext() as file:
         for result in found:
-            row = result.row(args.scores, review_of(captioner, result, review))
-            done, failed = done + 1, failed + (result.error is not None)
+            row = result.row(args.scores, review_of(captioner.processor, result, review))
+            failed += result.error is not None
             if file:
                 file.write(to_line(row))
                 file.flush()
@@ -223,17 +258,17 @@ def write(
             if result.error:
                 if not file:
                     print(f"error: {result.image}: {result.error}", file=sys.stderr)
-            elif args.sidecar:
-                written += write_sidecar(sidecar_of(result.source), result.captions, args.overwrite)
-            elif not file:
+            elif file:
+                continue
+            elif args.sidecar and (text := sidecar_of(result.source)):
+                written += write_sidecar(text, result.captions, args.overwrite)
+            else:
                 for i, caption in enumerate(result.captions):
                     score = f"{result.scores[i]:.4f} " if args.scores else ""
                     flagged = f"  [review: {', '.join(row['review'])}]" if row.get("review") else ""
                     print(f"{'' if alone else f'{result.image}: '}{score}{caption}{flagged}", flush=True)
-    if args.sidecar:
+    if args.sidecar and not journal:
         print(f"{written} images captioned, {failed} failed, the others had a .txt already", file=sys.stderr)
-    if not done and not journal and not args.sidecar:
-        raise ValueError(f"no images in {', '.join(args.images)}")
     return failed, page
 
 

@@ -6,7 +6,7 @@ import glob
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import islice
@@ -19,10 +19,11 @@ import torch
 from blip_lite.captioner import Captioner
 from blip_lite.generation import GenerationSettings
 from blip_lite.inputs import Source
-from blip_lite.processing import ImageError
+from blip_lite.processing import ImageError, Processor
 from blip_lite.words import found_words
 
 SLOW = 1.0  # seconds
+BEGINS = b'{"image": '  # each line of a journal
 
 
 @dataclass
@@ -137,7 +138,7 @@ def _caption(
 
 def key_of(name: str) -> int:
     """64 bits of a hash: of ten million images two fall together once in 350,000 times."""
-    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "little")
+    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
 class Seen:
@@ -180,7 +181,7 @@ def read_journal(path: Path, whole: bool = True) -> Iterator[tuple[str, dict[str
         return
     with open(path, "rb") as file:
         for number, raw in enumerate(file, 1):
-            if not (whole or raw.endswith(b"\n")):
+            if not (whole or raw.endswith(b"\n")) and raw[: len(BEGINS)] == BEGINS[: len(raw)]:
                 return
             try:
                 row = json.loads(raw)
@@ -238,8 +239,8 @@ def to_line(row: dict[str, Any]) -> str:
     return line + "\n"
 
 
-def review_of(captioner: Captioner, result: Captioned, words: list[str] | None) -> list[str] | None:
+def review_of(processor: Processor, result: Captioned, entries: Mapping[str, list[str]]) -> list[str] | None:
     """Which of the words somebody is to look at a result has; None if there are no such words."""
-    if words is None:
+    if not entries:
         return None
-    return sorted({word for caption in result.captions for word in found_words(captioner.processor, caption, words)})
+    return sorted({entry for caption in result.captions for entry in found_words(processor, caption, entries)})

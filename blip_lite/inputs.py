@@ -15,7 +15,7 @@ from typing import Any
 
 from blip_lite.fetch import fetch_again
 from blip_lite.processing import IMAGE_SUFFIXES, ImageError, ImageInput
-from blip_lite.sources import IMAGE_COLUMNS, expand_braces, read_piece, read_table, utf8
+from blip_lite.sources import IMAGE_COLUMNS, check_end, expand_braces, read_piece, read_table, utf8
 
 TABLES = {".csv", ".tsv", ".jsonl", ".parquet"}
 
@@ -32,7 +32,7 @@ class Source:
 
 
 def expand(arguments: Iterable[str], allow_urls: bool = False, image_column: str | None = None) -> Iterator[Source]:
-    """Images, in order; nothing is held but one folder's names.
+    """Images, in order; nothing is held but one folder's names, those that match a pattern, a row group of a Parquet file.
 
     Files as they are; folders as the images in them, recursively and in name order; a name with `*`, `?` or `[` that is
     no file as a pattern; `-` and `.txt` files as lists of one path or URL a line; `.csv`, `.tsv`, `.jsonl` and `.parquet`
@@ -45,25 +45,22 @@ def expand(arguments: Iterable[str], allow_urls: bool = False, image_column: str
         image_column: of tables; else one of the usual names.
 
     Raises:
-        ValueError: a list or table that cannot be read, or a URL that was not allowed. A single image never raises
-            here: it does so when it is loaded.
+        ValueError: a list or table that cannot be read at all, or an argument that is a URL and was not allowed. A bad line
+            or image never raises here: it does so when it is loaded.
     """
     for argument in arguments:
         path, suffix = Path(argument), Path(argument).suffix.lower()
         if argument == "-":
             yield from (named(line, None, allow_urls) for line in lines(sys.stdin))
         elif os.path.isdir(argument):
-            for folder, folders, names in os.walk(argument):
-                folders.sort()
-                for name in sorted(n for n in names if Path(n).suffix.lower() in IMAGE_SUFFIXES):
-                    yield Source(os.path.join(folder, name), os.path.join(folder, name))
-        elif is_url(argument):
-            yield named(argument, None, allow_urls)
+            yield from in_folder(argument)
+        elif is_url(argument) and not allow_urls:
+            raise ValueError(f"{argument}: a URL; --allow_urls fetches such images")
         elif suffix == ".txt":
             try:
-                with open(argument, encoding="utf-8-sig") as file:
+                with open(argument, encoding="utf-8-sig", errors="surrogateescape") as file:
                     yield from (named(line, None, allow_urls) for line in lines(file))
-            except (OSError, UnicodeDecodeError) as error:
+            except OSError as error:
                 raise ValueError(f"{argument}: a list of paths that cannot be read ({error})") from error
         elif suffix == ".tar":
             for shard in expand_braces(argument):
@@ -71,12 +68,28 @@ def expand(arguments: Iterable[str], allow_urls: bool = False, image_column: str
         elif suffix in TABLES:
             if not path.is_file():
                 raise ValueError(f"{argument}: there is no such file")
-            rows = in_parquet(path, image_column) if suffix == ".parquet" else utf8(path, read_table(path))
+            rows = (
+                in_parquet(path, image_column) if suffix == ".parquet" else utf8(path, read_table(path, strict=False))
+            )
             yield from in_table(path, rows, image_column, allow_urls)
         elif not os.path.exists(argument) and glob.has_magic(argument):
-            yield from (Source(name, name) for name in sorted(glob.glob(argument, recursive=True)))
+            found = sorted(glob.glob(argument, recursive=True))
+            yield from (Source(name, name) for name in found)
+            if not found:
+                yield broken(argument, "no file matches this pattern")
         else:
-            yield Source(argument, argument)
+            yield named(argument, None, allow_urls)
+
+
+def in_folder(folder: str) -> Iterator[Source]:
+    """The images in a folder and the folders in it; a folder that cannot be read is one that fails."""
+    errors: list[OSError] = []
+    for path, folders, names in os.walk(folder, onerror=errors.append):
+        folders.sort()
+        for name in sorted(n for n in names if Path(n).suffix.lower() in IMAGE_SUFFIXES):
+            yield named(os.path.join(path, name), None, False)
+    for error in errors:
+        yield broken(str(error.filename), f"a folder that cannot be read ({error.strerror})")
 
 
 def lines(file: Iterable[str]) -> Iterator[str]:
@@ -90,22 +103,31 @@ def is_url(text: str) -> bool:
 def named(name: str, folder: Path | None, allow_urls: bool) -> Source:
     """An image by its path, relative to `folder`, or by its URL."""
     if is_url(name):
-        if not allow_urls:
-            raise ValueError(f"{name}: a URL; --allow_urls fetches such images")
-        return Source(name, partial(fetch_again, name))
-    return Source(name, os.path.join(folder, name) if folder else name)
+        return (
+            Source(name, partial(fetch_again, name)) if allow_urls else broken(name, "a URL; --allow_urls fetches it")
+        )
+    path = os.path.join(folder, name) if folder else name
+    return Source(path, path)
 
 
-def fail(reason: str) -> ImageInput:
-    raise ImageError(reason)
+def broken(name: str, reason: str) -> Source:
+    """An image that cannot be had."""
+
+    def fail() -> ImageInput:
+        raise ImageError(reason)
+
+    return Source(name, fail)
 
 
 def in_table(
-    path: Path, rows: Iterable[tuple[str, dict[str, Any]]], image_column: str | None, allow_urls: bool
+    path: Path, rows: Iterable[tuple[str, dict[Any, Any]]], image_column: str | None, allow_urls: bool
 ) -> Iterator[Source]:
     """The images of a table's rows; those that hold bytes are named by file and row."""
     column = None
     for where, row in rows:
+        if set(row) == {None}:
+            yield broken(where, row[None])
+            continue
         column = column or pick(list(row), image_column, str(path))
         value = row.get(column)
         if isinstance(value, dict):  # {"bytes", "path"}, as `datasets` keeps an image
@@ -115,7 +137,7 @@ def in_table(
         elif isinstance(value, str) and value.strip():
             yield named(value, path.parent, allow_urls)
         else:
-            yield Source(where, partial(fail, f"no image in column {column}"))
+            yield broken(where, f"no image in column {column}")
 
 
 def pick(columns: list[str], image_column: str | None, where: str) -> str:
@@ -127,7 +149,7 @@ def pick(columns: list[str], image_column: str | None, where: str) -> str:
 
 
 def in_parquet(path: Path, image_column: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """("FILE, row N", {column: value}) of the column with images, a few rows in memory."""
+    """("FILE, row N", {column: value}) of the column with images."""
     import pyarrow
     import pyarrow.parquet
 
@@ -149,20 +171,22 @@ def in_tar(shard: str) -> Iterator[Source]:
     try:
         with tarfile.open(shard, "r:") as tar:
             for member in tar:
+                tar.members.clear()  # type: ignore[attr-defined]  # else millions of them are kept
                 if member.isfile() and Path(member.name).suffix.lower() in IMAGE_SUFFIXES:
                     piece = partial(read_piece, Path(shard), member.offset_data, member.size)
                     yield Source(f"{shard}/{member.name}", piece)
+            check_end(tar, Path(shard))
     except (tarfile.TarError, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        yield Source(shard, partial(fail, f"not a whole, uncompressed tar file ({reason})"))
+        yield broken(shard, f"not a whole, uncompressed tar file ({reason})")
 
 
-def count(arguments: Iterable[str]) -> int | None:
+def count(arguments: Iterable[str], image_column: str | None = None) -> int | None:
     """How many images there are, where that can be told without reading them all; for the time left."""
     arguments = list(arguments)
     if any(a == "-" or Path(a).suffix.lower() == ".parquet" for a in arguments):
         return None
     try:
-        return sum(1 for _ in expand(arguments, allow_urls=True))
+        return sum(1 for _ in expand(arguments, True, image_column))
     except ValueError:
         return None

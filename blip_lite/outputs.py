@@ -22,27 +22,23 @@ def journal_of(output: Path) -> Path:
     """Where captions are kept as they are made: the output itself if it is JSON lines, else `OUTPUT.jsonl` beside it.
 
     Raises:
-        ValueError: a suffix that is no format, or a file there that did not come from a journal.
+        ValueError: a suffix that is no format.
     """
     if output.suffix not in SUFFIXES:
         raise ValueError(f"--output {output}: expected a file that ends in {', '.join(SUFFIXES)}")
-    journal = output if output.suffix == ".jsonl" else output.with_name(output.name + ".jsonl")
-    if output.exists() and not journal.exists():
-        raise ValueError(f"--output {output}: is there, but {journal.name}, from which it is made, is not; --overwrite")
-    return journal
+    return output if output.suffix == ".jsonl" else output.with_name(output.name + ".jsonl")
 
 
 def discard(output: Path) -> None:
     """Delete what an earlier run wrote, its journal and what its processes left of it included."""
-    journal = output if output.suffix == ".jsonl" else output.with_name(output.name + ".jsonl")
-    for old in (output, journal, *parts_of(journal)):
+    for old in (output, journal_of(output), *parts_of(journal_of(output))):
         old.unlink(missing_ok=True)
 
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A file that appears complete or not at all: write to the path given."""
-    new = path.with_name(f".{path.name}.new-{os.getpid()}")
+    new = path.with_name(f".{path.name}.new")
     try:
         yield new
         os.replace(new, path)
@@ -63,16 +59,18 @@ def convert(journal: Path, output: Path) -> None:
         write[output.suffix](journal, new)
 
 
-def columns(journal: Path) -> list[str]:
-    found = dict.fromkeys(("image", "caption"))
+def columns(journal: Path) -> dict[str, bool]:
+    """The columns of a journal, and whether any row has a list there."""
+    found = {"image": False, "caption": False}
     for _, row in read_journal(journal):
-        found |= dict.fromkeys(row)
-    return list(found)
+        for name, value in row.items():
+            found[name] = found.get(name, False) or isinstance(value, list)
+    return found
 
 
 def to_csv(journal: Path, output: Path) -> None:
     with open(output, "w", encoding="utf-8", newline="", errors="backslashreplace") as file:
-        writer = csv.DictWriter(file, columns(journal))
+        writer = csv.DictWriter(file, list(columns(journal)))
         writer.writeheader()
         for _, row in read_journal(journal):
             lists = {k: json.dumps(v, ensure_ascii=False) for k, v in row.items() if isinstance(v, list)}
@@ -84,11 +82,11 @@ def to_parquet(journal: Path, output: Path) -> None:
     import pyarrow.parquet
 
     # Several captions an image make lists; a failure has none, so one list anywhere makes the column one of lists.
-    kinds: dict[str, Any] = dict.fromkeys(columns(journal), pa.string()) | {"score": pa.float64()}
-    kinds |= {
-        name: pa.list_(kinds[name]) for _, row in read_journal(journal) for name in row if isinstance(row[name], list)
-    }
-    schema = pa.schema([(name, kinds[name]) for name in columns(journal)])
+    fields: list[tuple[str, Any]] = []
+    for name, has_list in columns(journal).items():
+        kind = pa.float64() if name == "score" else pa.string()
+        fields.append((name, pa.list_(kind) if has_list else kind))
+    schema = pa.schema(fields)
 
     def cell(value: Any, kind: Any) -> Any:
         if pa.types.is_list(kind) and value is not None and not isinstance(value, list):
@@ -124,11 +122,9 @@ def to_coco(journal: Path, output: Path) -> None:
         file.write("[]\n" if separator == "[" else "]\n")
 
 
-def sidecar_of(source: Source) -> Path:
-    """`photo.jpg` -> `photo.txt`. Raises ValueError for an image that is no file of its own."""
-    if not isinstance(source.image, str):
-        raise ValueError(f"--sidecar: {source.name} is no file that a .txt could lie beside; use --output")
-    return Path(source.image).with_suffix(".txt")
+def sidecar_of(source: Source) -> Path | None:
+    """`photo.jpg` -> `photo.txt`; None for an image that is no file of its own."""
+    return Path(source.image).with_suffix(".txt") if isinstance(source.image, str) else None
 
 
 def write_sidecar(path: Path, captions: list[str], overwrite: bool) -> bool:
@@ -138,3 +134,13 @@ def write_sidecar(path: Path, captions: list[str], overwrite: bool) -> bool:
     with whole(path) as new:
         new.write_text("".join(caption + "\n" for caption in captions), "utf-8")
     return True
+
+
+def write_sidecars(journal: Path, overwrite: bool) -> int:
+    """Write the captions of a journal beside those of its images that are files; how many were written."""
+    written = 0
+    for _, row in read_journal(journal):
+        if row["caption"] is not None and os.path.isfile(row["image"]):
+            captions = row["caption"] if isinstance(row["caption"], list) else [row["caption"]]
+            written += write_sidecar(Path(row["image"]).with_suffix(".txt"), captions, overwrite)
+    return written

@@ -20,6 +20,14 @@ ImageInput = str | Path | bytes | Image.Image | np.ndarray
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "WEBP",
+    "BMP",
+    "GIF",
+    "TIFF",
+)  # no others, whatever a file is called: of EPS, Pillow runs Ghostscript
 STRIP = 256  # rows
 PIXELS_A_BYTE = 300  # of a file; photographs have 2 to 20, and a bomb of few bytes takes many seconds
 MAX_SIDE = 2**16 - 1  # pixels; JPEG's own limit
@@ -54,7 +62,7 @@ def open_image(source: ImageInput) -> Image.Image:
         elif isinstance(source, Image.Image):
             image = source
         else:
-            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
             size = len(source) if isinstance(source, bytes) else os.path.getsize(source)
             dense = image.width * image.height > max(Image.MAX_IMAGE_PIXELS or 0, PIXELS_A_BYTE * size)
             if dense or max(image.size) > MAX_SIDE:
@@ -66,7 +74,7 @@ def open_image(source: ImageInput) -> Image.Image:
     except FileNotFoundError:
         raise ImageError(f"{name}: no such file") from None
     except Image.UnidentifiedImageError:
-        raise ImageError(f"{name}: not an image that Pillow can read") from None
+        raise ImageError(f"{name}: not a JPEG, PNG, WebP, BMP, GIF or TIFF image") from None
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name}: refused, {error}") from error
     except Exception as error:  # of broken files Pillow raises whatever its decoders do, struct.error among them

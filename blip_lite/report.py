@@ -150,8 +150,9 @@ def gallery(images: Sequence[tuple[Callable[[], ImageInput], dict[str, Any]]]) -
         notes += [f"score {row['score']}"] if "score" in row else []
         notes += [f"to review: {', '.join(row['review'])}"] if row.get("review") else []
         picture = ""
-        with contextlib.suppress(ImageError, OSError):
-            picture = f'<img loading=lazy src="{thumbnail(load(), 224, 75)}">'
+        if "error" not in row:  # what could not be fetched is not waited for once more
+            with contextlib.suppress(ImageError, OSError):
+                picture = f'<img loading=lazy src="{thumbnail(load(), 224, 75)}">'
         said = "".join(f"<b>{html.escape(caption)}</b>" for caption in captions)
         cards.append(
             f"<div class=card>{picture}{said}<span class=note>{'<br>'.join(map(html.escape, notes))}</span></div>"

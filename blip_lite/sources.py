@@ -264,32 +264,44 @@ def table_rows(
 TABLES = {".csv", ".tsv", ".jsonl", ".json", ".parquet"}
 
 
-def read_table(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """("FILE, line N", row) of a CSV, TSV, JSONL or JSON file (a list of objects)."""
+def read_table(path: Path, strict: bool = True) -> Iterator[tuple[str, dict[Any, Any]]]:
+    """("FILE, line N", row) of a CSV, TSV, JSONL or JSON file (a list of objects).
+
+    Raises DataError for a bad row; if not `strict`, a JSONL row that cannot be read is `{None: REASON}`, and a CSV row with too
+    many fields has those under None.
+    """
+
+    def bad(where: str, reason: str) -> tuple[str, dict[Any, Any]]:
+        if strict:
+            raise DataError(f"{where}: {reason}")
+        return where, {None: reason}
+
     if path.suffix == ".json":
         content = read_json(path)
         if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
             raise DataError(f"{path}: expected a list of objects, or the JSON of COCO or Karpathy")
         yield from ((f"{path}, item {number}", row) for number, row in enumerate(content, 1))
         return
-    with open(path, encoding="utf-8-sig", newline="") as file:
+    with open(path, encoding="utf-8-sig", newline="", errors="strict" if strict else "surrogateescape") as file:
         if path.suffix != ".jsonl":
             for row in (reader := csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")):
                 where = f"{path}, line {reader.line_num}"
-                if None in row:  # a comma in a caption without quotes would cut it
+                if None in row and strict:  # a comma in a caption without quotes would cut it
                     raise DataError(f"{where}: more fields than columns; put captions with commas in quotes")
                 yield where, row
             return
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
+            where = f"{path}, line {number}"
             try:
                 row = json.loads(line)
             except ValueError as error:
-                raise DataError(f"{path}, line {number}: not valid JSON ({error})") from error
-            if not isinstance(row, dict):
-                raise DataError(f"{path}, line {number}: expected an object with file_name and caption")
-            yield f"{path}, line {number}", row
+                yield bad(where, f"not valid JSON ({error})")
+                continue
+            yield (
+                (where, row) if isinstance(row, dict) else bad(where, "expected an object, with file_name and caption")
+            )
 
 
 def utf8(path: Path, rows: Iterator[T]) -> Iterator[T]:
@@ -431,8 +443,7 @@ def tar_rows(paths: Sequence[Path], notes: list[str]) -> Iterator[Row]:
                         continue
                     digest = hashlib.sha256(image()).hexdigest()[:16]
                     yield Row(f"{path}, {key}", digest, image, [c for c in captions if has_words(c)], split)
-                if path.stat().st_size < tar.offset + 512:  # a whole one ends in blocks of zeros
-                    raise tarfile.ReadError("it was cut short")
+                check_end(tar, path)
         except (tarfile.TarError, OSError) as error:
             raise DataError(f"{path}: not a whole, uncompressed tar file ({error})") from error
     if lacking:
@@ -464,6 +475,12 @@ def tar_captions(pieces: Mapping[str, Callable[[], bytes]], where: str) -> list[
         return captions_in(json.loads(pieces["json"]())) if "json" in pieces else []
     except ValueError as error:  # not UTF-8, not JSON
         raise DataError(f"{where}: its caption cannot be read ({error})") from error
+
+
+def check_end(tar: tarfile.TarFile, path: Path) -> None:
+    """After its last member, a whole tar file has blocks of zeros. Raises tarfile.ReadError."""
+    if path.stat().st_size < tar.offset + 512:
+        raise tarfile.ReadError("it was cut short")
 
 
 def read_piece(path: Path, offset: int, size: int) -> bytes:

@@ -7,7 +7,7 @@ inflections have to be listed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from blip_lite.processing import SPECIAL_TOKENS, Processor
@@ -35,15 +35,22 @@ def split_words(processor: Processor, text: str) -> list[str]:
     return [word for word, _ in pre_tokenizer.pre_tokenize_str(text)] if pre_tokenizer else text.split()
 
 
-def found_words(processor: Processor, text: str, entries: Iterable[str]) -> list[str]:
-    """Which of the words and phrases stand in a text."""
+def split_entries(processor: Processor, entries: Iterable[str]) -> dict[str, list[str]]:
+    """The words of each entry of a list. Raises ValueError for an entry without a word."""
+    split = {entry: split_words(processor, entry) for entry in entries}
+    if empty := [entry for entry, words in split.items() if not words]:
+        raise ValueError(f"a list of words: {empty[0]!r} holds no word")
+    return split
+
+
+def found_words(processor: Processor, text: str, entries: Mapping[str, list[str]]) -> list[str]:
+    """Which entries, split by `split_entries`, stand in a text."""
     words = split_words(processor, text)
-    found = []
-    for entry in entries:
-        wanted = split_words(processor, entry)
-        if any(words[at : at + len(wanted)] == wanted for at in range(len(words) - len(wanted) + 1)):
-            found.append(entry)
-    return found
+    return [
+        entry
+        for entry, wanted in entries.items()
+        if any(words[at : at + len(wanted)] == wanted for at in range(len(words) - len(wanted) + 1))
+    ]
 
 
 class BannedWords:
@@ -68,10 +75,7 @@ class BannedWords:
         self.words: dict[str, list[tuple[list[str], int]]] = {}
         self.first_pieces: dict[str, list[tuple[list[str], int]]] = {}
         self.last_pieces: dict[str, list[tuple[list[str], int]]] = {}
-        for entry in entries:
-            *before, last = split_words(processor, entry) or [""]
-            if not last:
-                raise ValueError(f"banned words: {entry!r} holds no word")
+        for *before, last in split_entries(processor, entries).values():
             key = before[-1] if before else ""
             if last in vocabulary:
                 self.words.setdefault(key, []).append((before, vocabulary[last]))

@@ -9,6 +9,7 @@ import io
 import json
 import random
 import resource
+import signal
 import sys
 import time
 import warnings
@@ -88,7 +89,8 @@ def main(count: int, seed: int) -> None:
     rng, files, outcomes, slowest = random.Random(seed), corpus(), Counter[str](), 0.0
     for number in range(count):
         data = mutate(files[number % len(files)], rng)
-        start = time.thread_time()  # of this thread: the machine may be busy with something else
+        signal.alarm(10)  # ends what hangs without computing; far above the bound, as the machine may be busy
+        start = time.thread_time()  # of this thread, for the same reason
         try:
             open_image(data)
             outcomes["image"] += 1

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import caption as caption_script
 from blip_lite.bulk import Seen, caption_files, read_journal, take_up
 from blip_lite.captioner import Captioner
 from blip_lite.checkpoint import lock
@@ -91,7 +92,11 @@ def test_another_file_is_not_written_into(tmp_path: Path) -> None:
     (tmp_path / "other.jsonl").write_text('{"file_name": "a.jpg"}\n')
     with pytest.raises(ValueError, match=r"other.jsonl, line 1: not a line of captions"):
         list(read_journal(tmp_path / "other.jsonl"))
-    assert (tmp_path / "other.jsonl").read_text() == '{"file_name": "a.jpg"}\n'
+    for text in ('{"file_name": "a.jpg"}\n', '{"file_name": "a.jpg"}'):  # the second is no line cut by a kill
+        (tmp_path / "other.jsonl").write_text(text)
+        with pytest.raises(ValueError, match=r"other.jsonl, line 1: not a line of captions"):
+            take_up(tmp_path / "other.jsonl", retry_failed=True)
+        assert (tmp_path / "other.jsonl").read_text() == text
 
 
 def test_what_several_processes_left_becomes_one_journal(tmp_path: Path) -> None:
@@ -118,6 +123,89 @@ def test_overwrite_forgets_what_a_killed_process_left_and_two_do_not_write_at_on
         assert refused.returncode == 2 and "out.csv is being written by another process" in refused.stderr
     assert caption(*command).returncode == 0  # type: ignore[arg-type]
     assert images_in(tmp_path / "out.csv.jsonl") == [str(photos / "0.png")]
+
+
+def test_nothing_is_deleted_before_the_command_is_seen_to_be_right(hf_dir: Path, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "report.xlsx").write_text("mine")
+    (tmp_path / "list.jsonl").write_text(json.dumps({"image": str(photos / "0.png"), "caption": None}) + "\n")
+    before = (tmp_path / "list.jsonl").read_text()
+    for output, arguments, told in [
+        ("report.xlsx", [str(photos)], "expected a file that ends in .jsonl"),
+        ("list.jsonl", [str(photos), "--num_workers", "0"], "must be at least 1"),
+        ("list.jsonl", [str(photos), "--do_sample", "--top_p", "2"], "top_p"),
+        ("list.jsonl", [str(tmp_path / "list.jsonl")], "is read, it cannot be written at the same time"),
+    ]:
+        done = caption(hf_dir, *arguments, "--output", str(tmp_path / output), "--overwrite")
+        assert done.returncode == 2 and told in done.stderr, done.stderr
+    assert (tmp_path / "report.xlsx").read_text() == "mine" and (tmp_path / "list.jsonl").read_text() == before
+
+
+def test_a_breakdown_is_not_a_bad_image(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def broken(_: object) -> int:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(caption_script, "run", broken)
+    monkeypatch.setattr(sys, "argv", ["caption.py", "a.jpg", "--output", "o.jsonl"])
+    monkeypatch.setattr(sys, "stdin", sys.__stdin__)
+    monkeypatch.setattr(sys, "stdout", sys.__stdout__)
+    assert caption_script.main() == 3
+
+
+def test_sidecars_of_a_journal(hf_dir: Path, photos: Path, tmp_path: Path) -> None:
+    """Written in the end, from the journal: what was captioned by an earlier run, perhaps killed, gets its text too."""
+    output = tmp_path / "out.jsonl"
+    (photos / "2.txt").write_text("mine\n")
+    assert caption(hf_dir, str(photos / "b"), "--output", str(output)).returncode == 0
+    done = caption(hf_dir, str(photos), "--output", str(output), "--sidecar")
+    assert done.returncode == 1 and "8 .txt files written" in done.stderr, done.stderr
+    rows = {Path(row["image"]).name: row["caption"] for _, row in read_journal(output)}
+    assert (photos / "b" / "1.txt").read_text() == rows["1.png"] + "\n" and (photos / "2.txt").read_text() == "mine\n"
+    # without a journal: an image that is no file of its own is one that fails
+    table = tmp_path / "t.csv"
+    table.write_text(f'image\n{photos / "0.png"}\n""\n')
+    done = caption(hf_dir, str(table), "--sidecar", "--overwrite")
+    assert done.returncode == 1 and "1 images captioned, 1 failed" in done.stderr, done.stderr
+
+
+@pytest.mark.slow
+def test_several_processes_killed_and_another_number_goes_on(hf_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for i in range(200):
+        Image.new("RGB", (40, 30), (i, 90, 200)).save(tmp_path / "photos" / f"{i:03d}.png")
+    (tmp_path / "photos" / "broken.png").write_text("no image")
+    output, rng = tmp_path / "out.jsonl", random.Random(0)
+    script = [
+        str(ROOT / "caption.py"),
+        str(tmp_path / "photos"),
+        "--ckpt",
+        str(hf_dir),
+        *OPTIONS,
+        "--output",
+        str(output),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+
+    def written() -> int:
+        return sum(path.stat().st_size for path in tmp_path.glob("out.jsonl*"))
+
+    for processes in (2, 3, 2, 1):
+        launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", str(free_port())]
+        before = written()
+        command = [sys.executable, *(launch if processes > 1 else []), *script, "--retry_failed"]
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment, start_new_session=True) as process:
+            while process.poll() is None and written() <= before + 200:
+                time.sleep(0.002)
+            time.sleep(rng.uniform(0, 0.05))
+            os.killpg(process.pid, signal.SIGKILL)
+    done = subprocess.run([sys.executable, *script], capture_output=True, text=True, env=environment)
+    assert done.returncode == 1 and "200 images captioned, 1 failed" in done.stderr, done.stderr
+    assert sorted(images_in(output)) == sorted(str(path) for path in (tmp_path / "photos").iterdir())
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def test_names_are_remembered_in_8_bytes_each() -> None:
@@ -169,10 +257,7 @@ def test_scores_several_captions_and_words_to_review(hf_dir: Path, photos: Path,
 def test_two_processes_share_one_list(hf_dir: Path, photos: Path, tmp_path: Path) -> None:
     alone, together = tmp_path / "alone.jsonl", tmp_path / "together.jsonl"
     assert caption(hf_dir, str(photos), "--output", str(alone)).returncode == 1
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
     command = [
         *launch,
         str(ROOT / "caption.py"),

@@ -21,7 +21,7 @@ from conftest import ROOT
 
 def fuzz(count: int, seed: int) -> None:
     command = [sys.executable, str(ROOT / "tests" / "fuzz.py"), str(count), str(seed)]
-    done = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)})
+    done = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)}, timeout=3600)
     found = json.loads(done.stdout.splitlines()[-1])
     assert set(found["outcomes"]) == {"image", "ImageError"}, found
     assert found["slowest_seconds"] < 2 and found["peak_memory_bytes"] < 2.5e9, found
@@ -35,6 +35,15 @@ def test_broken_images_in_short() -> None:
 @pytest.mark.parametrize("seed", [1, 2])
 def test_broken_images(seed: int) -> None:
     fuzz(200_000, seed)
+
+
+def test_what_other_programs_would_have_to_read_is_refused(tmp_path: Path) -> None:
+    """Of PostScript, Pillow would run Ghostscript; whatever the file is called."""
+    (tmp_path / "photo.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n{} loop\n")
+    with Image.open(tmp_path / "photo.jpg") as image:
+        assert image.format == "EPS"
+    with pytest.raises(ImageError, match="not a JPEG, PNG, WebP, BMP, GIF or TIFF image"):
+        open_image(tmp_path / "photo.jpg")
 
 
 def test_bombs_are_refused_before_they_are_decoded() -> None:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import sys
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from PIL import Image
 
 from blip_lite import inputs, outputs
+from blip_lite.bulk import Seen, key_of
 from blip_lite.inputs import Source, count, expand
 from blip_lite.processing import ImageError, open_image
 from blip_lite.sources import captions_in, read_table
@@ -45,7 +49,7 @@ def test_tables_of_paths_bytes_and_urls(photos: Path, tmp_path: Path) -> None:  
     table = photos / "table.csv"
     table.write_text("file_name,note\n0.png,x\nb/1.png,y\n,nothing\n")
     found = list(expand([str(table)]))
-    assert [s.name for s in found] == ["0.png", "b/1.png", f"{table}, line 4"]
+    assert [s.name for s in found] == [str(photos / "0.png"), str(photos / "b" / "1.png"), f"{table}, line 4"]
     assert [colour(s) for s in found[:2]] == [(0, 90, 200), (25, 90, 180)]
     with pytest.raises(ImageError, match="no image in column file_name"):
         found[2].load()
@@ -57,7 +61,11 @@ def test_tables_of_paths_bytes_and_urls(photos: Path, tmp_path: Path) -> None:  
     cells = [{"bytes": (photos / "0.png").read_bytes(), "path": None}, {"bytes": None, "path": "b/3.png"}, None]
     pyarrow.parquet.write_table(pa.table({"image": cells, "other": [1, 2, 3]}), photos / "t.parquet")
     found = list(expand([str(photos / "t.parquet")]))
-    assert [s.name for s in found] == [f"{photos / 't.parquet'}, row 0", "b/3.png", f"{photos / 't.parquet'}, row 2"]
+    assert [s.name for s in found] == [
+        f"{photos / 't.parquet'}, row 0",
+        str(photos / "b" / "3.png"),
+        f"{photos / 't.parquet'}, row 2",
+    ]
     assert [colour(s) for s in found[:2]] == [(0, 90, 200), (75, 90, 140)]
     (tmp_path / "torn.parquet").write_bytes((photos / "t.parquet").read_bytes()[:-9])
     with pytest.raises(ValueError, match=r"torn.parquet: cannot be read as Parquet"):
@@ -66,11 +74,72 @@ def test_tables_of_paths_bytes_and_urls(photos: Path, tmp_path: Path) -> None:  
         names("nowhere.csv")
 
 
+def reason(source: Source) -> str:
+    with pytest.raises(ImageError) as error:
+        source.load()
+    return str(error.value)
+
+
+def test_what_is_wrong_with_one_does_not_end_the_others(
+    photos: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lines = ['{"image": "0.png"}', '{"image": ', "[1]", '{"image": "\\ud800.png"}', '{"image": "2.png"}']
+    (photos / "t.jsonl").write_text("\n".join(lines))
+    first, torn, number, lone, last = expand([str(photos / "t.jsonl")])
+    assert colour(first) == (0, 90, 200) and colour(last) == (50, 90, 160) and key_of(lone.name)
+    assert "not valid JSON" in reason(torn) and torn.name.endswith("t.jsonl, line 2")
+    assert "expected an object" in reason(number)
+    with pytest.raises(ImageError, match="cannot be decoded"):
+        open_image(lone.load())
+    (photos / "t.csv").write_bytes(b"image,caption\n0.png,two, fields\ncaf\xe9.png,x\n2.png,x\n")
+    found = list(expand([str(photos / "t.csv")]))
+    assert [colour(found[0]), colour(found[2])] == [(0, 90, 200), (50, 90, 160)] and "caf\udce9.png" in found[1].name
+    (photos / "list.txt").write_bytes(b"caf\xe9.png\n")
+    assert names(str(photos / "list.txt")) == ["caf\udce9.png"]
+    (nothing,) = expand([str(photos / "*.webp")])
+    assert reason(nothing) == "no file matches this pattern"
+
+    scandir = os.scandir
+
+    def locked(path: str) -> object:
+        if path.endswith("b"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    *_, folder = expand([str(photos)])
+    assert folder.name == str(photos / "b") and reason(folder) == "a folder that cannot be read (Permission denied)"
+
+
+def test_two_tables_may_name_their_images_alike(hf_dir: Path, tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (9, 9), (200 * (folder == "a"), 9, 9)).save(tmp_path / folder / "1.png")
+        (tmp_path / folder / "metadata.csv").write_text("file_name\n1.png\n")
+    tables = [str(tmp_path / folder / "metadata.csv") for folder in ("a", "b")]
+    assert caption(hf_dir, *tables, "--output", str(tmp_path / "out.jsonl")).returncode == 0
+    assert images_in(tmp_path / "out.jsonl") == [str(tmp_path / f / "1.png") for f in ("a", "b")]
+
+
+def test_memory_does_not_grow_with_a_list(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("".join(f"/photos/{i // 1000:04d}/{i:09d}.jpg\n" for i in range(200_000)))
+    seen = Seen()
+    tracemalloc.start()
+    assert all(seen.add(source.name) for source in expand([str(tmp_path / "list.txt")]))
+    assert tracemalloc.get_traced_memory()[1] < 20e6  # 8 bytes each, and the last 65,536 as Python's numbers
+    tracemalloc.stop()
+
+
 def test_urls_only_when_allowed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("https://example.org/a.jpg\n")
+    with pytest.raises(ValueError, match="--allow_urls"):
+        names("https://example.org/a.jpg")
+    (refused,) = expand([str(tmp_path / "list.txt")])
+    with pytest.raises(ImageError, match="--allow_urls"):
+        refused.load()
     for argument in ("https://example.org/a.jpg", str(tmp_path / "list.txt")):
-        with pytest.raises(ValueError, match="--allow_urls"):
-            names(argument)
         monkeypatch.setattr(inputs, "fetch_again", lambda url: url.encode())
         (source,) = expand([argument], allow_urls=True)
         assert source.name == "https://example.org/a.jpg" and source.load() == b"https://example.org/a.jpg"
@@ -157,6 +226,6 @@ def test_gallery(hf_dir: Path, photos: Path, tmp_path: Path) -> None:  # noqa: F
         page = tmp_path / "page.html"
         done = caption(hf_dir, str(photos), "--html", str(page), "--scores", *output)
         text = page.read_text()
-        assert done.returncode == 1 and text.count("data:image/jpeg") == 9 and "error: not an image" in text
+        assert done.returncode == 1 and text.count("data:image/jpeg") == 9 and "error: not a JPEG" in text
         assert text.count("score -") == 9 and "10 images" in text
     assert images_in(tmp_path / "out.jsonl") == [s.name for s in expand([str(photos)])]

@@ -48,6 +48,16 @@ def test_pixels_of_real_photographs_equal_transformers(vocabulary: list[str]) ->
         assert torch.equal(processor.pixels(path), theirs)
 
 
+def test_the_first_picture_of_a_stereo_photograph(processor: Processor) -> None:
+    """MPO, which cameras call .jpg."""
+    buffer = io.BytesIO()
+    noise().save(buffer, "MPO", save_all=True, append_images=[noise("L").convert("RGB")], quality=100)
+    assert Image.open(io.BytesIO(buffer.getvalue())).format == "MPO"
+    first = io.BytesIO()
+    noise().save(first, "JPEG", quality=100)
+    assert torch.equal(processor.pixels(buffer.getvalue()), processor.pixels(first.getvalue()))
+
+
 def test_all_kinds_of_input_agree(processor: Processor, tmp_path: Path) -> None:
     image = noise()
     image.save(tmp_path / "a.png")
