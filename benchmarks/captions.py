@@ -9,7 +9,7 @@ import warnings
 from typing import Any
 
 import torch
-from common import OURS, PEER, Results, alternate, arguments, checkpoint, compare, flops, matmul_rate
+from common import OURS, PEER, Results, alternate, arguments, checkpoint, compare, cpuinfo, flops, matmul_rate
 from common import photographs as find_photographs
 from common import pixel_values as noise
 from PIL import Image
@@ -20,6 +20,8 @@ from blip_lite.generation import GenerationSettings, beam_search, generate, pref
 
 warnings.filterwarnings("ignore")
 OPTIONS: dict[str, dict[str, Any]] = {"int8": {"quantize": "int8"}}
+if any(instruction in "".join(cpuinfo()) for instruction in ("avx512_bf16", "amx_bf16")):  # elsewhere it is slower
+    OPTIONS["bfloat16"] = {"dtype": "bfloat16"}
 
 
 def main() -> None:
@@ -91,7 +93,7 @@ def agreement(captioner: Captioner, paths: list[str], results: Results, folder: 
     settings = {"num_beams": 5, "max_new_tokens": 20}
     expected = captioner(paths, **settings)
     for name, option in OPTIONS.items():
-        found = Captioner.from_pretrained(folder, "cpu", "float32", **option)(paths, **settings)
+        found = Captioner.from_pretrained(folder, "cpu", **{"dtype": "float32", **option})(paths, **settings)
         same = sum(a == b for a, b in zip(found, expected, strict=True))
         pairs = [(x, y) for a, b in zip(found, expected, strict=True) for x, y in zip(a.split(), b.split())]
         results.add(
@@ -174,7 +176,7 @@ def whole_path(
     sides = {PEER: obvious, f"{PEER} + DataLoader": loader, OURS: us}
     if device == "cpu":
         for name, option in OPTIONS.items():
-            other = Captioner.from_pretrained(folder, "cpu", dtype, **option)
+            other = Captioner.from_pretrained(folder, "cpu", **{"dtype": dtype, **option})
             sides[f"{OURS} {name}"] = lambda other=other: list(caption_files(other, paths, batch_size=8, **settings))
     row = compare(alternate(sides, args.repeats, device), len(paths))
     same = sum(a == b for a, b in zip(found[OURS], found[PEER], strict=True))

@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -235,7 +236,7 @@ def machine(device: str) -> dict[str, Any]:
     import accelerate
     import transformers
 
-    model = next((x.split(":")[1].strip() for x in _cpuinfo() if x.startswith("model name")), platform.machine())
+    model = next((x.split(":")[1].strip() for x in cpuinfo() if x.startswith("model name")), platform.machine())
     return {
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else model,
         "threads": torch.get_num_threads(),
@@ -247,7 +248,7 @@ def machine(device: str) -> dict[str, Any]:
     }
 
 
-def _cpuinfo() -> list[str]:
+def cpuinfo() -> list[str]:
     path = Path("/proc/cpuinfo")
     return path.read_text("utf-8").splitlines() if path.exists() else []
 
@@ -267,12 +268,13 @@ def compare(seconds: dict[str, list[float]], work: float) -> dict[str, Any]:
 
 
 class Results:
-    """Rows, printed as they come and kept in one JSON file a script, size, device and type of number."""
+    """Rows, printed as they come and kept in one JSON file a machine, script, size, device and type of number."""
 
     def __init__(self, script: str, args: argparse.Namespace) -> None:
         kind = "cuda" if args.device.startswith("cuda") else "cpu"
-        self.path = HERE / "results" / f"{script}-{args.size}-{kind}-{args.dtype}.json"
         self.content: dict[str, Any] = {"machine": machine(args.device), "rows": {}}
+        folder = re.sub(r"\W+", "-", re.sub(r"\(.*?\)", "", self.content["machine"]["device"])).strip("-").lower()
+        self.path = HERE / "results" / folder / f"{script}-{args.size}-{kind}-{args.dtype}.json"
         if args.rows and self.path.exists():  # some rows anew, the others as they were
             self.content["rows"] = json.loads(self.path.read_text("utf-8"))["rows"]
         self.wanted = args.rows
@@ -283,7 +285,7 @@ class Results:
 
     def add(self, name: str, unit: str, **row: Any) -> None:
         self.content["rows"][name] = {"unit": unit, **row}
-        self.path.parent.mkdir(exist_ok=True)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text(json.dumps(self.content, indent=1) + "\n", "utf-8")
         parts = [
             f"{key} {value['median']:.3g} ({value['least']:.3g} to {value['most']:.3g})"

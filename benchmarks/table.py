@@ -1,8 +1,9 @@
-"""The results as tables (Markdown, on standard output) and one picture: python benchmarks/table.py"""
+"""The results as tables (Markdown, on standard output) and a picture for each machine: python benchmarks/table.py"""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from common import HERE, OURS, PEER
@@ -15,8 +16,14 @@ def cell(value: Any) -> str:
 
 
 def main() -> None:
+    for folder in sorted((HERE / "results").iterdir()):
+        show(folder)
+
+
+def show(folder: Path) -> None:
+    """One machine's results."""
     bars: list[tuple[str, float]] = []
-    for path in sorted((HERE / "results").glob("*.json")):
+    for path in sorted(folder.glob("*.json")):
         content = json.loads(path.read_text("utf-8"))
         about = content["machine"]
         print(f"\n### {path.stem}\n\n{about['device']}, {about['threads']} threads, torch {about['torch']}, "
@@ -31,10 +38,11 @@ def main() -> None:
             )
             if ratio and "base-cpu" in path.stem:
                 bars.append((f"training, {name}" if "training" in path.stem else name, row["ratio"]))
-    draw(bars)
+    if bars:
+        draw(bars, folder)
 
 
-def draw(bars: list[tuple[str, float]]) -> None:
+def draw(bars: list[tuple[str, float]], folder: Path) -> None:
     """Bars with the ratio: how many times as fast as `transformers`."""
     import matplotlib
 
@@ -47,10 +55,11 @@ def draw(bars: list[tuple[str, float]]) -> None:
     axes.bar_label(drawn, [f"{ratio:.1f}x" for ratio in ratios], padding=3)
     axes.axvline(1, color="#888", linewidth=1)
     axes.set_xlim(0, max(ratios) * 1.15)
-    axes.set_xlabel("times as fast as transformers (base size, float32, 2 CPU cores)")
+    axes.set_xlabel(f"times as fast as transformers (base size, float32, 2 CPU cores, {folder.name})")
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
-    figure.savefig(HERE / "results" / "speed.png", dpi=110)
+    figure.savefig(folder / "speed.png", dpi=110)
+    pyplot.close(figure)
 
 
 if __name__ == "__main__":

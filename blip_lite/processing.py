@@ -171,8 +171,10 @@ class Processor:
     def pixels(self, source: ImageInput) -> Tensor:
         """One image -> `[3, S, S]` float32, normalised. Raises ImageError."""
         image = open_image(source).resize((self.image_size, self.image_size), Image.Resampling(self.resample))
-        array = np.asarray(image)
-        return torch.from_numpy(np.stack([self._table[c][array[:, :, c]] for c in range(3)]))
+        array, normalised = np.asarray(image), np.empty((3, *image.size), np.float32)
+        for c in range(3):  # mode="clip": the other modes copy `out`
+            np.take(self._table[c], array[:, :, c], out=normalised[c], mode="clip")
+        return torch.from_numpy(normalised)
 
     def pixel_values(self, images: Iterable[ImageInput]) -> Tensor:
         """Images -> `[I, 3, S, S]`. Raises ImageError, which names the image."""
