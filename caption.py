@@ -12,6 +12,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,11 @@ def arguments() -> argparse.Namespace:
     add("--num_beams", type=int, default=5, metavar="N", help="beams, at least --num_captions; 1 is greedy")
     add("--max_new_tokens", type=int, default=30, metavar="N", help="longest caption in tokens")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    add("--dtype", default="auto", help="of the weights: auto, float32, bfloat16, float16")
+    add(
+        "--dtype",
+        default="auto",
+        help="of the weights: auto, float32, bfloat16 (faster on CPUs that have it, too), float16",
+    )
     add("--int8", action="store_true", help="CPU: image encoder in 8-bit integers (needs blip_lite[int8] and g++)")
     return parser.parse_args()
 
@@ -77,12 +82,16 @@ def main() -> int:
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # file names that are no UTF-8
     sys.stderr.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
+    args.begun = False  # whether anything was written
     goes_on = "; the same command without --overwrite goes on" if args.output else ""
     try:
         return run(args)
-    except (ValueError, OSError) as error:  # a checkpoint or settings that cannot be used; a bad image is only reported
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except (
+        ValueError,
+        OSError,
+    ) as error:  # a checkpoint or settings that cannot be used, a full disk; a bad image is only reported
+        print(f"error: {error}{goes_on if args.begun else ''}", file=sys.stderr)
+        return 3 if args.begun else 2
     except KeyboardInterrupt:
         print(f"interrupted{goes_on}", file=sys.stderr)
         return 130
@@ -98,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
     from blip_lite import Captioner
     from blip_lite.bulk import Seen, caption_files, key_of, read_journal, take_up
     from blip_lite.inputs import broken, expand
-    from blip_lite.outputs import convert, sidecar_of, write_sidecars
+    from blip_lite.outputs import convert, discard, sidecar_of, write_sidecars
     from blip_lite.report import gallery
     from blip_lite.words import read_words, split_entries
 
@@ -130,17 +139,23 @@ def run(args: argparse.Namespace) -> int:
             if key_of(source.name) % processes == rank and (journal is None or seen.add(source.name)):
                 yield source
 
-    # Before anything is written or deleted, as this says what is wrong with the settings.
     found = caption_files(captioner, wanted(), args.batch_size, args.prompt, args.num_workers, **settings)
     if args.html:
         Path(args.html).parent.mkdir(parents=True, exist_ok=True)
     journal = begin(args, rank, wait, seen) if args.output else None
     before = len(seen)
+    # The first batch tells what is wrong with the settings and the input, so nothing is deleted or written before.
+    found = chain(list(islice(found, 1)), found)
+    if not met:
+        raise ValueError(f"no images in {', '.join(args.images)}")
+    wait()
+    if args.output and args.overwrite and rank == 0:
+        discard(Path(args.output))
+    wait()
+    args.begun = True
     own = journal.with_name(f"{journal.name}.rank-{rank}") if journal and processes > 1 else journal
     failed, page = write(args, progress(args, found, before), own, captioner, review)
     wait()
-    if not met:
-        raise ValueError(f"no images in {', '.join(args.images)}")
     if rank == 0 and journal:
         take_up(journal)
         convert(journal, Path(args.output))
@@ -182,7 +197,7 @@ def begin(args: argparse.Namespace, rank: int, wait: "Callable[[], None]", seen:
     """The journal of `--output`, what earlier runs left taken up, its images added to `seen`."""
     from blip_lite.bulk import read_journal, take_up
     from blip_lite.checkpoint import lock
-    from blip_lite.outputs import discard, journal_of
+    from blip_lite.outputs import journal_of
 
     output, failed = Path(args.output), 0
     journal = journal_of(output)
@@ -191,17 +206,17 @@ def begin(args: argparse.Namespace, rank: int, wait: "Callable[[], None]", seen:
     output.parent.mkdir(parents=True, exist_ok=True)
     if rank == 0:
         args.lock = lock(output, output.with_name(f".{output.name}.lock"))  # kept open
-        if args.overwrite:
-            discard(output)
+    if not args.overwrite:
         if output.exists() and not journal.exists():
             raise ValueError(
                 f"--output {output}: is there, but {journal.name}, from which it is made, is not; --overwrite"
             )
-        take_up(journal, args.retry_failed)
-    wait()
-    for _, row in read_journal(journal):
-        seen.add(row["image"])
-        failed += "error" in row
+        if rank == 0:
+            take_up(journal, args.retry_failed)
+        wait()
+        for _, row in read_journal(journal):
+            seen.add(row["image"])
+            failed += "error" in row
     if len(seen) and rank == 0:
         print(f"{output} has {len(seen)} images already, {failed} of them failed", file=sys.stderr)
     return journal

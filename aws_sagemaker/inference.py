@@ -15,6 +15,7 @@ import base64
 import binascii
 import dataclasses
 import io
+import itertools
 import json
 import os
 import sys
@@ -45,8 +46,8 @@ except ImportError:  # the Hugging Face container has another toolkit, which mak
 
 
 MAX_IMAGES = 32  # a request
-MAX_IMAGES_A_BODY = 1024  # in JSON lines
-URL_SECONDS = 30  # for all URLs of a request; SageMaker gives an answer 60
+MAX_IMAGES_A_BODY = 10_000  # in JSON lines
+URL_SECONDS = 30  # for all URLs of a body; SageMaker gives an answer 60
 MAX_BYTES = 20 * 2**20  # an image
 MAX_PIXELS = 50_000_000  # an image
 MAX_PROMPT = 100  # characters
@@ -81,16 +82,17 @@ def input_fn(body: bytes | bytearray | str, content_type: str) -> list[Request]:
     if kind.startswith(IMAGE_TYPES):
         data = bytes(body) if not isinstance(body, str) else body.encode("latin-1")
         return [Request([checked(data, "the image")], GenerationSettings())]
+    deadline = time.monotonic() + URL_SECONDS
     if kind in ("application/jsonlines", "application/jsonl"):
-        # Not splitlines: JSON may hold U+2028. An error has no images, so they are counted as they come.
-        found: list[Request] = []
-        for line in text_of(body).split("\n"):
+        found, room = list[Request](), MAX_IMAGES_A_BODY
+        for line in text_of(body).split("\n"):  # not splitlines: JSON may hold U+2028
             if line.strip():
-                found.append(line_request(line, MAX_IMAGES_A_BODY - sum(len(r.images) for r in found)))
+                found.append(line_request(line, deadline, room))
+                room -= len(found[-1].images)
         return found
     if kind != "application/json":
         raise refuse(f"content type {content_type!r}: expected application/json, application/jsonlines or image/*", 415)
-    return [request_of(parse(text_of(body)))]
+    return [request_of(parse(text_of(body)), deadline)]
 
 
 def text_of(body: bytes | bytearray | str) -> str:
@@ -107,18 +109,19 @@ def parse(text: str) -> Any:
         raise refuse("the body is not valid JSON") from None
 
 
-def line_request(line: str, room: int) -> Request:
+def line_request(line: str, deadline: float, room: int) -> Request:
     """One line, of a body with room for so many images; what is wrong with it is its answer, and the others go on."""
     try:
         if not room:
             raise refuse(f"more than {MAX_IMAGES_A_BODY} images in one body")
-        return dataclasses.replace(request_of(parse(line), room), is_line=True)
+        return dataclasses.replace(request_of(parse(line), deadline, room), is_line=True)
     except BaseInferenceToolkitError as error:
         return Request([], GenerationSettings(), error=error.message, is_line=True)
 
 
-def request_of(content: Any, room: int = MAX_IMAGES) -> Request:
-    """`{"instances": [...]}`, `{"inputs": ...}`, or one instance by itself; at most `room` images."""
+def request_of(content: Any, deadline: float, room: int = MAX_IMAGES) -> Request:
+    """`{"instances": [...]}`, `{"inputs": ...}`, or one instance by itself; at most `room` images, and their URLs fetched before
+    `deadline`, in the time of `time.monotonic()`."""
     if not isinstance(content, dict):
         raise refuse('expected an object with "instances" or "inputs"')
     instances: Any = content.get("instances", [content] if {"b64", "url"} & content.keys() else None)
@@ -136,7 +139,7 @@ def request_of(content: Any, room: int = MAX_IMAGES) -> Request:
     prompt, parameters = content.get("prompt", ""), content.get("parameters") or {}
     if not isinstance(prompt, str) or len(prompt) > MAX_PROMPT:
         raise refuse(f'"prompt" is to be a text of at most {MAX_PROMPT} characters')
-    settings, deadline = settings_of(parameters), time.monotonic() + URL_SECONDS
+    settings = settings_of(parameters)
     return Request([image_of(item, f"image {i}", deadline) for i, item in enumerate(instances)], settings, prompt)
 
 
@@ -159,7 +162,7 @@ def settings_of(parameters: Any) -> GenerationSettings:
 
 
 def image_of(item: Any, name: str, deadline: float) -> bytes:
-    """The bytes of `{"b64": ...}` or `{"url": ...}`; `deadline` (`time.monotonic()`) is for all URLs of a request."""
+    """The bytes of `{"b64": ...}` or `{"url": ...}`."""
     if not isinstance(item, dict) or not isinstance(item.get("b64", item.get("url")), str):
         raise refuse(f'{name}: expected {{"b64": ...}} or {{"url": ...}}')
     if "b64" in item:
@@ -194,27 +197,35 @@ def checked(data: bytes, name: str) -> bytes:
 
 def predict_fn(requests: list[Request], captioner: Captioner) -> list[dict[str, Any]]:
     """One answer a request. Raises BaseInferenceToolkitError (400) for a single one that cannot be answered."""
-    answers: list[dict[str, Any]] = []
-    for request in requests:
-        if request.error is None:
-            try:
-                predictions = predict(captioner, request)
-                answers.append({"predictions": predictions})
-                continue
-            except ValueError as error:  # an image that breaks while it is decoded; a prompt that leaves no room
-                request.error = str(error).removeprefix("<bytes>: ")
-        if not request.is_line:
-            raise refuse(request.error)
-        answers.append({"error": request.error})
-    return answers
+
+    def alike(request: Request) -> tuple[Any, ...]:  # what is drawn depends on the batch
+        return request.error, request.prompt, request.settings, request.settings.do_sample and id(request)
+
+    groups = [list(group) for _, group in itertools.groupby(requests, alike)]
+    return [answer for group in groups for answer in predict(captioner, group)]
 
 
-def predict(captioner: Captioner, request: Request) -> list[dict[str, Any]]:
-    settings = dataclasses.asdict(request.settings)
-    found = captioner(list(request.images), prompt=request.prompt, **settings)
-    if request.settings.num_return_sequences == 1:
-        return [{"generated_text": caption} for caption in found]
-    return [{"generated_text": several[0], "all": several} for several in found]
+def predict(captioner: Captioner, requests: list[Request]) -> list[dict[str, Any]]:
+    """The answers to requests with the same settings, all in one; if that fails, in halves, to find the one at fault."""
+    first = requests[0]
+    try:
+        if first.error is not None:
+            raise ValueError(first.error)
+        images = [image for request in requests for image in request.images]
+        found = iter(captioner(images, prompt=first.prompt, **dataclasses.asdict(first.settings)))
+        return [{"predictions": [prediction(next(found)) for _ in request.images]} for request in requests]
+    except ValueError as error:  # an image that breaks while it is decoded; a prompt that leaves no room
+        if len(requests) > 1:
+            half = len(requests) // 2
+            return predict(captioner, requests[:half]) + predict(captioner, requests[half:])
+        reason = str(error).removeprefix("<bytes>: ")
+        if not first.is_line:
+            raise refuse(reason) from error
+        return [{"error": reason}]
+
+
+def prediction(caption: str | list[str]) -> dict[str, Any]:
+    return {"generated_text": caption} if isinstance(caption, str) else {"generated_text": caption[0], "all": caption}
 
 
 def output_fn(answers: list[dict[str, Any]], accept: str) -> str:

@@ -10,6 +10,8 @@ from common import HERE, OURS, PEER
 
 
 def cell(value: Any) -> str:
+    if isinstance(value, dict) and "median" not in value:
+        return ", ".join(f"{name} {cell(one)}" for name, one in value.items())
     if isinstance(value, dict):
         return f"{value['median']:.3g} ({value['least']:.3g} to {value['most']:.3g})"
     return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -78,7 +78,7 @@ class Deadline:
     def cut(self) -> None:
         for sock in self.sockets:
             with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)  # not SSLSocket's, which disturbs a handshake under way
 
     def check(self) -> None:
         if time.monotonic() >= self.end:
@@ -142,7 +142,7 @@ def fetch(url: str, seconds: float = SECONDS, max_bytes: int = MAX_BYTES, https_
 
     Args:
         url: of the image.
-        seconds: for the whole answer, redirects included.
+        seconds: for the whole answer, redirects included; looking a name up, which cannot be cut short, may add to it.
         max_bytes: of the image.
         https_only: also after redirects.
 
@@ -150,19 +150,20 @@ def fetch(url: str, seconds: float = SECONDS, max_bytes: int = MAX_BYTES, https_
         ImageError: not http(s), not a public address (after redirects too), an error answer, too slow, too large, or
             not an image.
     """
-    at = url
+    at = url.strip()
     with Deadline(seconds) as deadline:
         try:
             for _ in range(MAX_REDIRECTS + 1):
                 parts = urlsplit(at)
                 with contextlib.closing(_connection(parts, https_only, deadline)) as connection:
-                    target = quote(parts._replace(scheme="", netloc="", fragment="").geturl() or "/", safe=punctuation)
+                    target = quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), safe=punctuation)
                     connection.request("GET", target, headers={"User-Agent": "blip_lite", "Connection": "close"})
                     response = connection.getresponse()
                     to = response.headers.get("Location")
                     if response.status not in (301, 302, 303, 307, 308) or not to:
                         return _image_in(response, max_bytes, deadline)
-                    at = urljoin(at, to)  # looked at like the first; what else the answer says is not read
+                    # Looked at like the first; what else the answer says is not read. Headers come as Latin-1.
+                    at = urljoin(at, quote(to, safe=punctuation, encoding="latin-1"))
             raise Refused(f"more than {MAX_REDIRECTS} redirects")
         except ImageError as error:
             raise type(error)(f"{url}: {error}") from error

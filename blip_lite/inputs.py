@@ -45,8 +45,8 @@ def expand(arguments: Iterable[str], allow_urls: bool = False, image_column: str
         image_column: of tables; else one of the usual names.
 
     Raises:
-        ValueError: a list or table that cannot be read at all, or an argument that is a URL and was not allowed. A bad line
-            or image never raises here: it does so when it is loaded.
+        ValueError: a list or table that cannot be read at all, a table without a column of images, or an argument that is a
+            URL and was not allowed. A bad line or image never raises here: it does so when it is loaded.
     """
     for argument in arguments:
         path, suffix = Path(argument), Path(argument).suffix.lower()
@@ -54,8 +54,10 @@ def expand(arguments: Iterable[str], allow_urls: bool = False, image_column: str
             yield from (named(line, None, allow_urls) for line in lines(sys.stdin))
         elif os.path.isdir(argument):
             yield from in_folder(argument)
-        elif is_url(argument) and not allow_urls:
-            raise ValueError(f"{argument}: a URL; --allow_urls fetches such images")
+        elif is_url(argument):
+            if not allow_urls:
+                raise ValueError(f"{argument}: a URL; --allow_urls fetches such images")
+            yield named(argument, None, allow_urls)
         elif suffix == ".txt":
             try:
                 with open(argument, encoding="utf-8-sig", errors="surrogateescape") as file:
@@ -78,7 +80,7 @@ def expand(arguments: Iterable[str], allow_urls: bool = False, image_column: str
             if not found:
                 yield broken(argument, "no file matches this pattern")
         else:
-            yield named(argument, None, allow_urls)
+            yield Source(argument, argument)
 
 
 def in_folder(folder: str) -> Iterator[Source]:

@@ -38,7 +38,7 @@ def discard(output: Path) -> None:
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A file that appears complete or not at all: write to the path given."""
-    new = path.with_name(f".{path.name}.new")
+    new = path.with_name(f".{path.name}.new-{os.getpid()}")
     try:
         yield new
         os.replace(new, path)

@@ -126,6 +126,7 @@ def test_overwrite_forgets_what_a_killed_process_left_and_two_do_not_write_at_on
 
 
 def test_nothing_is_deleted_before_the_command_is_seen_to_be_right(hf_dir: Path, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
     (tmp_path / "report.xlsx").write_text("mine")
     (tmp_path / "list.jsonl").write_text(json.dumps({"image": str(photos / "0.png"), "caption": None}) + "\n")
     before = (tmp_path / "list.jsonl").read_text()
@@ -134,6 +135,9 @@ def test_nothing_is_deleted_before_the_command_is_seen_to_be_right(hf_dir: Path,
         ("list.jsonl", [str(photos), "--num_workers", "0"], "must be at least 1"),
         ("list.jsonl", [str(photos), "--do_sample", "--top_p", "2"], "top_p"),
         ("list.jsonl", [str(tmp_path / "list.jsonl")], "is read, it cannot be written at the same time"),
+        ("list.jsonl", ["nowhere.csv"], "there is no such file"),
+        ("list.jsonl", [str(tmp_path / "empty")], "no images in"),
+        ("list.jsonl", [str(photos), "--prompt", "a " * 70], "the model has 64 positions"),
     ]:
         done = caption(hf_dir, *arguments, "--output", str(tmp_path / output), "--overwrite")
         assert done.returncode == 2 and told in done.stderr, done.stderr
@@ -174,30 +178,32 @@ def test_several_processes_killed_and_another_number_goes_on(hf_dir: Path, tmp_p
         Image.new("RGB", (40, 30), (i, 90, 200)).save(tmp_path / "photos" / f"{i:03d}.png")
     (tmp_path / "photos" / "broken.png").write_text("no image")
     output, rng = tmp_path / "out.jsonl", random.Random(0)
-    script = [
-        str(ROOT / "caption.py"),
-        str(tmp_path / "photos"),
-        "--ckpt",
-        str(hf_dir),
-        *OPTIONS,
-        "--output",
-        str(output),
-    ]
+    command = [sys.executable, str(ROOT / "caption.py"), str(tmp_path / "photos"), "--ckpt", str(hf_dir), *OPTIONS, "--output", str(output)]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
 
-    def written() -> int:
-        return sum(path.stat().st_size for path in tmp_path.glob("out.jsonl*"))
+    def captioned() -> int:
+        return len({row["image"] for path in tmp_path.glob("out.jsonl*") for _, row in read_journal(path, whole=False)})
 
+    counts = [0]
     for processes in (2, 3, 2, 1):
-        launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", str(free_port())]
-        before = written()
-        command = [sys.executable, *(launch if processes > 1 else []), *script, "--retry_failed"]
-        with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment, start_new_session=True) as process:
-            while process.poll() is None and written() <= before + 200:
-                time.sleep(0.002)
-            time.sleep(rng.uniform(0, 0.05))
-            os.killpg(process.pid, signal.SIGKILL)
-    done = subprocess.run([sys.executable, *script], capture_output=True, text=True, env=environment)
+        world = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        ranks = [
+            subprocess.Popen(
+                [*command, "--retry_failed"],
+                stderr=subprocess.DEVNULL,
+                env=environment | world | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            )
+            for rank in range(processes)
+        ]
+        while all(rank.poll() is None for rank in ranks) and captioned() < counts[-1] + 10:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.05))
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+        counts.append(captioned())
+    assert counts[-1] < 201 and sorted(set(counts)) == counts, counts  # each was killed in the middle
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 1 and "200 images captioned, 1 failed" in done.stderr, done.stderr
     assert sorted(images_in(output)) == sorted(str(path) for path in (tmp_path / "photos").iterdir())
 

@@ -56,11 +56,24 @@ def test_each_form_of_a_request(captioner: Captioner) -> None:
     assert ask(captioner, sampled) == ask(captioner, sampled)
 
 
-def test_a_bad_line_does_not_end_a_batch_transform(captioner: Captioner) -> None:
+def test_a_bad_line_does_not_end_a_batch_transform(captioner: Captioner, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [json.dumps({"b64": TEXT}), "{", json.dumps({"b64": TEXT[:4000]}), "", json.dumps({"instances": [{"b64": TEXT}] * 2})]  # fmt: skip
     found = [json.loads(line) for line in ask(captioner, "\n".join(lines), "application/jsonlines").splitlines()]
     assert [list(row) for row in found] == [["predictions"], ["error"], ["error"], ["predictions"]]
     assert len(found[3]["predictions"]) == 2 and "not valid JSON" in found[1]["error"]
+    # lines with the same settings are one batch, in halves around the one that breaks
+    lines = [json.dumps({"b64": TEXT[:4000] if i == 5 else TEXT, "prompt": "a" * (i > 8)}) for i in range(11)]
+    batches: list[int] = []
+    call = Captioner.__call__
+
+    def counted(self: Captioner, images: list[bytes], **options: object) -> object:
+        batches.append(len(images))
+        return call(self, images, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(Captioner, "__call__", counted)
+    found = [json.loads(line) for line in ask(captioner, "\n".join(lines), "application/jsonlines").splitlines()]
+    assert [i for i, row in enumerate(found) if "error" in row] == [5] and batches == [9, 4, 5, 2, 1, 1, 3, 2]
+    assert found[10]["predictions"] == [{"generated_text": call(captioner, SCENE, prompt="a")}]
 
 
 def test_lines_that_come_alone_and_lines_with_too_many(captioner: Captioner, monkeypatch: pytest.MonkeyPatch) -> None:

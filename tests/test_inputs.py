@@ -139,10 +139,11 @@ def test_urls_only_when_allowed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     (refused,) = expand([str(tmp_path / "list.txt")])
     with pytest.raises(ImageError, match="--allow_urls"):
         refused.load()
-    for argument in ("https://example.org/a.jpg", str(tmp_path / "list.txt")):
+    (tmp_path / "list.txt").write_text("https://example.org/a.txt?w=1\n")
+    for argument in ("https://example.org/a.txt?w=1", str(tmp_path / "list.txt")):
         monkeypatch.setattr(inputs, "fetch_again", lambda url: url.encode())
         (source,) = expand([argument], allow_urls=True)
-        assert source.name == "https://example.org/a.jpg" and source.load() == b"https://example.org/a.jpg"
+        assert source.name == "https://example.org/a.txt?w=1" and source.load() == b"https://example.org/a.txt?w=1"
 
 
 def test_shards(photos: Path, tmp_path: Path) -> None:  # noqa: F811

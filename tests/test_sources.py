@@ -478,10 +478,12 @@ asked: list[str] = []
 
 class Web(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        kind, name = self.path.strip("/").split("/")
+        kind, _, name = self.path.strip("/").partition("/")
+        if kind.startswith("?"):
+            kind = "seen"
         if kind == "slow":
             threading.Event().wait(3)
-        if kind in ("drip", "flood", "busy"):
+        if kind in ("drip", "flood", "busy", "latin", "seen"):
             return getattr(self, kind)()
         if kind in ("redirect", "local", "file"):
             target = {"redirect": "/html/page", "local": "http://169.254.169.254/meta", "file": "file:///etc/passwd"}
@@ -519,6 +521,16 @@ class Web(http.server.BaseHTTPRequestHandler):
             for _ in range(1000):
                 self.wfile.write(b"x" * 2**20)
                 flooded.append(2**20)
+
+    def latin(self) -> None:
+        """A redirect to a name with a letter that is no ASCII, as servers send it: its UTF-8 bytes."""
+        self.send_response(302)
+        self.send_header("Location", f"http://{self.headers['Host']}" + "/seen//é?a b".encode().decode("latin-1"))
+        self.end_headers()
+
+    def seen(self) -> None:
+        asked.append(self.path)
+        self.send_error(404)
 
     def busy(self) -> None:
         """Too many requests, at first."""
@@ -577,6 +589,14 @@ def test_asked_again_only_where_that_may_help(web: str, monkeypatch: pytest.Monk
     with pytest.raises(fetch.Refused, match="HTTP 404"):  # at once
         fetch.fetch_again(f"{web}/busy/refused")
     assert len(asked) == 4
+
+
+def test_what_a_server_is_asked_for(web: str) -> None:
+    asked.clear()
+    for url in (f"{web}/latin/x", f"{web}?x=1", f" {web}/seen/a b/é%20.jpg \n"):
+        with pytest.raises(fetch.Refused, match="HTTP 404"):
+            fetch.fetch(url)
+    assert asked == ["/seen//%C3%A9?a%20b", "/?x=1", "/seen/a%20b/%C3%A9%20.jpg"]
 
 
 @pytest.mark.parametrize(
