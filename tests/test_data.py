@@ -119,7 +119,7 @@ def test_an_undecodable_image_is_reported_and_has_no_targets(processor: Processo
     good = draw_scene(scene_ids(1, 0)[0])
     examples = [Example("good", good, ("a red star", "a star")), Example("bad", b"no image", ("a dog",))]
     (batch,) = loader(Captions(examples, processor, "", 40), [[0, 1]], 0)
-    assert list(batch.bad) == ["bad"] and "not an image" in batch.bad["bad"]
+    assert list(batch.bad) == ["bad"] and "not a JPEG" in batch.bad["bad"]
     assert (batch.labels[1] == IGNORE).all() and (batch.labels[0] != IGNORE).any()
     (empty,) = loader(Captions(examples, processor, "", 40), [[-1]], 0)
     assert empty.num_targets() == 0 and empty.pixel_values.shape == (1, 3, 32, 32)

@@ -90,7 +90,7 @@ def test_an_undecodable_image_is_counted_and_named(run: Path) -> None:
         captioner, examples, decoding(config, captioner.model, captioner.processor), "", 2, 0
     )
     assert list(captions) == [e.image_id for e in examples[:3]]
-    assert list(failures) == ["broken"] and "not an image" in failures["broken"]
+    assert list(failures) == ["broken"] and "not a JPEG" in failures["broken"]
 
 
 def test_lost_and_doubled_images_are_an_error() -> None:

@@ -43,7 +43,7 @@ def test_train_evaluate_caption(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "out" / "captions.jsonl").read_text().splitlines()]
     assert done.returncode == 1 and "2 images captioned, 1 failed" in done.stderr
     assert [line["image"] for line in lines] == [f"photos/inner/{n}.png" for n in range(3)]
-    assert lines[1]["caption"] is None and "not an image" in lines[1]["error"] and lines[2]["caption"]
+    assert lines[1]["caption"] is None and "not a JPEG" in lines[1]["error"] and lines[2]["caption"]
 
 
 @pytest.mark.parametrize(
