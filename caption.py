@@ -86,10 +86,7 @@ def main() -> int:
     goes_on = "; the same command without --overwrite goes on" if args.output else ""
     try:
         return run(args)
-    except (
-        ValueError,
-        OSError,
-    ) as error:  # a checkpoint or settings that cannot be used, a full disk; a bad image is only reported
+    except (ValueError, OSError) as error:  # what cannot be used, a full disk; a bad image is only reported
         print(f"error: {error}{goes_on if args.begun else ''}", file=sys.stderr)
         return 3 if args.begun else 2
     except KeyboardInterrupt:
@@ -97,9 +94,7 @@ def main() -> int:
         return 130
     except Exception as error:
         traceback.print_exc()
-        print(
-            f"error: {type(error).__name__}{goes_on}; if memory ran out, with a smaller --batch_size", file=sys.stderr
-        )
+        print(f"error: {type(error).__name__}{goes_on}, with a smaller --batch_size if memory ran out", file=sys.stderr)
         return 3
 
 

@@ -45,9 +45,17 @@ def expand(arguments: Iterable[str], allow_urls: bool = False, image_column: str
         image_column: of tables; else one of the usual names.
 
     Raises:
-        ValueError: a list or table that cannot be read at all, a table without a column of images, or an argument that is a
-            URL and was not allowed. A bad line or image never raises here: it does so when it is loaded.
+        ValueError: a list or table that is not there or cannot be read at all, a table without a column of images, or an
+            argument that is a URL and was not allowed. A bad line or image never raises here: it does so when it is loaded.
     """
+    arguments = list(arguments)
+    for argument in arguments:  # all of them, before the first image
+        if is_url(argument) and not allow_urls:
+            raise ValueError(f"{argument}: a URL; --allow_urls fetches such images")
+        listed = Path(argument).suffix.lower() in {".txt", *TABLES} and not is_url(argument)
+        if listed and not os.path.exists(argument):
+            raise ValueError(f"{argument}: there is no such file")
+
     for argument in arguments:
         path, suffix = Path(argument), Path(argument).suffix.lower()
         if argument == "-":
@@ -55,8 +63,6 @@ def expand(arguments: Iterable[str], allow_urls: bool = False, image_column: str
         elif os.path.isdir(argument):
             yield from in_folder(argument)
         elif is_url(argument):
-            if not allow_urls:
-                raise ValueError(f"{argument}: a URL; --allow_urls fetches such images")
             yield named(argument, None, allow_urls)
         elif suffix == ".txt":
             try:
@@ -68,8 +74,6 @@ def expand(arguments: Iterable[str], allow_urls: bool = False, image_column: str
             for shard in expand_braces(argument):
                 yield from in_tar(shard)
         elif suffix in TABLES:
-            if not path.is_file():
-                raise ValueError(f"{argument}: there is no such file")
             rows = (
                 in_parquet(path, image_column) if suffix == ".parquet" else utf8(path, read_table(path, strict=False))
             )

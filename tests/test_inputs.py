@@ -40,8 +40,9 @@ def test_folders_lists_patterns_and_standard_input(photos: Path, monkeypatch: py
     assert names(str(photos / "**" / "[13].png")) == [str(photos / "b" / "1.png"), str(photos / "b" / "3.png")]
     monkeypatch.setattr(sys, "stdin", io.StringIO("p.jpg\r\nq.jpg"))
     assert names("-") == ["p.jpg", "q.jpg"]
-    with pytest.raises(ValueError, match="cannot be read"):
-        names("nowhere.txt")
+    for missing in ("nowhere.txt", "nowhere.csv"):  # said before the first image
+        with pytest.raises(ValueError, match="there is no such file"):
+            next(expand([str(photos), missing]))
     assert count([str(photos)]) == 10 and count(["-"]) is None and count(["nowhere.txt"]) is None
 
 
