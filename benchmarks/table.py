@@ -57,7 +57,7 @@ def draw(bars: list[tuple[str, float]], folder: Path) -> None:
     axes.bar_label(drawn, [f"{ratio:.1f}x" for ratio in ratios], padding=3)
     axes.axvline(1, color="#888", linewidth=1)
     axes.set_xlim(0, max(ratios) * 1.15)
-    axes.set_xlabel(f"times as fast as transformers (base size, float32, 2 CPU cores, {folder.name})")
+    axes.set_xlabel(f"times as fast as transformers\n(base size, float32, 2 cores, {folder.name})")
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     figure.savefig(folder / "speed.png", dpi=110)
