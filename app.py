@@ -37,13 +37,12 @@ def caption_batch(captioner: Captioner, *columns: list[Any]) -> list[list[Any]]:
     requests = list(zip(*columns, strict=True))
     answers: list[tuple[str, list[list[Any]]]] = [("", [])] * len(requests)
 
-    def room_of(i: int) -> int:
-        prompt = captioner.processor.prompt_ids((requests[i][1] or "")[:MAX_PROMPT])
-        return captioner.model.config.text.max_position_embeddings - len(prompt)
+    positions = captioner.model.config.text.max_position_embeddings
+    room = [positions - len(captioner.processor.prompt_ids((r[1] or "")[:MAX_PROMPT])) for r in requests]
 
     def settings_of(i: int) -> tuple[int, int]:
         beams, tokens = int(requests[i][2] or 1), int(requests[i][3] or 1)
-        return min(max(1, beams), MAX_BEAMS), min(max(1, tokens), MAX_TOKENS, max(1, room_of(i)))
+        return min(max(1, beams), MAX_BEAMS), min(max(1, tokens), MAX_TOKENS, max(1, room[i]))
 
     for (beams, tokens), group in groupby(sorted(range(len(requests)), key=settings_of), settings_of):
         pixels: dict[int, torch.Tensor] = {}
@@ -51,7 +50,7 @@ def caption_batch(captioner: Captioner, *columns: list[Any]) -> list[list[Any]]:
             path, prompt = requests[i][0], requests[i][1] or ""
             if path is None:
                 answers[i] = ("Choose a photograph first.", [])
-            elif len(prompt) > MAX_PROMPT or room_of(i) < 1:
+            elif len(prompt) > MAX_PROMPT or room[i] < 1:
                 answers[i] = (f"The prompt is too long ({len(prompt)} characters; {MAX_PROMPT} are allowed).", [])
             else:
                 try:

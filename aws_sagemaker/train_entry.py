@@ -66,6 +66,7 @@ def settings() -> dict[str, Any]:
 def dataset(train: Path, validation: str | None) -> dict[str, str]:
     """The settings `dataset` and `image_root` for the channels: both lists in one, with absolute paths and the split."""
     from blip_lite.config import ConfigError
+    from blip_lite.sources import read_table, utf8
 
     if not (train / "train.jsonl").is_file():
         return {"dataset": str(train)}  # a folder that --dataset reads by itself
@@ -78,22 +79,16 @@ def dataset(train: Path, validation: str | None) -> dict[str, str]:
     part = merged.with_name(f"channels-{os.getpid()}")  # each process of a host writes it
     with open(part, "w", encoding="utf-8") as file:
         for split, path in lists:
-            try:
-                lines = path.read_text("utf-8-sig").split("\n")  # not splitlines: JSON may hold U+2028
-            except (OSError, UnicodeDecodeError) as error:
-                raise ConfigError(f"channel {split}: {path} cannot be read ({error})") from error
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                    name, caption = row["image"], row["caption"]
-                except (ValueError, KeyError, TypeError) as error:
-                    raise ConfigError(f'{path}, line {number}: expected {{"image": ..., "caption": ...}}') from error
+            if not path.is_file():
+                raise ConfigError(f"channel {split}: there is no {path}")
+            for where, row in utf8(path, read_table(path)):
+                name, caption = row.get("image"), row.get("caption")
+                if not isinstance(name, str) or caption is None:
+                    raise ConfigError(f'{where}: expected {{"image": ..., "caption": ...}}')
                 beside = path.parent / name
                 image = Path(os.path.normpath(beside if beside.exists() else path.parent / "images" / name))
                 if not image.is_relative_to(path.parent):
-                    raise ConfigError(f"{path}, line {number}: {name} lies outside the channel")
+                    raise ConfigError(f"{where}: {name} lies outside the channel")
                 row = {"image": str(image), "caption": caption, **({"split": split} if validation else {})}
                 file.write(json.dumps(row) + "\n")
     os.replace(part, merged)

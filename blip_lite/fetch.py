@@ -64,7 +64,8 @@ class Deadline:
     """When an answer has to be whole. Then all connections are cut, since a socket's own timeout begins anew with each byte."""
 
     def __init__(self, seconds: float) -> None:
-        self.seconds, self.end, self.sockets = seconds, time.monotonic() + seconds, list[socket.socket]()
+        self.end, self.sockets = time.monotonic() + seconds, list[socket.socket]()
+        self.missed = TimeoutError(f"no whole answer within {seconds:g} s")
         self.timer = threading.Timer(seconds, self.cut)
         self.timer.daemon = True
 
@@ -82,7 +83,7 @@ class Deadline:
 
     def check(self) -> None:
         if time.monotonic() >= self.end:
-            raise TimeoutError(f"no whole answer within {self.seconds:g} s")
+            raise self.missed
 
     def watch(self, sock: socket.socket) -> None:
         self.sockets.append(sock)
@@ -109,9 +110,7 @@ def _connect(connection: http.client.HTTPConnection, deadline: Deadline) -> sock
 
 
 class _Http(http.client.HTTPConnection):
-    def __init__(self, host: str, port: int, deadline: Deadline) -> None:
-        super().__init__(host, port)
-        self.deadline = deadline
+    deadline: Deadline
 
     def connect(self) -> None:
         self.sock = _connect(self, self.deadline)
@@ -119,9 +118,7 @@ class _Http(http.client.HTTPConnection):
 
 
 class _Https(http.client.HTTPSConnection):
-    def __init__(self, host: str, port: int, deadline: Deadline) -> None:
-        super().__init__(host, port)
-        self.deadline = deadline
+    deadline: Deadline
 
     def connect(self) -> None:
         plain, context = _connect(self, self.deadline), self._context  # type: ignore[attr-defined]
@@ -134,7 +131,9 @@ def _connection(url: SplitResult, https_only: bool, deadline: Deadline) -> http.
     if url.scheme not in (("https",) if https_only else ("http", "https")) or not url.hostname:
         raise Refused(f"refused: only {'' if https_only else 'http and '}https URLs are fetched, not {url.geturl()}")
     kind = _Https if url.scheme == "https" else _Http
-    return kind(url.hostname, url.port or kind.default_port, deadline)
+    connection = kind(url.hostname, url.port or kind.default_port)
+    connection.deadline = deadline
+    return connection
 
 
 def fetch(url: str, seconds: float = SECONDS, max_bytes: int = MAX_BYTES, https_only: bool = False) -> bytes:
@@ -169,8 +168,8 @@ def fetch(url: str, seconds: float = SECONDS, max_bytes: int = MAX_BYTES, https_
             raise type(error)(f"{url}: {error}") from error
         except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: a URL that cannot be parsed
             late = time.monotonic() >= deadline.end  # then it only says that the connection was cut
-            reason = f"no whole answer within {seconds:g} s" if late else str(error) or type(error).__name__
-            raise ImageError(f"{url}: {reason}") from error
+            reason = deadline.missed if late else error
+            raise ImageError(f"{url}: {str(reason) or type(reason).__name__}") from error
 
 
 def _image_in(response: http.client.HTTPResponse, max_bytes: int, deadline: Deadline) -> bytes:

@@ -12,7 +12,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -27,7 +26,7 @@ import safetensors.torch
 import torch
 
 from blip_lite import Captioner
-from conftest import ROOT
+from conftest import ROOT, free_port
 
 pytestmark = pytest.mark.slow
 for module in ("sagemaker.train", "moto", "sagemaker_training", "sagemaker_inference", "mms"):
@@ -176,12 +175,13 @@ def test_an_image_outside_the_channel_is_refused(channels: Path, tmp_path: Path)
 
 def test_two_instances(channels: Path, tmp_path: Path) -> None:
     """Two hosts without a common disk, each with its own directories."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    jobs = []
+    port, jobs = free_port(), []
     for host in ("127.0.0.1", "localhost"):
-        cluster = {"SM_HOSTS": json.dumps(["127.0.0.1", "localhost"]), "SM_MASTER_PORT": str(port), "SM_NUM_GPUS": "0"}
+        cluster = {
+            "SM_HOSTS": json.dumps(["127.0.0.1", "localhost"]),
+            "SM_MASTER_PORT": str(port),
+            "SM_NUM_GPUS": "0",
+        }
         command, environment = entry(tmp_path / host, channels, SM_CURRENT_HOST=host, OMP_NUM_THREADS="1", **cluster)
         jobs.append(
             subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -6,7 +6,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -21,7 +20,7 @@ from blip_lite.bulk import Seen, caption_files, read_journal, take_up
 from blip_lite.captioner import Captioner
 from blip_lite.checkpoint import lock
 from blip_lite.inputs import Source, expand
-from conftest import ROOT
+from conftest import ROOT, free_port
 
 OPTIONS = ["--num_beams", "1", "--max_new_tokens", "6", "--batch_size", "2"]
 
@@ -206,12 +205,6 @@ def test_several_processes_killed_and_another_number_goes_on(hf_dir: Path, tmp_p
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 1 and "200 images captioned, 1 failed" in done.stderr, done.stderr
     assert sorted(images_in(output)) == sorted(str(path) for path in (tmp_path / "photos").iterdir())
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def test_names_are_remembered_in_8_bytes_each() -> None:
