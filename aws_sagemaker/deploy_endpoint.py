@@ -91,4 +91,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from blip_lite.cli import guarded  # a missing extra is one line
+
+    sys.exit(guarded(main))

@@ -29,9 +29,10 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # the package lies beside this file in model.tar.gz
 
 from blip_lite import Captioner
-from blip_lite.fetch import fetch
-from blip_lite.generation import GenerationSettings
-from blip_lite.processing import FORMATS, ImageError
+from blip_lite.errors import ImageError
+from blip_lite.model.generation import GenerationSettings
+from blip_lite.processing.download import fetch
+from blip_lite.processing.images import FORMATS
 
 try:
     from sagemaker_inference.errors import BaseInferenceToolkitError

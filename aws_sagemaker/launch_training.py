@@ -74,7 +74,7 @@ def main() -> int:
         print(f"error: --hyperparameters {' '.join(wrong)}: expected NAME=VALUE", file=sys.stderr)
         return 2
     sys.path.insert(0, str(ROOT))
-    from blip_lite.config import TrainConfig
+    from blip_lite.settings import TrainConfig
 
     values = dict(text.split("=", 1) for text in args.hyperparameters)
     if unknown := values.keys() - TrainConfig.__dataclass_fields__.keys():
@@ -152,4 +152,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from blip_lite.cli import guarded  # a missing extra is one line
+
+    sys.exit(guarded(main))

@@ -15,7 +15,6 @@ import shutil
 import sys
 import tempfile
 import traceback
-import typing
 from pathlib import Path
 from typing import Any
 
@@ -47,17 +46,17 @@ def settings() -> dict[str, Any]:
     """TrainConfig's values: hyperparameters, over what the channels say. Raises ConfigError."""
     import yaml
 
-    from blip_lite.config import TrainConfig, base_type, check
+    from blip_lite.settings import TrainConfig, check
 
     values: dict[str, Any] = {"resume": True, "output_dir": str(BASE / "checkpoints" / "run")}
     if channel := os.environ.get("SM_CHANNEL_TRAIN"):
         values |= dataset(Path(channel), os.environ.get("SM_CHANNEL_VALIDATION"))
     if channel := os.environ.get("SM_CHANNEL_MODEL"):
         values["model"] = channel
-    types = typing.get_type_hints(TrainConfig)
+    known = TrainConfig.settings()
     for name, value in json.loads(os.environ.get("SM_HPS", "{}")).items():
-        if name in types:  # one toolkit hands over texts, another what they mean in JSON
-            values[name] = str(value) if base_type(types[name]) is str else yaml.safe_load(str(value))
+        if name in known:  # one toolkit hands over texts, another what they mean in JSON
+            values[name] = str(value) if known[name].kind is str else yaml.safe_load(str(value))
         elif not name.startswith(TOOLKIT):
             values[name] = value  # `check` says that there is no such setting
     return check(TrainConfig, values, "hyperparameters")
@@ -65,8 +64,8 @@ def settings() -> dict[str, Any]:
 
 def dataset(train: Path, validation: str | None) -> dict[str, str]:
     """The settings `dataset` and `image_root` for the channels: both lists in one, with absolute paths and the split."""
-    from blip_lite.config import ConfigError
-    from blip_lite.sources import read_table, utf8
+    from blip_lite.data.sources.table import read_table, utf8
+    from blip_lite.errors import ConfigError
 
     if not (train / "train.jsonl").is_file():
         return {"dataset": str(train)}  # a folder that --dataset reads by itself
@@ -123,16 +122,15 @@ def main() -> int:
     gpus = int(os.environ.get("SM_NUM_GPUS") or 0)
     if "RANK" not in os.environ and (gpus > 1 or len(hosts()) > 1):
         torchrun(gpus)
-    from blip_lite.config import ConfigError, TrainConfig
-    from blip_lite.data import DataError
-    from blip_lite.pretrained import CheckpointError
-    from blip_lite.training import Stopped, TrainingError, train
+    from blip_lite.errors import CheckpointError, ConfigError, DataError, Stopped, TrainingError
+    from blip_lite.settings import TrainConfig
+    from blip_lite.training.loop import train
 
     try:
-        config = TrainConfig(**settings())
+        config = TrainConfig.of(**settings())
         train(config)
         if int(os.environ.get("RANK", 0)) == 0:
-            deliver(Path(str(config.resolved().output_dir)))
+            deliver(Path(str(config.resolved().run.output_dir)))
     except (ConfigError, DataError, CheckpointError, TrainingError) as error:
         failed(f"{type(error).__name__}: {error}")
         print(f"error: {error}", file=sys.stderr)

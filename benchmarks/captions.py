@@ -15,8 +15,8 @@ from common import pixel_values as noise
 from PIL import Image
 
 from blip_lite import Captioner
-from blip_lite.bulk import caption_files
-from blip_lite.generation import GenerationSettings, beam_search, generate, prefill
+from blip_lite.captioning.bulk import caption_files
+from blip_lite.model.generation import GenerationSettings, beam_search, generate, prefill
 
 warnings.filterwarnings("ignore")
 OPTIONS: dict[str, dict[str, Any]] = {"int8": {"quantize": "int8"}}

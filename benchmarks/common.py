@@ -115,8 +115,8 @@ def _learn_to_end(folder: Path) -> tuple[torch.Tensor, float]:
     The embedding points from what the decoder's state is early in a caption to what it is late, so that ending grows
     likelier with the position; the bias is bisected until 5-beam captions of 8 pictures have 11 tokens on average.
     """
-    from blip_lite.generation import GenerationSettings, generate
-    from blip_lite.pretrained import load_pretrained
+    from blip_lite.model.generation import GenerationSettings, generate
+    from blip_lite.model.pretrained import load_pretrained
 
     model, processor = load_pretrained(folder, torch.device("cpu"), torch.float32)
     pixels, prompt = pixel_values(8, model.config.vision.image_size), torch.tensor([processor.prompt_ids()] * 8)

@@ -14,7 +14,7 @@ import torch
 from common import OURS, PEER, Results, alternate, arguments, checkpoint, compare, photographs
 from PIL import Image
 
-from blip_lite.pretrained import load_pretrained
+from blip_lite.model.pretrained import load_pretrained
 
 
 def main() -> None:

@@ -20,13 +20,14 @@ from typing import Any
 import torch
 from common import OURS, PEER, Results, arguments
 
-from blip_lite import metrics
 from blip_lite.captioner import Captioner
-from blip_lite.config import TrainConfig
-from blip_lite.generation import GenerationSettings
-from blip_lite.pretrained import load_pretrained, load_weights, save_pretrained
-from blip_lite.sources import load_data
-from blip_lite.training import build_model, train
+from blip_lite.data.load import load_data
+from blip_lite.evaluation import metrics
+from blip_lite.model.generation import GenerationSettings
+from blip_lite.model.pretrained import load_pretrained, load_weights, save_pretrained
+from blip_lite.settings import TrainConfig
+from blip_lite.training.loop import train
+from blip_lite.training.setup import build_model
 
 warnings.filterwarnings("ignore")
 # captions of an image at each visit (None: all five), images a step, epochs: some minute each
@@ -49,7 +50,7 @@ def bleu(folder: Path, weights: dict[str, torch.Tensor] | None, examples: list[A
 def ours(folder: Path, run: Path, seed: int, captions: int | None, batch: int, epochs: int) -> tuple[Path, float]:
     """Train; the last checkpoint and the seconds of training."""
     train(
-        TrainConfig(
+        TrainConfig.of(
             dataset="shapes",
             model=str(folder),
             output_dir=str(run),
@@ -134,8 +135,8 @@ def main() -> None:
     results = Results("quality", args)
     for seed in range(args.repeats):
         with tempfile.TemporaryDirectory() as work:
-            config = TrainConfig(dataset="shapes", model="tiny", seed=seed).resolved()
-            data = load_data(config)
+            config = TrainConfig.of(dataset="shapes", model="tiny", seed=seed).resolved()
+            data = load_data(config.data, config.optimisation.seed)
             model, processor = build_model(config, data)
             folder, held_out = Path(work) / "start", data.splits["validation"][:HELD_OUT]
             save_pretrained(model, processor, folder)

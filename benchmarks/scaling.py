@@ -30,7 +30,7 @@ def measure(folder: str, side: str, batch: int, beams: int, tokens: int) -> None
     """Print the seconds and the peak memory of one call, after a first one."""
     if side == OURS:
         from blip_lite import Captioner
-        from blip_lite.generation import GenerationSettings, generate
+        from blip_lite.model.generation import GenerationSettings, generate
 
         captioner = Captioner.from_pretrained(folder)
         model, device = captioner.model, captioner.model.device

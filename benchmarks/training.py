@@ -32,10 +32,10 @@ from common import (
     pixel_values,
 )
 
-from blip_lite.config import TrainConfig
-from blip_lite.model import IGNORE
-from blip_lite.pretrained import load_pretrained
-from blip_lite.training import build_optimizer
+from blip_lite.model.blip import IGNORE
+from blip_lite.model.pretrained import load_pretrained
+from blip_lite.settings import OptimisationSettings
+from blip_lite.training.setup import build_optimizer
 
 warnings.filterwarnings("ignore")
 
@@ -62,7 +62,7 @@ def our_step(size: str, args: Any, checkpointing: bool, frozen: bool, images: in
     model.gradient_checkpointing = checkpointing
     if frozen:
         model.freeze_vision()
-    optimizer = build_optimizer(model, TrainConfig(learning_rate=1e-5))
+    optimizer = build_optimizer(model, OptimisationSettings(learning_rate=1e-5))
     pixels = pixel_values(images, model.config.vision.image_size, args.device)
     ids = captions(images, model.config.text.vocab_size).to(args.device)
     labels = ids.clone()

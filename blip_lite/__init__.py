@@ -5,7 +5,7 @@ Importing the package brings torch, tokenizers, safetensors, Pillow and numpy, a
 """
 
 from blip_lite.captioner import Captioner
-from blip_lite.pretrained import load_pretrained, save_pretrained
+from blip_lite.model.pretrained import load_pretrained, save_pretrained
 
 __all__ = ["Captioner", "load_pretrained", "save_pretrained"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -13,11 +11,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from blip_lite.generation import GenerationSettings, generate
-from blip_lite.model import IGNORE, Blip
-from blip_lite.pretrained import load_pretrained
-from blip_lite.processing import ImageInput, Processor
-from blip_lite.words import BannedWords
+from blip_lite.model.blip import IGNORE, Blip
+from blip_lite.model.generation import GenerationSettings, generate
+from blip_lite.model.pretrained import load_pretrained
+from blip_lite.model.quantize import quantize_encoder
+from blip_lite.processing.images import ImageInput
+from blip_lite.processing.processor import Processor
+from blip_lite.processing.word_filter import BannedWords
 
 
 def pick_device(device: str | torch.device = "auto") -> torch.device:
@@ -44,24 +44,6 @@ def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     if not isinstance(named, torch.dtype):
         raise ValueError(f"dtype {dtype!r}: expected auto, float32, bfloat16 or float16")
     return named
-
-
-def quantize_encoder(model: Blip, kind: str) -> None:
-    """Weights and activations of the image encoder's matrix products in 8-bit integers, through torchao, and compiled:
-    uncompiled they are slower than float32. One image at a time, because each other batch size would be compiled anew
-    and is no faster on a CPU."""
-    if kind != "int8":
-        raise ValueError(f"quantize {kind!r}: expected 'int8'")
-    if not (shutil.which(os.environ.get("CXX", "")) or shutil.which("g++") or shutil.which("clang++")):
-        raise ValueError("quantize: there is no C++ compiler, which int8 needs; install g++")
-    try:
-        from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
-    except ImportError as error:
-        raise ValueError("quantize: torchao is not installed; pip install 'blip_lite[int8]'") from error
-    quantize_(model.vision_model, Int8DynamicActivationInt8WeightConfig())
-    model.requires_grad_(False)  # else the compiler does not lay the weights out for the processor
-    model.vision_model.compile(options={"freezing": True})
-    model.images_at_a_time = 1
 
 
 class Captioner:
@@ -128,7 +110,7 @@ class Captioner:
             return_scores: give (caption, score) for each caption: the mean log-probability of its new tokens.
             **settings: fields of `GenerationSettings`: `num_beams=5`, `max_new_tokens=30`, `min_new_tokens`,
                 `length_penalty`, `early_stopping`, `num_return_sequences`, `do_sample` (with `num_beams=1`),
-                `temperature`, `top_k`, `top_p`, `seed`, `banned_words` (see `words.py`).
+                `temperature`, `top_k`, `top_p`, `seed`, `banned_words` (see `processing/word_filter.py`).
 
         Returns:
             A caption, or for a list of images a list of captions. With `num_return_sequences` above 1 each

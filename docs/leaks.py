@@ -9,15 +9,19 @@ import random
 from collections import defaultdict
 from pathlib import Path
 
-from blip_lite import Captioner, metrics, training
-from blip_lite.config import TrainConfig
-from blip_lite.data import DataSet, Example
-from blip_lite.sources import load_data
+from blip_lite import Captioner
+from blip_lite.data.dataset import DataSet
+from blip_lite.data.load import load_data
+from blip_lite.evaluation import metrics
+from blip_lite.processing.picture import Picture
+from blip_lite.settings import DataSettings, TrainConfig
+from blip_lite.training import setup
+from blip_lite.training.loop import train
 
 NAMES = ("Bleu_4", "METEOR", "CIDEr")
 
 
-def split_rows(examples: list[Example], seed: int = 42) -> dict[str, list[Example]]:
+def split_rows(examples: list[Picture], seed: int = 42) -> dict[str, list[Picture]]:
     """Leak b: 90/5/5 of the rows (image, caption), as if they were independent. An image's rows in one part are its
     captions there."""
     rows = [(e, caption) for e in examples for caption in e.captions]
@@ -29,7 +33,7 @@ def split_rows(examples: list[Example], seed: int = 42) -> dict[str, list[Exampl
         images = {e.image_id: e.image for e in examples}
         for example, caption in rows[round(low * len(rows)) : round(high * len(rows))]:
             found[example.image_id].append(caption)
-        splits[split] = [Example(i, images[i], tuple(captions)) for i, captions in found.items()]
+        splits[split] = [Picture(i, images[i], tuple(captions)) for i, captions in found.items()]
     return splits
 
 
@@ -39,7 +43,7 @@ def numbers(captions: dict[str, str], references: dict[str, list[str]]) -> dict[
     return {"n": len(captions), "sacrebleu": bleu, **{name: coco[name] for name in NAMES}}
 
 
-def without_a_model(examples: list[Example], test: list[Example]) -> dict[str, dict[str, float]]:
+def without_a_model(examples: list[Picture], test: list[Picture]) -> dict[str, dict[str, float]]:
     """What copying references scores, under an honest split and under one of rows."""
     refs = {e.image_id: list(e.captions) for e in test}
     human = metrics.coco_metrics({i: r[0] for i, r in refs.items()}, refs, human=True)["human"]
@@ -54,7 +58,7 @@ def without_a_model(examples: list[Example], test: list[Example]) -> dict[str, d
     }
 
 
-def caption(captioner: Captioner, examples: list[Example], leak: bool) -> dict[str, str]:
+def caption(captioner: Captioner, examples: list[Picture], leak: bool) -> dict[str, str]:
     """Leak a: the first reference goes in as the prompt, and comes out as the beginning of the caption."""
     prompts = [e.captions[0] if leak else "" for e in examples]
     found = captioner([e.open() for e in examples], prompts, batch_size=32, num_beams=5, max_new_tokens=20)
@@ -68,7 +72,7 @@ def main() -> None:
     parser.add_argument("--runs", default="runs/leaks", help="where the two models are trained")
     parser.add_argument("--table", action="store_true", help="only the table that needs no model")
     args = parser.parse_args()
-    whole = load_data(TrainConfig(data_dir=args.data_dir, split_scheme="official"))
+    whole = load_data(DataSettings(data_dir=args.data_dir, split_scheme="official"), seed=42)
     everything = [e for split in whole.splits.values() for e in split]
     out = Path(__file__).with_name("leaks.json")
     result = json.loads(out.read_text("utf-8")) if out.is_file() else {}
@@ -81,12 +85,12 @@ def main() -> None:
     few = whole.splits["train"][:1000]
     honest = {"train": few[:900], "validation": whole.splits["validation"][:200], "test": whole.splits["test"][:400]}
     for name, splits in (("honest", honest), ("b", split_rows(few))):
-        config = TrainConfig(
+        config = TrainConfig.of(
             dataset="flickr8k", data_dir=args.data_dir, model="tiny", epochs=args.epochs, batch_size=32,
             output_dir=f"{args.runs}/{name}", resume=True, learning_rate=2e-3, num_workers=1, eval_every=10_000,
         )  # fmt: skip
-        training.load_data = lambda _, splits=splits: DataSet("flickr8k", splits, [])
-        training.train(config)
+        setup.load_data = lambda *_, splits=splits: DataSet("flickr8k", splits, [])
+        train(config)
         captioner = Captioner.from_pretrained(str(sorted(Path(args.runs, name).glob("checkpoint-*"))[-1]))
         for leak in (False, True):
             row = {"honest": "a", "b": "a + b"}[name] if leak else name

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from blip_lite.shapes import draw_scene
+from blip_lite.data.sources.shapes import draw_scene
 
 CELL, TEXT = 240, 64  # pixels
 

@@ -37,13 +37,13 @@ class CaptionWorker:
         self.captioner = Captioner.from_pretrained(ckpt)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
-        from blip_lite.bulk import caption_files
-        from blip_lite.inputs import Source
+        from blip_lite.captioning.bulk import caption_files
+        from blip_lite.processing.picture import Picture
 
         def content(value: Any) -> Any:  # `datasets` keeps an image as {"bytes", "path"}
             return (value.get("bytes") if isinstance(value, dict) else value) or b""
 
-        sources = [Source(str(i), content(value)) for i, value in enumerate(batch[self.image_column])]
+        sources = [Picture(str(i), content(value)) for i, value in enumerate(batch[self.image_column])]
         found = caption_files(self.captioner, sources, len(sources), workers=self.threads, **self.settings)
         rows = {int(result.image): result for result in found}
         captions = [rows[i].captions for i in range(len(rows))]
@@ -78,7 +78,7 @@ def arguments() -> argparse.Namespace:
 
 def read(args: argparse.Namespace, id_column: str, image_column: str) -> ray.data.Dataset:
     if args.format == "images":
-        from blip_lite.processing import IMAGE_SUFFIXES
+        from blip_lite.processing.images import IMAGE_SUFFIXES
 
         suffixes = sorted(suffix[1:] for suffix in IMAGE_SUFFIXES)
         return ray.data.read_binary_files(args.images, include_paths=True, file_extensions=suffixes)
@@ -131,4 +131,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from blip_lite.cli import guarded  # a missing extra is one line
+
+    sys.exit(guarded(main))

@@ -15,8 +15,10 @@ import torch
 from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipProcessor
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-from blip_lite.config import TrainConfig
-from blip_lite.shapes import draw_scene, scene_captions, scene_ids
+from blip_lite.data.dataset import DataSet
+from blip_lite.data.load import load_data
+from blip_lite.data.sources.shapes import draw_scene, scene_captions, scene_ids
+from blip_lite.settings import TrainConfig
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
@@ -136,4 +138,10 @@ def tiny_config(tmp_path: Path, **changes: object) -> TrainConfig:
         "seed": 3,
         **changes,
     }
-    return TrainConfig(**values)
+    return TrainConfig.of(**values)
+
+
+def load(dataset: object = "flickr8k", **flat: object) -> DataSet:
+    """The data set that flat settings name."""
+    config = TrainConfig.of(dataset=str(dataset), **flat)
+    return load_data(config.data, config.optimisation.seed)

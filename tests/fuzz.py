@@ -18,7 +18,8 @@ from collections import Counter
 import numpy as np
 from PIL import Image
 
-from blip_lite.processing import ImageError, open_image
+from blip_lite.errors import ImageError
+from blip_lite.processing.images import open_image
 
 
 def corpus() -> list[bytes]:

@@ -12,8 +12,8 @@ from pathlib import Path
 from transformers import BertTokenizer, BlipProcessor
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-from blip_lite.shapes import scene_captions, scene_ids
-from blip_lite.training import train
+from blip_lite.data.sources.shapes import scene_captions, scene_ids
+from blip_lite.training.loop import train
 from conftest import ROOT, make_hf, tiny_config
 
 if __name__ == "__main__":

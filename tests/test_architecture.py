@@ -1,82 +1,114 @@
-"""A room imports only from the rooms it may: the table of the README, read from the source."""
+"""The house: imports point one way, no function is long, the base install suffices for what it is for."""
 
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
-import blip_lite
+import pytest
 
-# What each room may import from the package, and from outside the standard library at import time.
-ROOMS: dict[str, tuple[str, str]] = {
-    "model": ("", "torch"),
-    "generation": ("model", "torch"),
-    "processing": ("", "PIL numpy tokenizers torch"),
-    "pretrained": ("model processing", "torch safetensors tokenizers PIL"),
-    "words": ("processing", ""),
-    "captioner": ("model generation processing pretrained words", "torch numpy PIL"),
-    "config": ("", ""),
-    "shapes": ("", "PIL"),
-    "fetch": ("processing", "PIL tqdm"),
-    "data": ("model processing", "torch numpy"),
-    "sources": ("config data fetch processing shapes", ""),
-    "inputs": ("fetch processing sources", ""),
-    "bulk": ("captioner generation inputs processing words", "torch numpy"),
-    "outputs": ("bulk inputs", ""),
-    "metrics": ("processing", "numpy"),
-    "report": ("processing", "PIL"),
-    "sweep": ("config evaluation metrics report", "accelerate"),
-    "checkpoint": ("model processing pretrained", "torch safetensors"),
-    "card": ("checkpoint config data", ""),
-    "export": ("captioner card generation pretrained", ""),
-    "runlog": ("checkpoint config data metrics processing report", "torch accelerate tqdm"),
-    "evaluation": (
-        "model generation processing pretrained captioner checkpoint config data sources metrics report runlog card",
-        "accelerate torch tqdm",
-    ),
-    "features": ("data model", "torch numpy accelerate tqdm"),
-    "plot": ("", ""),
-    "training": (
-        "runlog features card model generation processing pretrained captioner config data sources metrics checkpoint evaluation",
-        "torch accelerate safetensors tqdm",
-    ),
-    "preflight": ("captioner config data generation processing runlog training", "torch"),
-    "audit": ("captioner config data model pretrained processing report sources", "numpy PIL tqdm"),
-    "__init__": ("captioner pretrained", ""),
+PACKAGE = Path(__file__).parent.parent / "blip_lite"
+
+# Rooms from the ground up: each may import from itself and from those below it, at any depth of a function.
+STOREYS: list[set[str]] = [
+    {"errors"},
+    {"settings"},
+    {"processing"},
+    {"model"},
+    {"captioner"},
+    {"storage"},
+    {"reports"},
+    {"data"},
+    {"evaluation"},
+    {"training"},
+    {"captioning", "serving"},
+    {"command_line"},
+    {"cli"},
+    {"__main__"},
+]
+LEVEL = {room: level for level, rooms in enumerate(STOREYS) for room in rooms}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# What a room may import from outside at import time, besides the base install; the rest comes with an extra.
+EXTRAS = {
+    "accelerate",
+    "datasets",
+    "transformers",
+    "sacrebleu",
+    "pycocoevalcap",
+    "yaml",
+    "wandb",
+    "matplotlib",
+    "gradio",
 }
+TRAINED = {"evaluation": {"accelerate"}, "training": {"accelerate"}, "serving": {"gradio"}}
 
 
-def imported(path: Path) -> tuple[set[str], set[str]]:
-    """(rooms, outside packages) that a module imports at its top level."""
-    import sys
-
-    inside: set[str] = set()
-    outside: set[str] = set()
-    for node in ast.parse(path.read_text("utf-8")).body:
-        if isinstance(node, ast.ImportFrom) and node.module == "blip_lite":
-            inside |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("blip_lite."):
-            inside.add(node.module.split(".")[1])
-        elif isinstance(node, (ast.Import, ast.ImportFrom)):
-            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
-            outside |= {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"blip_lite"}
-    return inside, outside
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def test_rooms_import_only_what_they_may() -> None:
-    package = Path(blip_lite.__file__).parent
-    assert {p.stem for p in package.glob("*.py")} == set(ROOMS)
-    for room, (rooms, packages) in ROOMS.items():
-        inside, outside = imported(package / f"{room}.py")
-        assert inside <= set(rooms.split()), (room, inside - set(rooms.split()))
-        assert outside <= set(packages.split()), (room, outside - set(packages.split()))
+def imports(tree: ast.AST) -> list[str]:
+    """Dotted names of the modules that a file imports, anywhere in it."""
+    found: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+    return found
 
 
-def test_there_is_no_circle() -> None:
-    done: set[str] = set()
-    left = {room: set(rooms.split()) for room, (rooms, _) in ROOMS.items()}
-    while left:
-        free = [room for room, needs in left.items() if needs <= done]
-        assert free, f"a circle among {sorted(left)}"
-        done |= set(free)
-        left = {room: needs for room, needs in left.items() if room not in free}
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path: Path) -> None:
+    room = room_of(path)
+    if room == "__init__":
+        return
+    for name in imports(ast.parse(path.read_text("utf-8"))):
+        parts = name.split(".")
+        if parts[0] == "blip_lite" and len(parts) > 1 and parts[1] != "__version__":
+            other = parts[1]
+            assert other == room or LEVEL[other] < LEVEL[room], f"{room} imports {name}"
+
+
+def test_modules_form_no_circle() -> None:
+    """Not between rooms, which have an order, and not within one."""
+    modules = {".".join(("blip_lite", *p.relative_to(PACKAGE).with_suffix("").parts)): p for p in FILES}
+    needs = {
+        name: {one for one in imports(ast.parse(path.read_text("utf-8"))) if one in modules and one != name}
+        for name, path in modules.items()
+    }
+    while free := [name for name, wanted in needs.items() if not wanted & needs.keys()]:
+        for name in free:
+            del needs[name]
+    assert not needs, sorted(needs)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_function_is_long_and_no_line_is_wide(path: Path) -> None:
+    text = path.read_text("utf-8")
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            assert (node.end_lineno or 0) - node.lineno + 1 < 100, node.name
+    assert not [n for n, line in enumerate(text.splitlines(), 1) if len(line) > 120]
+
+
+def test_only_rooms_that_train_need_an_extra_at_import() -> None:
+    for path in FILES:
+        tree = ast.parse(path.read_text("utf-8"))
+        outside = {
+            name.split(".")[0]
+            for node in tree.body
+            if not isinstance(node, (ast.FunctionDef, ast.ClassDef))
+            for name in imports(node)
+        } & EXTRAS
+        assert outside <= TRAINED.get(room_of(path), set()), (path, outside)
+
+
+@pytest.mark.parametrize("module", ["blip_lite", "blip_lite.cli", "blip_lite.captioning.command"])
+def test_captioning_imports_none_of_the_extras(module: str) -> None:
+    code = f"import sys, {module}\nprint(*{{name.split('.')[0] for name in sys.modules}})"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not EXTRAS & set(found)

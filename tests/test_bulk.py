@@ -15,11 +15,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import caption as caption_script
-from blip_lite.bulk import Seen, caption_files, read_journal, take_up
 from blip_lite.captioner import Captioner
-from blip_lite.checkpoint import lock
-from blip_lite.inputs import Source, expand
+from blip_lite.captioning import command
+from blip_lite.captioning.bulk import caption_files
+from blip_lite.captioning.inputs import expand
+from blip_lite.captioning.journal import Seen, read_journal, take_up
+from blip_lite.cli import main
+from blip_lite.processing.picture import Picture
+from blip_lite.storage import lock
 from conftest import ROOT, free_port
 
 OPTIONS = ["--num_beams", "1", "--max_new_tokens", "6", "--batch_size", "2"]
@@ -68,7 +71,7 @@ def test_what_is_there_is_not_done_again(hf_dir: Path, photos: Path, tmp_path: P
 def test_killed_at_any_moment_each_image_is_written_once(hf_dir: Path, photos: Path, tmp_path: Path) -> None:
     output, rng = tmp_path / "out.jsonl", random.Random(0)
     many = tmp_path / "many.txt"
-    names = [source.name for source in expand([str(photos)])]
+    names = [picture.image_id for picture in expand([str(photos)])]
     copies = tmp_path / "copies"
     copies.mkdir()
     for i in range(60):
@@ -147,11 +150,8 @@ def test_a_breakdown_is_not_a_bad_image(monkeypatch: pytest.MonkeyPatch, capsys:
     def broken(_: object) -> int:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(caption_script, "run", broken)
-    monkeypatch.setattr(sys, "argv", ["caption.py", "a.jpg", "--output", "o.jsonl"])
-    monkeypatch.setattr(sys, "stdin", sys.__stdin__)
-    monkeypatch.setattr(sys, "stdout", sys.__stdout__)
-    assert caption_script.main() == 3
+    monkeypatch.setattr(command, "run", broken)
+    assert main(["caption", "a.jpg", "--output", "o.jsonl"]) == 3
 
 
 def test_sidecars_of_a_journal(hf_dir: Path, photos: Path, tmp_path: Path) -> None:
@@ -223,13 +223,13 @@ def test_the_model_does_not_wait_for_a_slow_file(hf_dir: Path, photos: Path) -> 
         assert served.wait(60)
         return (photos / "0.png").read_bytes()
 
-    images = [Source("slow", slow), *(str(photos / f"{i}.png") for i in (2, 4, 6, 8)), "nowhere.png"]
+    images = [Picture("slow", slow), *(str(photos / f"{i}.png") for i in (2, 4, 6, 8)), "nowhere.png"]
     names = []
     for result in caption_files(captioner, images, batch_size=2, num_beams=1, max_new_tokens=4):
         names.append(result.image)
         if len(names) == 5:
             served.set()
-    assert names[-1] == "slow" and sorted(names) == sorted(i if isinstance(i, str) else i.name for i in images)
+    assert names[-1] == "slow" and sorted(names) == sorted(i if isinstance(i, str) else i.image_id for i in images)
     # the same image twice is two results; without slow ones the order stays
     twice = [str(photos / "0.png")] * 3 + [str(photos / "2.png")]
     assert [r.image for r in caption_files(captioner, twice, batch_size=2, num_beams=1, max_new_tokens=4)] == twice

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from blip_lite import Captioner
-from blip_lite.processing import ImageError
-from blip_lite.shapes import draw_scene, scene_ids
+from blip_lite.data.sources.shapes import draw_scene, scene_ids
+from blip_lite.errors import ImageError
 from conftest import ROOT
 
 

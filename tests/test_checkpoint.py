@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from blip_lite import checkpoint, load_pretrained
-from blip_lite.pretrained import CheckpointError
+from blip_lite import load_pretrained, storage
+from blip_lite.errors import CheckpointError
+from blip_lite.training import checkpoint
 
 
 def trained(hf_dir: Path) -> tuple:
@@ -42,7 +43,7 @@ def test_what_is_saved_comes_back(hf_dir: Path, tmp_path: Path) -> None:
     moments, expected = optimizer.state_dict()["state"], state[2].state_dict()["state"]
     assert moments.keys() == expected.keys()
     assert all(torch.equal(moments[i][name], value) for i in expected for name, value in expected[i].items())
-    assert checkpoint.problem(path) is None
+    assert storage.problem(path) is None
 
 
 def test_rotation_keeps_the_newest_by_number_and_leaves_best_alone(hf_dir: Path, tmp_path: Path) -> None:
@@ -51,9 +52,9 @@ def test_rotation_keeps_the_newest_by_number_and_leaves_best_alone(hf_dir: Path,
     for step in (9, 10, 100):
         write(tmp_path, step, state)
     (tmp_path / "checkpoint-000001.bak").mkdir()
-    assert [p.name for p in checkpoint.checkpoints(tmp_path)] == ["checkpoint-000010", "checkpoint-000100"]
+    assert [p.name for p in storage.checkpoints(tmp_path)] == ["checkpoint-000010", "checkpoint-000100"]
     assert json.loads((tmp_path / "best" / "best.json").read_text()) == {"step": 9}
-    assert checkpoint.problem(tmp_path / "best") is None
+    assert storage.problem(tmp_path / "best") is None
 
 
 def test_a_failing_save_leaves_no_trace(hf_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,11 +64,11 @@ def test_a_failing_save_leaves_no_trace(hf_dir: Path, tmp_path: Path, monkeypatc
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_fsync", full)
+    monkeypatch.setattr(storage, "_fsync", full)
     with pytest.raises(OSError):
         write(tmp_path, 2, state)
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-000001"]
-    assert checkpoint.problem(tmp_path / "checkpoint-000001") is None
+    assert storage.problem(tmp_path / "checkpoint-000001") is None
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "no manifest"])
@@ -86,14 +87,14 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(hf_dir: Path, tmp_path: P
     else:
         (file.parent.parent / "manifest.json").unlink()
     said: list[str] = []
-    assert checkpoint.newest(tmp_path, said.append) == tmp_path / "checkpoint-000001"
+    assert storage.newest(tmp_path, said.append) == tmp_path / "checkpoint-000001"
     assert len(said) == 1 and "checkpoint-000002 is damaged" in said[0]
 
 
 def test_recover_finishes_or_undoes_what_a_kill_cut_short(tmp_path: Path) -> None:
     for name in (".old-best", ".tmp-checkpoint-000002-77", ".old-checkpoint-000001", "checkpoint-000001"):
         (tmp_path / name).mkdir()
-    checkpoint.recover(tmp_path)
+    storage.recover(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["best", "checkpoint-000001"]
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
+import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from blip_lite.config import ConfigError, EvalConfig, TrainConfig, check, parse
+from blip_lite.cli import exit_code, main
+from blip_lite.command_line import COMMANDS, config_of, parse
+from blip_lite.errors import TIME_UP, BrokenOff, ConfigError, Stopped, TrainingError
+from blip_lite.settings import EvalConfig, TrainConfig, check
 
 
 def test_the_missions_defaults() -> None:
@@ -32,15 +37,19 @@ def test_the_missions_defaults() -> None:
         "early_stopping": True,
         "prompt": "",
     }
-    assert {name: getattr(config, name) for name in expected} == expected
+    assert {name: config.flat()[name] for name in expected} == expected
 
 
 def test_command_line_over_yaml_over_defaults(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("epochs: 3\nlearning_rate: 1e-4\nfreeze_vision: true\nsave_every: null\n")
-    config = parse(TrainConfig, ["--config", str(file), "--epochs", "7", "--no-early_stopping"])
-    assert (config.epochs, config.learning_rate, config.freeze_vision) == (7, 1e-4, True)
-    assert config.early_stopping is False and config.batch_size == 8
+    config = config_of(TrainConfig, parse(["train", "--config", str(file), "--epochs", "7", "--no-early_stopping"]))
+    assert (config.optimisation.epochs, config.optimisation.learning_rate, config.model.freeze_vision) == (
+        7,
+        1e-4,
+        True,
+    )
+    assert config.decoding.early_stopping is False and config.loading.batch_size == 8
 
 
 @pytest.mark.parametrize(
@@ -57,30 +66,130 @@ def test_command_line_over_yaml_over_defaults(tmp_path: Path) -> None:
 def test_wrong_yaml_is_refused(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "run.yaml").write_text(text)
     with pytest.raises(ConfigError, match=words):
-        parse(TrainConfig, ["--config", str(tmp_path / "run.yaml")])
+        config_of(TrainConfig, parse(["train", "--config", str(tmp_path / "run.yaml")]))
     with pytest.raises(ConfigError, match="No such file"):
-        parse(TrainConfig, ["--config", str(tmp_path / "absent.yaml")])
+        config_of(TrainConfig, parse(["train", "--config", str(tmp_path / "absent.yaml")]))
 
 
 def test_all_problems_are_told_at_once() -> None:
-    with pytest.raises(ConfigError, match=r"label_smoothing.*batch_size.*save_total_limit"):
-        TrainConfig(batch_size=0, label_smoothing=2, save_total_limit=1).validate()
+    with pytest.raises(ConfigError, match=r"batch_size.*label_smoothing.*save_total_limit"):
+        TrainConfig.of(batch_size=0, label_smoothing=2, save_total_limit=1).validate()
     with pytest.raises(ConfigError, match="exclude"):
-        TrainConfig(resume=True, overwrite=True).validate()
+        TrainConfig.of(resume=True, overwrite=True).validate()
 
 
-@pytest.mark.parametrize("cls", [TrainConfig, EvalConfig])
-def test_help_shows_every_setting(cls: type, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("command", "cls"), [("train", TrainConfig), ("evaluate", EvalConfig)])
+def test_help_shows_every_setting(command: str, cls: type, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        parse(cls, ["--help"])
-    shown = capsys.readouterr().out
-    assert stop.value.code == 0
-    for field in dataclasses.fields(cls):
-        assert f"--{field.name}" in shown and field.metadata["help"]
-        if field.default not in (None, ""):
-            assert f"(default: {field.default})" in " ".join(shown.split())
+        parse([command, "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert stop.value.code == 0 and "(default: None)" not in shown
+    for name, setting in cls.settings().items():
+        assert f"--{name}" in shown and setting.field.metadata["help"]
+        assert (f"--no_{name}" in shown) == (setting.kind is bool and not setting.field.metadata.get("action"))
+    assert "decoding:" in shown and "data:" in shown
 
 
-def test_files_with_known_names_pass() -> None:
-    values = dataclasses.asdict(TrainConfig().resolved())
-    assert TrainConfig(**check(TrainConfig, values, "x")) == TrainConfig().resolved()
+def test_flat_names_and_groups_are_the_same_settings() -> None:
+    config = TrainConfig().resolved()
+    assert TrainConfig.of(**check(TrainConfig, config.flat(), "x")) == config
+    assert set(EvalConfig.of(num_beams=3, ckpt="latest").flat()) > {"ckpt", "num_beams", "base"}
+    with pytest.raises(ConfigError, match="unknown setting 'num_beam'; did you mean 'num_beams'"):
+        TrainConfig.of(num_beam=3)
+    with pytest.raises(ConfigError, match="unknown setting 'learning_rate'"):
+        EvalConfig.of(learning_rate=3)
+
+
+@given(st.data())
+def test_hyphens_and_underscores_are_one(data: st.DataObject) -> None:
+    """Any mixture, of any option, with its value beside it or behind `=`."""
+    name = data.draw(st.sampled_from(sorted(TrainConfig.settings())))
+    setting = TrainConfig.settings()[name]
+    spelt = "".join(data.draw(st.sampled_from("-_")) if letter == "_" else letter for letter in name)
+    value = {int: "3", float: "0.5", bool: None}.get(setting.kind, "a_b-c")
+    if setting.field.metadata["choices"]:
+        value = setting.field.metadata["choices"][0]
+    words = (
+        [f"--{spelt}"] if value is None else data.draw(st.sampled_from([[f"--{spelt}", value], [f"--{spelt}={value}"]]))
+    )
+    found = getattr(parse(["train", *words]), name)
+    assert found == (True if value is None else setting.kind(value))
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["train", "--lerning_rate", "1"], "unknown option --lerning_rate; did you mean '--learning_rate'?"),
+        (["train", "--lr-schedule", "lineer"], "did you mean 'linear'?"),
+        (["evaluate", "--num-beam=3"], "did you mean '--num_beams'?"),
+        (["trian"], "did you mean 'train'?"),
+        (["train", "--no_overwrite"], "unknown option --no_overwrite"),
+        (["train", "--batch_size", "many"], "argument --batch_size: invalid int value: 'many'"),
+    ],
+)
+def test_a_slip_is_told_in_one_line(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and told in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["train", "--dataset", "flickr8"], "did you mean 'flickr8k'?"),
+        (["train", "--dataset", "shapes", "--model", "tinny"], "did you mean 'tiny'?"),
+        (["evaluate", "--ckpt", "lastest"], "did you mean 'latest'?"),
+    ],
+)
+def test_a_slip_in_a_name_is_told(
+    words: list[str], told: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in COMMANDS:
+        with pytest.raises(SystemExit) as stop:
+            parse([command, "--help"])
+        assert stop.value.code == 0 and f"blip-lite {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("package", "words", "extra"),
+    [
+        ("matplotlib", ["plot", "x"], "plot"),
+        ("accelerate", ["train", "--dataset", "shapes"], "train"),
+        ("accelerate", ["evaluate"], "train"),
+        ("gradio", ["serve"], "demo"),
+    ],
+)
+def test_a_missing_extra_is_named(
+    package: str, words: list[str], extra: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    for room in ("training", "evaluation", "serving"):
+        for name in [name for name in sys.modules if name.startswith(f"blip_lite.{room}")]:
+            monkeypatch.delitem(sys.modules, name)
+    assert main(words) == 2
+    assert capsys.readouterr().err == f"error: {package} is not installed: pip install 'blip_lite[{extra}]'\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError("x"), 2),
+        (OSError("x"), 2),
+        (TrainingError("x"), 1),
+        (BrokenOff("x"), 3),
+        (KeyboardInterrupt(), 130),
+        (Stopped(15), 143),
+        (Stopped(TIME_UP), 75),
+    ],
+)
+def test_one_map_from_error_to_exit_code(error: BaseException, code: int) -> None:
+    assert exit_code(error) == code
+    with pytest.raises(ZeroDivisionError):  # what nobody foresaw keeps its traceback
+        exit_code(ZeroDivisionError())

@@ -9,21 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from blip_lite.data import (
-    SPLITS,
-    Captions,
-    Example,
-    draw_captions,
-    epoch_batches,
-    epoch_order,
-    loader,
-    split_by_image,
-    split_of,
-)
-from blip_lite.model import IGNORE
-from blip_lite.pretrained import load_processor, read_config
-from blip_lite.processing import Processor
-from blip_lite.shapes import draw_scene, scene_captions, scene_ids
+from blip_lite.data.batches import Captions, draw_captions, epoch_batches, epoch_order, loader
+from blip_lite.data.dataset import split_by_image, split_of
+from blip_lite.data.sources.shapes import draw_scene, scene_captions, scene_ids
+from blip_lite.model.blip import IGNORE
+from blip_lite.model.pretrained import load_processor, read_config
+from blip_lite.processing.picture import Picture
+from blip_lite.processing.processor import Processor
+from blip_lite.settings import SPLITS
 
 
 @pytest.fixture
@@ -31,7 +24,7 @@ def processor(hf_dir: Path) -> Processor:
     return load_processor(hf_dir, read_config(hf_dir))
 
 
-def everything(splits: dict[str, list[Example]]) -> dict[str, Example]:
+def everything(splits: dict[str, list[Picture]]) -> dict[str, Picture]:
     return {e.image_id: e for split in SPLITS for e in splits[split]}
 
 
@@ -51,7 +44,7 @@ def make_folder(folder: Path, count: int = 40) -> None:
 
 
 def test_splits_are_by_image_and_independent_of_order_and_of_other_images() -> None:
-    examples = [Example(f"image-{i}", f"image-{i}".encode(), ("a",)) for i in range(2000)]
+    examples = [Picture(f"image-{i}", f"image-{i}".encode(), ("a",)) for i in range(2000)]
     splits = split_by_image(examples, 42)
     assert [round(len(splits[s]) / 2000, 1) for s in ("train",)] == [0.9]
     assert all(60 < len(splits[s]) < 140 for s in ("validation", "test"))
@@ -66,7 +59,7 @@ def test_identical_files_under_two_names_fall_together(tmp_path: Path) -> None:
     for number, scene in enumerate(scene_ids(60, 1)):
         draw_scene(scene, 16).save(tmp_path / f"a{number}.png")
         shutil.copy(tmp_path / f"a{number}.png", tmp_path / f"b{number}.png")
-    splits = split_by_image([Example(p.name, p, ("x",)) for p in sorted(tmp_path.iterdir())], 42)
+    splits = split_by_image([Picture(p.name, p, ("x",)) for p in sorted(tmp_path.iterdir())], 42)
     names = {split: {e.image_id[1:] for e in splits[split]} for split in SPLITS}
     assert not (
         names["train"] & names["validation"] or names["train"] & names["test"] or names["validation"] & names["test"]
@@ -98,7 +91,7 @@ def test_every_image_comes_once_whatever_the_processes(images: int, batch: int, 
 
 def test_batches_have_dec_first_and_targets_only_where_wanted(processor: Processor) -> None:
     scenes = scene_ids(3, 0)
-    examples = [Example(s, draw_scene(s), tuple(scene_captions(s)[: i + 1])) for i, s in enumerate(scenes)]
+    examples = [Picture(s, draw_scene(s), tuple(scene_captions(s)[: i + 1])) for i, s in enumerate(scenes)]
     (batch,) = loader(Captions(examples, processor, "a picture of", 40), [[0, 1, 2]], 0)
     start = processor.prompt_ids("a picture of")
     assert batch.pixel_values.shape == (3, 3, 32, 32) and batch.input_ids.shape[:2] == (3, 3)
@@ -117,7 +110,7 @@ def test_batches_have_dec_first_and_targets_only_where_wanted(processor: Process
 
 def test_an_undecodable_image_is_reported_and_has_no_targets(processor: Processor) -> None:
     good = draw_scene(scene_ids(1, 0)[0])
-    examples = [Example("good", good, ("a red star", "a star")), Example("bad", b"no image", ("a dog",))]
+    examples = [Picture("good", good, ("a red star", "a star")), Picture("bad", b"no image", ("a dog",))]
     (batch,) = loader(Captions(examples, processor, "", 40), [[0, 1]], 0)
     assert list(batch.bad) == ["bad"] and "not a JPEG" in batch.bad["bad"]
     assert (batch.labels[1] == IGNORE).all() and (batch.labels[0] != IGNORE).any()
@@ -127,7 +120,7 @@ def test_an_undecodable_image_is_reported_and_has_no_targets(processor: Processo
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_number_of_workers_does_not_change_the_order(processor: Processor, workers: int) -> None:
-    examples = [Example(s, draw_scene(s), tuple(scene_captions(s))) for s in scene_ids(9, 0)]
+    examples = [Picture(s, draw_scene(s), tuple(scene_captions(s))) for s in scene_ids(9, 0)]
     batches = epoch_batches(epoch_order(9, 1, 0), 2)
     one, other = (list(loader(Captions(examples, processor, "", 40), batches, n)) for n in (0, workers))
     for a, b in zip(one, other, strict=True):
@@ -146,7 +139,7 @@ def test_captions_per_image_takes_each_once_before_any_twice(processor: Processo
     assert epochs == [draw_captions(captions[::-1], 2, "42/image", epoch) for epoch in range(5)]
     assert epochs != [draw_captions(captions, 2, "43/image", epoch) for epoch in range(5)]
     assert draw_captions(captions, 9, "", 3) == captions
-    dataset = Captions([Example("i", draw_scene(scene_ids(1, 0)[0]), tuple(captions))], processor, "", 40)
+    dataset = Captions([Picture("i", draw_scene(scene_ids(1, 0)[0]), tuple(captions))], processor, "", 40)
     dataset.captions_per_image = 2
     found = []
     for dataset.epoch in range(2):

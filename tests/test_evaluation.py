@@ -11,20 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from blip_lite import Captioner, evaluation, report
-from blip_lite.config import ConfigError, EvalConfig
-from blip_lite.data import DataSet, Example
-from blip_lite.evaluation import (
-    caption_images,
-    decoding,
-    evaluate,
-    find_checkpoint,
-    gather_captions,
-    leak_warnings,
-)
-from blip_lite.sources import load_data
-from blip_lite.sweep import sweep
-from blip_lite.training import train
+from blip_lite import Captioner
+from blip_lite.data.dataset import DataSet
+from blip_lite.data.load import load_data
+from blip_lite.errors import ConfigError
+from blip_lite.evaluation import captions as captioning
+from blip_lite.evaluation import evaluate as evaluation
+from blip_lite.evaluation.captions import caption_images, decoding, gather_captions
+from blip_lite.evaluation.evaluate import evaluate, find_checkpoint, leak_warnings
+from blip_lite.evaluation.sweep import sweep
+from blip_lite.processing.picture import Picture
+from blip_lite.reports import report
+from blip_lite.settings import DataSettings, EvalConfig, LoadingSettings
+from blip_lite.training.loop import train
 from conftest import ROOT, real_data, tiny_config
 
 
@@ -32,11 +31,11 @@ from conftest import ROOT, real_data, tiny_config
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = tiny_config(tmp_path_factory.mktemp("evaluation"), max_steps=12, max_eval_images=9)
     train(config)
-    return Path(str(config.output_dir))
+    return Path(str(config.run.output_dir))
 
 
 def test_evaluate_writes_captions_metrics_and_a_page(run: Path) -> None:
-    result = evaluate(EvalConfig(run=str(run), max_eval_images=9))
+    result = evaluate(EvalConfig.of(run=str(run), max_eval_images=9))
     assert json.loads((run / "coco_metrics.json").read_text()) == result
     lines = [json.loads(line) for line in (run / "captions.jsonl").read_text().splitlines()]
     assert len(lines) == result["num_images"] == 9 and result["num_references"] == 45
@@ -45,38 +44,38 @@ def test_evaluate_writes_captions_metrics_and_a_page(run: Path) -> None:
     assert result["human_agreement_sacrebleu"] > 50
     page = (run / "report.html").read_text()
     assert page.count("<img") == 9 and lines[0]["caption"] in page and "http" not in page.replace("http-equiv", "")
-    evaluate(EvalConfig(run=str(run), split="validation", max_eval_images=2))
+    evaluate(EvalConfig.of(run=str(run), split="validation", max_eval_images=2))
     assert (run / "coco_metrics_validation.json").is_file()
 
 
 def test_the_run_the_checkpoint_belongs_to_is_found(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert find_checkpoint(EvalConfig(run=str(run))) == (str(run / "best"), run)
-    assert find_checkpoint(EvalConfig(run=str(run), ckpt="latest"))[0] == str(run / "checkpoint-000012")
-    assert find_checkpoint(EvalConfig(ckpt=str(run / "best")))[1] == run.resolve()
-    assert find_checkpoint(EvalConfig(ckpt="Salesforce/blip-image-captioning-base"))[1] is None
+    assert find_checkpoint(EvalConfig.of(run=str(run))) == (str(run / "best"), run)
+    assert find_checkpoint(EvalConfig.of(run=str(run), ckpt="latest"))[0] == str(run / "checkpoint-000012")
+    assert find_checkpoint(EvalConfig.of(ckpt=str(run / "best")))[1] == run.resolve()
+    assert find_checkpoint(EvalConfig.of(ckpt="Salesforce/blip-image-captioning-base"))[1] is None
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="no run under runs/"):
         find_checkpoint(EvalConfig())
     with pytest.raises(ConfigError, match="no best checkpoint; there is no such directory"):
-        find_checkpoint(EvalConfig(run="nowhere"))
+        find_checkpoint(EvalConfig.of(run="nowhere"))
     with pytest.raises(ConfigError, match="say which images with --dataset"):
-        evaluate(EvalConfig(ckpt="Salesforce/blip-image-captioning-base"))
+        evaluate(EvalConfig.of(ckpt="Salesforce/blip-image-captioning-base"))
 
 
 def test_changing_every_reference_changes_no_caption(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        evaluation.metrics, "coco_metrics", lambda *_, **__: {"reasons": {}}
+        evaluation, "coco_metrics", lambda *_, **__: {"reasons": {}}
     )  # its Java takes long, and comes after
-    before = evaluate(EvalConfig(run=str(run), max_eval_images=9))
+    before = evaluate(EvalConfig.of(run=str(run), max_eval_images=9))
     captions = (run / "captions.jsonl").read_text().splitlines()
 
-    def lied(config) -> DataSet:
-        data = load_data(config)
+    def lied(settings: DataSettings, seed: int) -> DataSet:
+        data = load_data(settings, seed)
         data.splits["test"] = [dataclasses.replace(e, captions=("a lie", "another lie")) for e in data.splits["test"]]
         return data
 
     monkeypatch.setattr(evaluation, "load_data", lied)
-    after = evaluate(EvalConfig(run=str(run), max_eval_images=9))
+    after = evaluate(EvalConfig.of(run=str(run), max_eval_images=9))
     changed = (run / "captions.jsonl").read_text().splitlines()
     assert [json.loads(line)["caption"] for line in changed] == [json.loads(line)["caption"] for line in captions]
     assert (before["num_references"], after["num_references"]) == (45, 18)
@@ -85,9 +84,12 @@ def test_changing_every_reference_changes_no_caption(run: Path, monkeypatch: pyt
 def test_an_undecodable_image_is_counted_and_named(run: Path) -> None:
     captioner = Captioner.from_pretrained(run / "best", device="cpu")
     config = tiny_config(run)
-    examples = [*load_data(config).splits["test"][:3], Example("broken", b"no image", ("a star",))]
+    examples = [
+        *load_data(config.data, config.optimisation.seed).splits["test"][:3],
+        Picture("broken", b"no image", ("a star",)),
+    ]
     captions, failures = caption_images(
-        captioner, examples, decoding(config, captioner.model, captioner.processor), "", 2, 0
+        captioner, examples, decoding(config.decoding, captioner.model, captioner.processor), "", LoadingSettings(2, 0)
     )
     assert list(captions) == [e.image_id for e in examples[:3]]
     assert list(failures) == ["broken"] and "not a JPEG" in failures["broken"]
@@ -101,14 +103,14 @@ def test_lost_and_doubled_images_are_an_error() -> None:
 
 
 def test_anyones_captions_are_scored(run: Path, tmp_path: Path) -> None:
-    evaluate(EvalConfig(run=str(run), max_eval_images=9))
+    evaluate(EvalConfig.of(run=str(run), max_eval_images=9))
     made = [json.loads(line) for line in (run / "captions.jsonl").read_text().splitlines()]
     before = json.loads((run / "coco_metrics.json").read_text())
     rows = [{"image_id": m["image_id"], "caption": m["caption"]} for m in made]
     (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "coco.json").write_text(json.dumps(rows[::-1]))
     for name in ("coco.json", "c.jsonl"):
-        config = EvalConfig(
+        config = EvalConfig.of(
             run=str(run), predictions=str(tmp_path / name), max_eval_images=9, output=str(tmp_path / "out.json")
         )
         found = evaluate(config)
@@ -119,14 +121,14 @@ def test_anyones_captions_are_scored(run: Path, tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"2 captions of 2 images for a split of 9; 8 have none .*1 are not in the split"
     ):
-        evaluate(dataclasses.replace(config, predictions=str(tmp_path / "few.jsonl")))
+        evaluate(config.replace(predictions=str(tmp_path / "few.jsonl")))
     (tmp_path / "bad.jsonl").write_text('{"image": "x"}')
     with pytest.raises(ConfigError, match="expected lines of"):
-        evaluate(dataclasses.replace(config, predictions=str(tmp_path / "bad.jsonl")))
+        evaluate(config.replace(predictions=str(tmp_path / "bad.jsonl")))
 
 
 def test_two_checkpoints_are_compared(run: Path) -> None:
-    config = EvalConfig(run=str(run), max_eval_images=9, compare=str(run / "best"))
+    config = EvalConfig.of(run=str(run), max_eval_images=9, compare=str(run / "best"))
     result = evaluate(config)
     other = result["baselines"]["compare"]
     assert other["sacrebleu"] == result["sacrebleu"] and other["p_value"] > 0.5
@@ -145,9 +147,9 @@ def test_what_is_too_good_is_warned_of() -> None:
 def test_a_cut_off_evaluation_goes_on_and_a_repeated_one_captions_nothing(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(evaluation.metrics, "coco_metrics", lambda *_, **__: {"reasons": {}})
-    config = EvalConfig(run=str(run), max_eval_images=9, output_dir=str(tmp_path))
-    original, calls = evaluation.caption_batch, []
+    monkeypatch.setattr(evaluation, "coco_metrics", lambda *_, **__: {"reasons": {}})
+    config = EvalConfig.of(run=str(run), max_eval_images=9, output_dir=str(tmp_path))
+    original, calls = captioning.caption_batch, []
 
     def dies_in_the_second_batch(*arguments):
         calls.append(len(arguments[1].image_ids))
@@ -155,7 +157,7 @@ def test_a_cut_off_evaluation_goes_on_and_a_repeated_one_captions_nothing(
             raise KeyboardInterrupt
         return original(*arguments)
 
-    monkeypatch.setattr(evaluation, "caption_batch", dies_in_the_second_batch)
+    monkeypatch.setattr(captioning, "caption_batch", dies_in_the_second_batch)
     with pytest.raises(KeyboardInterrupt):
         evaluate(config)
     [journal] = (tmp_path / "captions").glob("*.0.jsonl")
@@ -168,30 +170,30 @@ def test_a_cut_off_evaluation_goes_on_and_a_repeated_one_captions_nothing(
     calls[:] = [0, 0]
     again = evaluate(config)
     assert sum(calls) == 0 and again == whole
-    fresh = evaluate(dataclasses.replace(config, output_dir=str(tmp_path / "fresh")))
+    fresh = evaluate(config.replace(output_dir=str(tmp_path / "fresh")))
     assert fresh["sacrebleu"] == whole["sacrebleu"] and sum(calls) == 9
-    evaluate(dataclasses.replace(config, num_beams=1))
+    evaluate(config.replace(num_beams=1))
     assert sum(calls) == 18  # other settings, other captions
 
 
 def test_the_untouched_base_stands_beside(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from blip_lite.config import read_run_config
+    from blip_lite.storage import read_run_config
 
-    monkeypatch.setattr(evaluation.metrics, "coco_metrics", lambda *_, **__: {"reasons": {}})
+    monkeypatch.setattr(evaluation, "coco_metrics", lambda *_, **__: {"reasons": {}})
     began = str(run / "checkpoint-000008")  # as if it were what the run began with
-    changed = dataclasses.replace(read_run_config(run), model=began)
+    changed = read_run_config(run).replace(model=began)
     monkeypatch.setattr(evaluation, "read_run_config", lambda _: changed)
-    config = EvalConfig(run=str(run), max_eval_images=9, output_dir=str(tmp_path))
+    config = EvalConfig.of(run=str(run), max_eval_images=9, output_dir=str(tmp_path))
     row = evaluate(config)["baselines"]["base"]
-    alone = evaluate(EvalConfig(run=str(run), ckpt=began, max_eval_images=9, output_dir=str(tmp_path)))
+    alone = evaluate(EvalConfig.of(run=str(run), ckpt=began, max_eval_images=9, output_dir=str(tmp_path)))
     assert row["sacrebleu"] == alone["sacrebleu"] and row["checkpoint"] == began and "base" not in alone["baselines"]
-    changed.model = "nowhere/at-all"
+    changed.model.model = "nowhere/at-all"
     assert "reason" in evaluate(config)["baselines"]["base"]
-    assert "base" not in evaluate(dataclasses.replace(config, base=False))["baselines"]
+    assert "base" not in evaluate(config.replace(base=False))["baselines"]
 
 
 def test_a_sweep_draws_quality_against_speed(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = EvalConfig(
+    config = EvalConfig.of(
         run=str(run), max_eval_images=5, output_dir=str(tmp_path), sweep=["num_beams=1,3", "length_penalty=0.8,1.2"]
     )
     rows = sweep(config)
@@ -203,9 +205,9 @@ def test_a_sweep_draws_quality_against_speed(run: Path, tmp_path: Path, capsys: 
     assert json.loads((tmp_path / "sweep.json").read_text()) == rows
     assert "shapes, validation: 5 images" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="--sweep beams=3: expected name=value"):
-        sweep(dataclasses.replace(config, sweep=["beams=3"]))
+        sweep(config.replace(sweep=["beams=3"]))
     with pytest.raises(ConfigError, match="--num_beams must be above 0"):
-        sweep(dataclasses.replace(config, sweep=["num_beams=0"]))
+        sweep(config.replace(sweep=["num_beams=0"]))
 
 
 def test_a_report_of_a_thousand_photographs_is_under_10_mb() -> None:
@@ -216,7 +218,7 @@ def test_a_report_of_a_thousand_photographs_is_under_10_mb() -> None:
 
 
 def test_two_processes_evaluate_as_one(run: Path, tmp_path: Path) -> None:
-    whole = evaluate(EvalConfig(run=str(run), max_eval_images=9, output_dir=str(tmp_path / "one")))
+    whole = evaluate(EvalConfig.of(run=str(run), max_eval_images=9, output_dir=str(tmp_path / "one")))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29641"]
     command += [
         str(ROOT / "evaluate.py"),

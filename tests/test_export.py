@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import json
 import os
 import subprocess
@@ -16,12 +15,12 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from blip_lite import card
-from blip_lite.config import EvalConfig
-from blip_lite.evaluation import evaluate
-from blip_lite.export import export
-from blip_lite.pretrained import CheckpointError
-from blip_lite.training import train
+from blip_lite.errors import CheckpointError
+from blip_lite.evaluation.evaluate import evaluate
+from blip_lite.reports import model_card as card
+from blip_lite.serving.export import export
+from blip_lite.settings import EvalConfig
+from blip_lite.training.loop import train
 from conftest import ROOT, tiny_config
 
 
@@ -29,9 +28,9 @@ from conftest import ROOT, tiny_config
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = tiny_config(tmp_path_factory.mktemp("export"), max_steps=6, max_eval_images=9)
     train(config)
-    run = Path(str(config.output_dir))
+    run = Path(str(config.run.output_dir))
     assert "Not evaluated yet" in (run / "README.md").read_text()
-    evaluate(EvalConfig(run=str(run), max_eval_images=9))
+    evaluate(EvalConfig.of(run=str(run), max_eval_images=9))
     return run
 
 
@@ -76,7 +75,7 @@ def test_the_co2_of_a_resumed_runs_segments_is_added(tmp_path: Path, monkeypatch
     monkeypatch.setattr("importlib.util.find_spec", lambda _: True)
     config = tiny_config(tmp_path, max_steps=2, country="FRA")
     train(config)
-    train(dataclasses.replace(config, max_steps=4, resume=True))
+    train(config.replace(max_steps=4, resume=True))
     assert "0.5 kg CO2" in (tmp_path / "run" / "README.md").read_text()
 
 
@@ -134,7 +133,7 @@ def test_push_uploads_privately_and_a_dry_run_sends_nothing(run: Path, tmp_path:
         **os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_x",
         "PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path / "home"),
     }  # fmt: skip
-    command = [sys.executable, "-m", "blip_lite.export", str(run / "best"), "--push", "me/captions", "--to"]
+    command = [sys.executable, "-m", "blip_lite", "export", str(run / "best"), "--push", "me/captions", "--to"]
     dry = subprocess.run([*command, str(tmp_path / "a"), "--dry_run"], capture_output=True, text=True, env=environment)
     assert dry.returncode == 0 and "would go to me/captions (private)" in dry.stdout and not Hub.asked, dry.stderr
     done = subprocess.run([*command, str(tmp_path / "b")], capture_output=True, text=True, env=environment)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import hashlib
 import json
@@ -19,10 +18,14 @@ from typing import Any
 import pytest
 import torch
 
-from blip_lite import checkpoint, report, training
-from blip_lite.config import ConfigError, read_run_config
-from blip_lite.pretrained import CheckpointError
-from blip_lite.training import Stopped, TrainingError, train
+from blip_lite import storage
+from blip_lite.data.load import load_data
+from blip_lite.errors import TIME_UP, CheckpointError, ConfigError, Stopped, TrainingError
+from blip_lite.storage import read_run_config
+from blip_lite.training import checkpoint
+from blip_lite.training.loop import train
+from blip_lite.training.preflight import out_of_memory
+from blip_lite.training.setup import build_model, build_optimizer
 from conftest import ROOT, tiny_config
 
 ARGUMENTS = [
@@ -65,7 +68,7 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 
 def same_weights(a: Path, b: Path) -> None:
     """The last checkpoints and the best of two runs are equal bit for bit, and the best was found at the same step."""
-    last = checkpoint.checkpoints(a)[-1].name
+    last = storage.checkpoints(a)[-1].name
     for name in (last, "best"):
         one, other = weights(a / name), weights(b / name)
         assert all(torch.equal(one[key], other[key]) for key in one), name
@@ -78,12 +81,12 @@ def same_weights(a: Path, b: Path) -> None:
 def stop_after(step: int, run: Path, *extra: str) -> None:
     """Run until a step is done, then SIGTERM, as a pre-emption would."""
     code = (
-        "import os, signal, sys, train\nfrom blip_lite import training\nSkips = training.Skips\nold = Skips.step\ncount = [0]\n"
+        "import os, signal, sys, train\nfrom blip_lite.training import loop, run\nSkips = run.Skips\nold = Skips.step\ncount = [0]\n"
         "def step(self, *a):\n    old(self, *a)\n    count[0] += 1\n"
         f"    if count[0] + start[0] == {step}: os.kill(os.getpid(), signal.SIGTERM)\n"
-        "Skips.step = step\nstart = [0]\nresume = training.resume\n"
+        "Skips.step = step\nstart = [0]\nresume = loop.resume\n"
         "def resumed(*a):\n    p = resume(*a)\n    start[0] = p.step\n    return p\n"
-        "training.resume = resumed\nsys.exit(train.main())"
+        "loop.resume = resumed\nsys.exit(train.main())"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, *command(run, *extra)[2:]],
@@ -127,12 +130,10 @@ def test_sigterm_to_one_of_two_processes_stops_both_at_one_step(tmp_path: Path) 
     ranks = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
     os.kill(int(ranks[1]), signal.SIGTERM)
     assert launcher.wait(60) != 0
-    last = checkpoint.newest(run)
-    assert (last and int(last.name[-6:]) % 5 != 0) or checkpoint.problem(
-        last
-    ) is None  # a save besides the regular ones
+    last = storage.newest(run)
+    assert (last and int(last.name[-6:]) % 5 != 0) or storage.problem(last) is None  # a save besides the regular ones
     done = subprocess.run(
-        command(run, "--resume", "--max_steps", str(checkpoint.step_of(last) + 2), processes=2),
+        command(run, "--resume", "--max_steps", str(storage.step_of(last) + 2), processes=2),
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
@@ -155,15 +156,15 @@ def test_a_second_process_on_one_directory_is_refused(tmp_path: Path) -> None:
     finally:
         first.kill()
         first.wait()
-    with checkpoint.lock(run):  # a killed process leaves no lock
+    with storage.lock(run):  # a killed process leaves no lock
         pass
 
 
 def test_a_time_limit_saves_and_stops(tmp_path: Path) -> None:
     with pytest.raises(Stopped) as stopped:
         train(tiny_config(tmp_path, max_steps=10_000, time_limit=0.05))
-    assert stopped.value.number == checkpoint.TIME_UP
-    assert checkpoint.newest(tmp_path / "run")
+    assert stopped.value.number == TIME_UP
+    assert storage.newest(tmp_path / "run")
 
 
 def failing(call: Callable[..., Any], at: int, code: int) -> tuple[Callable[..., Any], list[int]]:
@@ -187,18 +188,18 @@ def test_a_save_that_fails_anywhere_harms_nothing(
     config = tiny_config(tmp_path, max_steps=1, max_eval_images=1)
     train(config)
     run = tmp_path / "run"
-    model, processor = training.build_model(
-        dataclasses.replace(config, resume=True).resolved(), training.load_data(config)
+    model, processor = build_model(
+        config.replace(resume=True).resolved(), load_data(config.data, config.optimisation.seed)
     )
-    optimizer = training.build_optimizer(model, config.resolved())
-    before = checkpoint.newest(run)
+    optimizer = build_optimizer(model, config.resolved().optimisation)
+    before = storage.newest(run)
 
     def save(step: int) -> bool:
-        return training.on_disk("x", lambda: checkpoint.save(run, step, model, processor, optimizer, {}, {}, 2))
+        return checkpoint.on_disk("x", lambda: checkpoint.save(run, step, model, processor, optimizer, {}, {}, 2))
 
     failures = 0
     for module, name in (
-        (checkpoint.os, "fsync"), (checkpoint.os, "rename"), (checkpoint.Path, "write_text"), (checkpoint.Path, "mkdir"),
+        (storage.os, "fsync"), (storage.os, "rename"), (storage.Path, "write_text"), (storage.Path, "mkdir"),
         (checkpoint.safetensors.torch, "save_file"),
     ):  # fmt: skip
         for at in range(1, 40):
@@ -213,12 +214,12 @@ def test_a_save_that_fails_anywhere_harms_nothing(
             failures += 1
             assert not list(run.glob(".tmp-*"))
             # the last fsync is that of the parent: the new checkpoint is there, and whole
-            assert checkpoint.newest(run) in (before, run / "checkpoint-000002")
+            assert storage.newest(run) in (before, run / "checkpoint-000002")
             shutil.rmtree(run / "checkpoint-000002", ignore_errors=True)
         else:
             pytest.fail(f"{name} never stopped failing")
     assert failures > 15 and "the next save tries again" in capsys.readouterr().err
-    assert save(3) and checkpoint.newest(run) == run / "checkpoint-000003"
+    assert save(3) and storage.newest(run) == run / "checkpoint-000003"
 
 
 def test_a_full_disk_is_a_warning_until_the_end(
@@ -231,7 +232,7 @@ def test_a_full_disk_is_a_warning_until_the_end(
             raise OSError(errno.ENOSPC, "No space left on device")
         return save(run, step, *args)
 
-    monkeypatch.setattr(training.checkpoint, "save", full)
+    monkeypatch.setattr(checkpoint, "save", full)
     full_at = {2}
     train(tiny_config(tmp_path, max_steps=4, save_every=1, max_train_images=8))
     assert "checkpoint-000002 could not be written" in capfd.readouterr().err
@@ -247,28 +248,26 @@ def test_resuming_from_a_named_checkpoint_gives_up_later_ones(tmp_path: Path) ->
     train(config)
     run = tmp_path / "run"
     end = weights(run / "checkpoint-000006")
-    train(dataclasses.replace(config, resume_from=str(run / "checkpoint-000002")))
+    train(config.replace(resume_from=str(run / "checkpoint-000002")))
     assert all(torch.equal(value, end[name]) for name, value in weights(run / "checkpoint-000006").items())
     (run / "checkpoint-000004" / "model.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"--resume_from .*checkpoint-000004: model.safetensors has 0 bytes"):
-        train(dataclasses.replace(config, resume_from=str(run / "checkpoint-000004")))
+        train(config.replace(resume_from=str(run / "checkpoint-000004")))
     with pytest.raises(ConfigError, match="is no checkpoint-N in --output_dir"):
-        train(dataclasses.replace(config, resume_from=str(tmp_path / "elsewhere" / "checkpoint-000002")))
+        train(config.replace(resume_from=str(tmp_path / "elsewhere" / "checkpoint-000002")))
 
 
 def test_a_changed_setting_needs_a_word(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, max_steps=2)
     train(config)
-    changed = dataclasses.replace(config, resume=True, max_steps=3, learning_rate=1e-4)
+    changed = config.replace(resume=True, max_steps=3, learning_rate=1e-4)
     with pytest.raises(ConfigError, match=r"learning_rate was .* is now 0.0001. --allow_config_change"):
         train(changed)
-    train(dataclasses.replace(changed, allow_config_change=True))
+    train(changed.replace(allow_config_change=True))
 
 
 def test_out_of_memory_says_what_would_fit() -> None:
-    said = training.out_of_memory(
-        tiny_config(Path("x"), batch_size=8, gradient_accumulation_steps=2, mixed_precision="no")
-    )
+    said = out_of_memory(tiny_config(Path("x"), batch_size=8, gradient_accumulation_steps=2, mixed_precision="no"))
     assert "--batch_size 4 --gradient_accumulation_steps 4" in said and "--gradient_checkpointing" in said
 
 
@@ -276,7 +275,7 @@ def test_a_run_of_the_first_format_goes_on(tmp_path: Path) -> None:
     """`fixtures/run-v1` was written by the first version (tests/make_fixture.py); the loss of its third step was noted."""
     run = tmp_path / "run"
     shutil.copytree(ROOT / "tests" / "fixtures" / "run-v1", run)
-    train(dataclasses.replace(read_run_config(run), output_dir=str(run), resume=True, max_steps=3))
+    train(read_run_config(run).replace(output_dir=str(run), resume=True, max_steps=3))
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3]
     assert next(line["loss"] for line in lines if line["step"] == 3) == pytest.approx(THIRD_LOSS, abs=1e-5)
@@ -287,14 +286,14 @@ def test_the_log_after_a_stop_in_the_middle_of_its_interval_is_the_same(tmp_path
     config = tiny_config(tmp_path, max_steps=6, logging_steps=4, save_every=3, eval_every=6)
     train(config)
     run, whole = tmp_path / "run", {}
-    for line in report.read_metrics(run):
+    for line in storage.read_metrics(run):
         whole[line["step"]] = line.get("loss", line.get("val_loss"))
-    train(dataclasses.replace(config, resume_from=str(run / "checkpoint-000003"), output_dir=None))
-    assert {line["step"]: line.get("loss", line.get("val_loss")) for line in report.read_metrics(run)} == whole
+    train(config.replace(resume_from=str(run / "checkpoint-000003"), output_dir=None))
+    assert {line["step"]: line.get("loss", line.get("val_loss")) for line in storage.read_metrics(run)} == whole
     with open(run / "metrics.jsonl", "a") as file:
         file.write('{"step": {"step": 7, "loss": 1.0}\n{"st')
-    train(dataclasses.replace(config, resume=True, max_steps=7))
-    assert [line["step"] for line in report.read_metrics(run)][-1] == 7
+    train(config.replace(resume=True, max_steps=7))
+    assert [line["step"] for line in storage.read_metrics(run)][-1] == 7
 
 
 def test_resume_from_deletes_nothing_before_it_is_sure(tmp_path: Path) -> None:
@@ -302,7 +301,7 @@ def test_resume_from_deletes_nothing_before_it_is_sure(tmp_path: Path) -> None:
     train(config)
     run = tmp_path / "run"
     with pytest.raises(ConfigError, match="is no checkpoint-N in"):
-        train(dataclasses.replace(config, resume_from=str(run / "best")))
+        train(config.replace(resume_from=str(run / "best")))
     progress = run / "checkpoint-000002" / "state" / "progress.json"
     manifest = json.loads((run / "checkpoint-000002" / "manifest.json").read_text())
     changed = progress.read_text().replace('"world": 1', '"world": 2')
@@ -311,7 +310,7 @@ def test_resume_from_deletes_nothing_before_it_is_sure(tmp_path: Path) -> None:
     manifest["state/progress.json"] = digest
     (run / "checkpoint-000002" / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ConfigError, match="from the middle of an epoch of 2 processes"):
-        train(dataclasses.replace(config, resume_from=str(run / "checkpoint-000002")))
+        train(config.replace(resume_from=str(run / "checkpoint-000002")))
     assert (run / "checkpoint-000004").is_dir()
 
 
@@ -321,5 +320,5 @@ def test_a_file_system_without_locks_is_a_warning(
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(checkpoint.fcntl, "lockf", refuse)
-    assert checkpoint.lock(tmp_path) and "without locks" in capsys.readouterr().out
+    monkeypatch.setattr(storage.fcntl, "lockf", refuse)
+    assert storage.lock(tmp_path) and "without locks" in capsys.readouterr().out

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from blip_lite import training
-from blip_lite.data import Captions, Example
-from blip_lite.features import Features, _key
-from blip_lite.model import Blip
-from blip_lite.pretrained import load_pretrained
-from blip_lite.training import train
+from blip_lite.data.batches import Captions
+from blip_lite.model.blip import Blip
+from blip_lite.model.pretrained import load_pretrained
+from blip_lite.processing.picture import Picture
+from blip_lite.training import loop as training
+from blip_lite.training.feature_cache import Features, _key
+from blip_lite.training.loop import train
 from conftest import tiny_config
 
 
@@ -110,7 +111,7 @@ def test_the_key_holds_all_that_features_depend_on(hf_dir: Path, scenes_folder: 
         files = sorted(scenes_folder.glob("*.png"))[:4]
         if changed == "images":
             files = files[::-1]
-        examples = [Example("same id", path, ("a caption",)) for path in files]
+        examples = [Picture("same id", path, ("a caption",)) for path in files]
         return _key(model, Captions(examples, processor, "", 40), precision)
 
     assert key() == key("decoder")

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from blip_lite.generation import GenerationSettings, _sample, generate
+from blip_lite.model.generation import GenerationSettings, _sample, generate
 from conftest import make_hf
 from test_model import ours
 

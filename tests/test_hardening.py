@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from blip_lite.pretrained import CheckpointError, load_pretrained
-from blip_lite.processing import ImageError, open_image
+from blip_lite.errors import CheckpointError, ImageError
+from blip_lite.model.pretrained import load_pretrained
+from blip_lite.processing.images import open_image
 from conftest import ROOT
 
 

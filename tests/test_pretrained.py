@@ -13,9 +13,10 @@ import torch
 from transformers import BlipForConditionalGeneration, BlipProcessor
 
 from blip_lite import Captioner, load_pretrained, save_pretrained
-from blip_lite.generation import GenerationSettings, generate
-from blip_lite.pretrained import PRESETS, CheckpointError, from_scratch
-from blip_lite.shapes import draw_scene, scene_captions, scene_ids
+from blip_lite.data.sources.shapes import draw_scene, scene_captions, scene_ids
+from blip_lite.errors import CheckpointError
+from blip_lite.model.from_scratch import PRESETS, from_scratch
+from blip_lite.model.generation import GenerationSettings, generate
 from conftest import real_data
 
 

@@ -12,8 +12,10 @@ from PIL import Image
 from tokenizers import Tokenizer
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-from blip_lite.pretrained import wordpiece
-from blip_lite.processing import ImageError, Processor, detokenize, normalize_caption, open_image
+from blip_lite.errors import ImageError
+from blip_lite.processing.images import open_image
+from blip_lite.processing.processor import Processor, wordpiece
+from blip_lite.processing.text import detokenize, normalize_caption
 from conftest import real_data
 
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from blip_lite.generation import GenerationSettings, generate
+from blip_lite.model.generation import GenerationSettings, generate
 from conftest import make_hf
 from test_generation import prompts, reference, stripped
 from test_model import ours

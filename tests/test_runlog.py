@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import subprocess
@@ -12,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from blip_lite.plot import main as plot_main
-from blip_lite.runlog import log_evaluation
-from blip_lite.training import train
+from blip_lite.cli import main
+from blip_lite.reports.dashboards import log_evaluation
+from blip_lite.training.loop import train
 from conftest import tiny_config
 
 
@@ -65,19 +64,18 @@ def test_the_dashboard_shows_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     [summary] = [json.loads(line) for line in inspect(run).splitlines() if '"test/CIDEr"' in line]
     assert summary["summary"]["update"]["test/CIDEr"] == 0.4321 and "test/dataset" not in json.dumps(summary)
     # the resumed run is the same W&B run
-    train(dataclasses.replace(config, resume=True, max_steps=5, wandb_artifacts=False))
+    train(config.replace(resume=True, max_steps=5, wandb_artifacts=False))
     assert len(list((run / "wandb").glob(f"offline-run-*-{progress['tracker_id']}"))) >= 1
     assert {p.name.split("-")[3] for p in (run / "wandb").glob("offline-run-*")} == {progress["tracker_id"]}
 
 
-def test_curves_of_two_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_curves_of_two_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     for name in ("a", "b"):
         train(tiny_config(tmp_path, output_dir=str(tmp_path / name), max_steps=2))
     picture = tmp_path / "curves.png"
-    monkeypatch.setattr(sys, "argv", ["plot", str(tmp_path / "a"), str(tmp_path / "b"), "--output", str(picture)])
-    assert plot_main() == 0 and picture.stat().st_size > 10_000
-    monkeypatch.setattr(sys, "argv", ["plot", str(tmp_path / "none")])
-    assert plot_main() == 2 and "metrics.jsonl cannot be read" in capsys.readouterr().err
+    assert (
+        main(["plot", str(tmp_path / "a"), str(tmp_path / "b"), "--output", str(picture)]) == 0
+        and picture.stat().st_size > 10_000
+    )
+    assert main(["plot", str(tmp_path / "none")]) == 2 and "metrics.jsonl cannot be read" in capsys.readouterr().err

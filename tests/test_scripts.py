@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from blip_lite.shapes import draw_scene, scene_ids
+from blip_lite.data.sources.shapes import draw_scene, scene_ids
 from conftest import ROOT
 
 

@@ -17,21 +17,18 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from blip_lite import fetch, sources
-from blip_lite.config import TrainConfig
-from blip_lite.data import SPLITS, DataError, Example
-from blip_lite.processing import ImageError
-from blip_lite.shapes import draw_scene, scene_captions, scene_ids
-from blip_lite.sources import captions_in, expand_braces, load_data
-from conftest import real_data
+from blip_lite.data.sources.shapes import draw_scene, scene_captions, scene_ids
+from blip_lite.data.sources.shards import expand_braces
+from blip_lite.data.sources.table import captions_in
+from blip_lite.errors import DataError, ImageError
+from blip_lite.processing import download as fetch
+from blip_lite.processing.picture import Picture
+from blip_lite.settings import SPLITS
+from conftest import load, real_data
 
 
-def everything(splits: dict[str, list[Example]]) -> dict[str, Example]:
+def everything(splits: dict[str, list[Picture]]) -> dict[str, Picture]:
     return {e.image_id: e for split in SPLITS for e in splits[split]}
-
-
-def load(dataset: object, **settings: object):
-    return load_data(TrainConfig(dataset=str(dataset), **settings))
 
 
 def png(scene: str, size: int = 32) -> bytes:
@@ -62,20 +59,18 @@ def make_folder(folder: Path, count: int = 40) -> None:
 
 
 def test_shapes_are_the_same_every_time_and_held_out_scenes_are_new() -> None:
-    data = load_data(TrainConfig(dataset="shapes"))
-    assert {s: len(e) for s, e in data.splits.items()} == {
-        s: len(e) for s, e in load_data(TrainConfig(dataset="shapes")).splits.items()
-    }
+    data = load(dataset="shapes")
+    assert {s: len(e) for s, e in data.splits.items()} == {s: len(e) for s, e in load(dataset="shapes").splits.items()}
     captions = {split: {e.captions for e in data.splits[split]} for split in SPLITS}
     assert not captions["train"] & captions["test"] and not captions["train"] & captions["validation"]
     example = data.splits["test"][0]
     assert len(example.captions) == 5 and example.open().tobytes() == example.open().tobytes()
-    assert load_data(TrainConfig(dataset="shapes")).fingerprint() == data.fingerprint()
-    assert load_data(TrainConfig(dataset="shapes", seed=1)).fingerprint() != data.fingerprint()
+    assert load(dataset="shapes").fingerprint() == data.fingerprint()
+    assert load(dataset="shapes", seed=1).fingerprint() != data.fingerprint()
 
 
 def test_subsets_are_chosen_by_id(tmp_path: Path) -> None:
-    data = load_data(TrainConfig(dataset="shapes", max_train_images=50, max_eval_images=7))
+    data = load(dataset="shapes", max_train_images=50, max_eval_images=7)
     assert [len(data.splits[s]) for s in SPLITS] == [50, 7, 7]
 
 
@@ -91,22 +86,22 @@ def test_flickr8k_original_layout(tmp_path: Path) -> None:
     (tmp_path / "Flickr8k.token.txt").write_text("\n".join(lines) + "\n")
     for part, numbers in (("train", range(30)), ("dev", range(30, 35)), ("test", range(35, 48))):
         (tmp_path / f"Flickr_8k.{part}Images.txt").write_text("".join(f"{n}.jpg\n" for n in numbers))
-    data = load_data(TrainConfig(data_dir=str(tmp_path), split_scheme="official"))
+    data = load(data_dir=str(tmp_path), split_scheme="official")
     assert [len(data.splits[s]) for s in SPLITS] == [30, 5, 10]
     assert len(everything(data.splits)["3.jpg"].captions) == 5
     notes = " ".join(data.notes)
     assert (
         "2258277193_586949ec62.jpg.1 is no image name" in notes and "5 images have captions but no photograph" in notes
     )
-    assert len(everything(load_data(TrainConfig(data_dir=str(tmp_path))).splits)) == 45
+    assert len(everything(load(data_dir=str(tmp_path)).splits)) == 45
     (tmp_path / "Flickr_8k.testImages.txt").unlink()
     with pytest.raises(DataError, match=r"testImages.txt is missing"):
-        load_data(TrainConfig(data_dir=str(tmp_path), split_scheme="official"))
+        load(data_dir=str(tmp_path), split_scheme="official")
 
 
 def test_the_real_flickr8k_copy() -> None:
     root = real_data("flickr8k")
-    data = load_data(TrainConfig(data_dir=str(root), split_scheme="official"))
+    data = load(data_dir=str(root), split_scheme="official")
     assert [len(data.splits[s]) for s in SPLITS] == [205, 88, 100]
     assert all(len(e.captions) == 5 for e in everything(data.splits).values())
     assert any("7692 images have captions but no photograph" in note for note in data.notes)
@@ -156,7 +151,7 @@ def test_coco_karpathy_of_the_hub(tmp_path: Path) -> None:
     hub_copy(tmp_path / "hub", "train", columns)
     data = load("coco_karpathy", data_dir=str(tmp_path / "hub"), image_root=str(root))
     assert [len(data.splits[s]) for s in SPLITS] == [2, 1, 1]
-    assert data.splits["test"][0] == Example("103", root / "val2014" / "3.png", ("A dog.", "A cat."))
+    assert data.splits["test"][0] == Picture("103", root / "val2014" / "3.png", ("A dog.", "A cat."))
     (root / "val2014" / "3.png").unlink()
     with pytest.raises(DataError, match=r"image 3: there is no image .*3.png"):
         load("coco_karpathy", data_dir=str(tmp_path / "hub"), image_root=str(root))
@@ -377,7 +372,7 @@ def test_folder_with_metadata(tmp_path: Path, form: str) -> None:
                 for caption in [captions] if form == "list" else captions:
                     file.write(json.dumps({"file_name": f"{n:02d}.png", "text": caption}) + "\n")
     Image.new("RGB", (4, 4)).save(folder / "extra.png")
-    data = load_data(TrainConfig(dataset=str(folder)))
+    data = load(dataset=str(folder))
     found = everything(data.splits)
     assert len(found) == 40 and {len(e.captions) for e in found.values()} == {1 if form == "csv" else 2}
     assert data.name == "photos" and "1 images are not in metadata" in data.notes[1]
@@ -389,7 +384,7 @@ def test_bad_folders_are_refused_by_file_and_row(tmp_path: Path) -> None:
         make_folder(tmp_path / "photos", 6)
         change(tmp_path / "photos", tmp_path / "photos" / "metadata.csv")
         with pytest.raises(DataError, match=message):
-            load_data(TrainConfig(dataset=str(tmp_path / "photos")))
+            load(dataset=str(tmp_path / "photos"))
 
     def rewrite(old: str, new: str):
         return lambda folder, table: table.write_text(table.read_text().replace(old, new))
@@ -410,11 +405,11 @@ def test_bad_folders_are_refused_by_file_and_row(tmp_path: Path) -> None:
         ("/no/such/folder", "there is no such file or folder"),
     ):
         with pytest.raises(DataError, match=words):
-            load_data(TrainConfig(dataset=dataset))
+            load(dataset=dataset)
     with pytest.raises(DataError, match=r"has no folder Flicker8k_Dataset"):
-        load_data(TrainConfig(data_dir=str(tmp_path)))
+        load(data_dir=str(tmp_path))
     with pytest.raises(DataError, match="not to be had from the Hub"):
-        load_data(TrainConfig(dataset="coco_karpathy"))
+        load(dataset="coco_karpathy")
 
 
 def test_odd_but_good_tables(tmp_path: Path) -> None:
@@ -652,4 +647,4 @@ def test_a_table_of_urls(tmp_path: Path, web: str) -> None:
     assert "4 images could not be downloaded; left out" in data.notes[-1]
     again = load(table, allow_urls=True, max_bad_images=0.2)  # from the cache
     assert again.fingerprint() == data.fingerprint()
-    assert sources.cached(rows[0]["image_url"]).is_file()
+    assert fetch.cached(rows[0]["image_url"]).is_file()

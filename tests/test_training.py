@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import os
@@ -14,11 +13,14 @@ import pytest
 import torch
 from transformers import BlipForConditionalGeneration
 
-from blip_lite import Captioner, training
-from blip_lite.config import ConfigError, TrainConfig
-from blip_lite.data import DataError
-from blip_lite.sources import load_data
-from blip_lite.training import TrainingError, learning_rate, train
+from blip_lite import Captioner
+from blip_lite.data.load import load_data
+from blip_lite.errors import ConfigError, DataError, TrainingError
+from blip_lite.model.blip import Blip
+from blip_lite.settings import OptimisationSettings
+from blip_lite.training import checkpoint
+from blip_lite.training.loop import learning_rate, train
+from blip_lite.training.setup import build_optimizer
 from conftest import ROOT, tiny_config
 
 
@@ -58,7 +60,10 @@ def test_a_run_writes_everything_it_should(tmp_path: Path) -> None:
         hf, info = BlipForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
         assert not info["missing_keys"] and not info["unexpected_keys"]
         assert isinstance(
-            Captioner.from_pretrained(folder, device="cpu")(load_data(config).splits["test"][0].open()), str
+            Captioner.from_pretrained(folder, device="cpu")(
+                load_data(config.data, config.optimisation.seed).splits["test"][0].open()
+            ),
+            str,
         )
 
 
@@ -69,8 +74,8 @@ def test_resuming_gives_the_undisturbed_run_bit_for_bit(tmp_path: Path, stop: in
         tmp_path, output_dir=str(tmp_path / "whole"), max_steps=8, save_every=2, gradient_accumulation_steps=3
     )
     train(whole)
-    cut = dataclasses.replace(whole, output_dir=str(tmp_path / "cut"))
-    save = training.checkpoint.save
+    cut = whole.replace(output_dir=str(tmp_path / "cut"))
+    save = checkpoint.save
 
     def save_then_die(run: Path, step: int, *args: object) -> Path:
         path = save(run, step, *args)
@@ -79,14 +84,14 @@ def test_resuming_gives_the_undisturbed_run_bit_for_bit(tmp_path: Path, stop: in
         return path
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.checkpoint, "save", save_then_die)
+        patch.setattr(checkpoint, "save", save_then_die)
         with pytest.raises(KeyboardInterrupt):
             train(cut)
     progress = json.loads((tmp_path / "cut" / f"checkpoint-{stop:06d}" / "state" / "progress.json").read_text())
     assert (progress["epoch"], progress["batches"]) == {2: (0, 6), 4: (1, 3), 6: (2, 0)}[stop]
     with open(tmp_path / "cut" / "metrics.jsonl", "a") as file:
         file.write('{"step": 7, "lo')  # a line half written when the run was killed
-    train(dataclasses.replace(cut, resume=True))
+    train(cut.replace(resume=True))
     a, b = tmp_path / "whole", tmp_path / "cut"
     for name in ("best", "checkpoint-000008"):
         one, other = weights(a / name), weights(b / name)
@@ -100,13 +105,13 @@ def test_resuming_as_another_run_is_refused(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, max_steps=1)
     train(config)
     with pytest.raises(ConfigError, match="another run: batch_size was 4, is now 8; seed was 3, is now 4"):
-        train(dataclasses.replace(config, resume=True, batch_size=8, seed=4))
+        train(config.replace(resume=True, batch_size=8, seed=4))
     with pytest.raises(ConfigError, match="another fingerprint"):
-        train(dataclasses.replace(config, resume=True, max_train_images=16))
+        train(config.replace(resume=True, max_train_images=16))
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / ".tmp-precious").mkdir()
     with pytest.raises(ConfigError, match="not a run of"):
-        train(dataclasses.replace(config, resume=True, output_dir=str(tmp_path / "home")))
+        train(config.replace(resume=True, output_dir=str(tmp_path / "home")))
     assert (tmp_path / "home" / ".tmp-precious").is_dir()
 
 
@@ -136,21 +141,21 @@ def test_accumulation_gives_the_large_batchs_run(tmp_path: Path) -> None:
 
 
 def test_learning_rate_is_a_function_of_the_step() -> None:
-    config = TrainConfig(learning_rate=1.0, warmup_ratio=0.1)
+    config = OptimisationSettings(learning_rate=1.0, warmup_ratio=0.1)
     rates = [learning_rate(step, 100, config) for step in range(100)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == rates[10] == 1.0
     assert all(a > b for a, b in itertools.pairwise(rates[10:])) and 0 < rates[-1] < 0.02
-    cosine = TrainConfig(learning_rate=1.0, warmup_ratio=0.0, lr_schedule="cosine")
+    cosine = OptimisationSettings(learning_rate=1.0, warmup_ratio=0.0, lr_schedule="cosine")
     assert learning_rate(50, 100, cosine) == pytest.approx(0.5)
-    assert learning_rate(99, 100, TrainConfig(learning_rate=1.0, lr_schedule="constant")) == 1.0
-    assert learning_rate(0, 1, TrainConfig(learning_rate=1.0)) == 1.0
+    assert learning_rate(99, 100, OptimisationSettings(learning_rate=1.0, lr_schedule="constant")) == 1.0
+    assert learning_rate(0, 1, OptimisationSettings(learning_rate=1.0)) == 1.0
 
 
 def test_biases_and_norms_do_not_decay(hf_dir: Path) -> None:
     from blip_lite import load_pretrained
 
     model, _ = load_pretrained(hf_dir)
-    decayed, plain = training.build_optimizer(model, TrainConfig(learning_rate=1e-3)).param_groups
+    decayed, plain = build_optimizer(model, OptimisationSettings(learning_rate=1e-3)).param_groups
     assert decayed["weight_decay"] == 0.05 and plain["weight_decay"] == 0.0
     assert all(p.ndim > 1 for p in decayed["params"]) and all(p.ndim == 1 for p in plain["params"])
     assert len(decayed["params"]) + len(plain["params"]) == len(list(model.parameters()))
@@ -158,14 +163,14 @@ def test_biases_and_norms_do_not_decay(hf_dir: Path) -> None:
 
 def test_non_finite_gradients_are_skipped_and_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = iter(range(1000))
-    forward = training.Blip.forward
+    forward = Blip.forward
 
     def poisoned(self, *args, **kwargs):
         loss, targets = forward(self, *args, **kwargs)
         bad = self.training and torch.is_grad_enabled() and next(calls) in poison
         return loss * (torch.nan if bad else 1), targets
 
-    monkeypatch.setattr(training.Blip, "forward", poisoned)
+    monkeypatch.setattr(Blip, "forward", poisoned)
     poison = {2}
     train(tiny_config(tmp_path, gradient_accumulation_steps=1, max_steps=4))
     assert [line["skipped"] for line in metrics_of(tmp_path / "run") if "loss" in line] == [0, 0, 1, 1]
@@ -194,7 +199,7 @@ def test_bad_images_are_counted_up_to_a_share(
     train(config)
     assert capfd.readouterr().err.count("skipped, an image") == 1
     with pytest.raises(DataError, match=r"1 of \d+ training images could not be decoded.*--max_bad_images 0.*005.png"):
-        train(dataclasses.replace(config, max_bad_images=0.0, overwrite=True))
+        train(config.replace(max_bad_images=0.0, overwrite=True))
 
 
 def test_an_output_directory_with_another_run_is_refused(tmp_path: Path) -> None:

@@ -9,11 +9,10 @@ import pytest
 import torch
 
 from blip_lite.captioner import Captioner
-from blip_lite.generation import GenerationSettings, generate
-from blip_lite.model import IGNORE
-from blip_lite.pretrained import wordpiece
-from blip_lite.processing import SPECIAL_TOKENS, Processor
-from blip_lite.words import BannedWords, found_words, read_words, split_entries
+from blip_lite.model.blip import IGNORE
+from blip_lite.model.generation import GenerationSettings, generate
+from blip_lite.processing.processor import SPECIAL_TOKENS, Processor, wordpiece
+from blip_lite.processing.word_filter import BannedWords, found_words, read_words, split_entries
 from conftest import make_hf
 from test_generation import prompts, reference, stripped
 from test_model import ours

@@ -100,7 +100,7 @@ def test_memory_does_not_grow(tmp_path: Path) -> None:
 import os, sys
 sys.argv = ['train.py', *{ARGUMENTS!r}, '--output_dir', {str(tmp_path / "run")!r}, '--max_steps', '4000',
             '--eval_every', '200', '--save_every', '200', '--batch_size', '2', '--logging_steps', '100']
-from blip_lite import runlog
+from blip_lite.training import log as runlog
 rss = []
 say = runlog.RunLog.training
 def training(self, *a):

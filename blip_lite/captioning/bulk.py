@@ -1,0 +1,139 @@
+"""Many images -> captions: decode ahead of the model, report what cannot be read, lose nothing that was computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+
+from blip_lite.captioner import Captioner
+from blip_lite.errors import ImageError
+from blip_lite.model.generation import GenerationSettings
+from blip_lite.processing.picture import Picture
+from blip_lite.processing.processor import Processor
+from blip_lite.processing.word_filter import found_words
+
+SLOW = 1.0  # seconds
+
+
+@dataclass
+class Captioned:
+    """One image's outcome: `captions` (best first) with the mean log-probability of their tokens, or
+    none and an `error`."""
+
+    picture: Picture
+    captions: list[str]
+    scores: list[float]
+    error: str | None = None
+
+    @property
+    def image(self) -> str:
+        return self.picture.image_id
+
+    def row(self, scores: bool = False, review: list[str] | None = None) -> dict[str, Any]:
+        """What the output holds of it: a caption, or a list where there are several."""
+
+        def one(values: list[Any]) -> Any:
+            return values[0] if len(values) == 1 else values
+
+        if self.error:
+            return {"image": self.image, "caption": None, "error": self.error}
+        found: dict[str, Any] = {"image": self.image, "caption": one(self.captions)}
+        if scores:
+            found["score"] = one([round(score, 4) for score in self.scores])
+        return found if review is None else {**found, "review": review}
+
+
+def caption_files(
+    captioner: Captioner,
+    images: Iterable[str | Picture],
+    batch_size: int = 8,
+    prompt: str = "",
+    workers: int = 4,
+    **settings: Any,
+) -> Iterator[Captioned]:
+    """Caption images. One that cannot be read gives an error, and the next one follows.
+
+    They come in the order given, unless one is slow to read: the model takes those that are ready.
+
+    Args:
+        captioner: the model.
+        images: paths, or what `inputs.expand` found; may be endless, only a few batches are held in memory.
+        batch_size: images at a time.
+        prompt: how captions shall begin.
+        workers: threads that read and decode ahead of the model.
+        **settings: fields of `GenerationSettings`.
+
+    Raises:
+        ValueError: settings that make no sense.
+    """
+    if batch_size < 1 or workers < 1:
+        raise ValueError("batch_size and workers must be at least 1")
+    # Not a generator itself: wrong settings are to fail here, not at the first image.
+    return _caption(captioner, iter(images), batch_size, prompt, workers, GenerationSettings(**settings))
+
+
+def _caption(
+    captioner: Captioner, images: Iterator[str | Picture], batch_size: int, prompt: str, workers: int,
+    settings: GenerationSettings,
+) -> Iterator[Captioned]:  # fmt: skip
+    def decode(picture: Picture) -> torch.Tensor | str:
+        try:
+            return captioner.processor.pixels(picture.open())
+        except ImageError as error:
+            reason = str(error)
+            for prefix in (
+                str(picture.image) if isinstance(picture.image, str) else picture.image_id,
+                picture.image_id,
+                "<bytes>",
+            ):
+                reason = reason.removeprefix(f"{prefix}: ")
+            return reason
+        except OSError as error:  # of a shard that went away
+            return f"cannot be read ({error.strerror or error})"
+
+    waiting: list[tuple[Picture, Future[torch.Tensor | str]]] = []
+    late: set[Future[torch.Tensor | str]] = set()
+    ahead = 3 * batch_size + workers
+    pool = ThreadPoolExecutor(workers)
+    try:
+        while True:
+            for image in islice(images, max(0, ahead - len(waiting))):
+                picture = Picture(image, image) if isinstance(image, str) else image
+                waiting.append((picture, pool.submit(decode, picture)))
+            if not waiting:
+                return
+            # The first in line, in order; but the model waits for none of them longer than a second, and only once.
+            jobs = [job for _, job in waiting]
+            late |= wait([job for job in jobs if job not in late][:batch_size], SLOW).not_done
+            ready = [at for at, job in enumerate(jobs) if job.done()][:batch_size]
+            if not ready:
+                wait(jobs, return_when=FIRST_COMPLETED)
+                continue
+            part = [(waiting[at][0], jobs[at].result()) for at in ready]
+            waiting = [pair for at, pair in enumerate(waiting) if at not in ready]
+            late &= {job for _, job in waiting}
+            pixels = [found for _, found in part if isinstance(found, torch.Tensor)]
+            captions: list[list[tuple[str, float]]] = []
+            if pixels:
+                captions = captioner.caption_and_score(torch.stack(pixels), settings, [prompt] * len(pixels))
+            left = iter(captions)
+            for picture, found in part:
+                if isinstance(found, str):
+                    yield Captioned(picture, [], [], found)
+                else:
+                    pairs = next(left)
+                    yield Captioned(picture, [text for text, _ in pairs], [score for _, score in pairs])
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def review_of(processor: Processor, result: Captioned, entries: Mapping[str, list[str]]) -> list[str] | None:
+    """Which of the words somebody is to look at a result has; None if there are no such words."""
+    if not entries:
+        return None
+    return sorted({entry for caption in result.captions for entry in found_words(processor, caption, entries)})

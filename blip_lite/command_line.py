@@ -1,0 +1,228 @@
+"""The command line: options made from the settings, one line for an error, and what may have been meant.
+
+Our own, on `argparse`: typed libraries (tyro, jsonargparse) were tried and lack a suggestion for a misspelt choice, or
+defaults that come from a run that the command line itself names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from blip_lite.errors import ConfigError
+from blip_lite.settings import EvalConfig, Grouped, TrainConfig, check, did_you_mean
+
+COMMANDS = {
+    "train": "fine-tune BLIP on a data set",
+    "evaluate": "caption a split with a checkpoint and score the captions",
+    "caption": "caption photographs",
+    "audit": "look at a data set: counts, lengths, duplicates across splits",
+    "export": "a checkpoint -> a folder that loads in transformers, or a repository of the Hub",
+    "plot": "the curves of runs as one picture",
+    "serve": "a page that captions photographs",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, with what may have been meant."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
+
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        """As `parse_args`; `--learning-rate` and `--learning_rate` are one option."""
+        end = argv.index("--") if "--" in argv else len(argv)
+        words = [word if i >= end else _underscored(word) for i, word in enumerate(argv)]
+        found, unknown = self.parse_known_args(words)
+        if unknown:
+            name = next((word for word in unknown if word.startswith("-")), unknown[0]).partition("=")[0]
+            options = [o for o in self._option_string_actions if o.startswith("--")]
+            self.error(f"unknown option {name}{did_you_mean(name, options)}")
+        return found
+
+    def error(self, message: str) -> NoReturn:
+        if wrong := re.match(r"argument (?P<option>[\w-]+).*: invalid choice: '(?P<given>.*?)' ", message):
+            action = self._option_string_actions.get(wrong["option"])
+            known = [str(choice) for choice in (action.choices if action and action.choices else COMMANDS)]
+            message += did_you_mean(wrong["given"], known)
+        self.exit(2, f"{self.prog}: error: {message} ({self.prog} --help lists the options)\n")
+
+
+def _underscored(word: str) -> str:
+    name, equals, value = word.partition("=")
+    return name[:2] + name[2:].replace("-", "_") + equals + value if word.startswith("--") else word
+
+
+class _Switch(argparse.Action):
+    """`--name` and `--no_name`."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, nargs=0)
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
+        setattr(namespace, self.dest, not str(option).startswith("--no_"))
+
+
+def add_settings(parser: argparse.ArgumentParser, cls: type[Grouped]) -> None:
+    """An option for each setting, in groups; only those that are given come back."""
+    parser.add_argument("--config", metavar="YAML", help="file with settings by name; the command line overrides it")
+    groups: dict[str | None, Any] = {None: parser}
+    for name, one in cls.settings().items():
+        if one.group not in groups:
+            groups[one.group] = parser.add_argument_group(one.title)
+        help = one.field.metadata["help"]
+        if one.field.default not in (None, "", False):
+            default = "yes" if one.field.default is True else one.field.default
+            help += "; default: the run's" if cls is EvalConfig and one.group else f" (default: {default})"
+        options: dict[str, Any] = {"help": help.replace("%", "%%"), "default": argparse.SUPPRESS, "dest": name}
+        if one.kind is bool and one.field.metadata.get("action"):
+            groups[one.group].add_argument(f"--{name}", action="store_true", **options)
+        elif one.kind is bool:
+            groups[one.group].add_argument(f"--{name}", f"--no_{name}", action=_Switch, **options)
+        else:
+            kind, choices = one.kind, one.field.metadata["choices"]
+            metavar = None if choices else {int: "N", float: "X"}.get(kind, "TEXT")
+            if kind == list[str]:
+                options["nargs"], kind = "+", str
+            groups[one.group].add_argument(f"--{name}", type=kind, choices=choices, metavar=metavar, **options)
+
+
+def config_of(cls: type[TrainConfig] | type[EvalConfig], given: argparse.Namespace) -> Any:
+    """Settings from the command line, over those of `--config FILE.yaml`, over the defaults.
+
+    Raises:
+        ConfigError: the YAML file is missing, not a mapping, or holds an unknown name or a wrong type.
+    """
+    values = {name: value for name, value in vars(given).items() if name not in ("command", "config")}
+    file = getattr(given, "config", None)
+    return cls.of(**{**(_read_yaml(cls, Path(file)) if file else {}), **values})
+
+
+def _read_yaml(cls: type[Grouped], path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text("utf-8")) or {}
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--config {path}: not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"--config {path}: expected lines of `name: value`")
+    return check(cls, {str(name).replace("-", "_"): value for name, value in values.items()}, str(path))
+
+
+def parsers() -> tuple[Parser, dict[str, Parser]]:
+    """The whole command's parser, and those of its commands."""
+    top = Parser(prog="blip-lite", description="Fine-tune, evaluate and run BLIP image captioning.")
+    add = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
+    subs = {
+        name: add.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        for name, text in COMMANDS.items()
+    }
+    add_settings(subs["train"], TrainConfig)
+    add_settings(subs["audit"], TrainConfig)
+    add_settings(subs["evaluate"], EvalConfig)
+    add_caption(subs["caption"])
+    add_export(subs["export"])
+    subs["plot"].add_argument("runs", nargs="+", type=Path, help="directories that hold a metrics.jsonl")
+    subs["plot"].add_argument("--output", type=Path, default=Path("curves.png"), help="PNG file (default: curves.png)")
+    add_serve(subs["serve"])
+    return top, subs
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """What the command line says; `.command` is the command. Exits with 2 where it is wrong, with 0 for `--help`."""
+    top, subs = parsers()
+    if argv and argv[0] in subs:
+        found = subs[argv[0]].parse(argv[1:])
+        found.command = argv[0]
+        return found
+    if argv and not argv[0].startswith("-"):
+        top.error(f"unknown command {argv[0]!r}{did_you_mean(argv[0], COMMANDS)}; there are {', '.join(COMMANDS)}")
+    top.add_argument("--print_completion", choices=("bash", "zsh", "tcsh"), help="print a shell's completion script")
+    if any("print_completion" in word.replace("-", "_") for word in argv):
+        import shtab
+
+        print(shtab.complete(top, argv[-1].rpartition("=")[2]))
+        sys.exit(0)
+    return top.parse_args(argv)
+
+
+def add_caption(parser: argparse.ArgumentParser) -> None:
+    """The options of `caption`."""
+    add = parser.add_argument
+    add(
+        "images",
+        nargs="+",
+        help="image files, folders (searched recursively), patterns, .txt lists of paths, "
+        "- for paths on standard input, "
+        "tables (.csv, .tsv, .jsonl, .parquet) with an image column, webdataset shards (.tar), URLs",
+    )
+    add(
+        "--ckpt",
+        default="Salesforce/blip-image-captioning-base",
+        help="checkpoint directory (e.g. runs/shapes/best) or Hub id (default: Salesforce/blip-image-captioning-base)",
+    )
+    add(
+        "--output",
+        metavar="FILE",
+        help="write here instead of printing: .jsonl, .csv, .parquet, or .json (COCO's results); what is there already "
+        "is not done again",
+    )
+    add("--sidecar", action="store_true", help="write each image's captions into a .txt beside it, if there is none")
+    add("--html", metavar="FILE", help="write a page with the first 1,000 images and their captions")
+    add("--overwrite", action="store_true", help="begin --output anew; replace .txt files that are there")
+    add("--retry_failed", action="store_true", help="try the images again that --output has with an error")
+    add("--allow_urls", action="store_true", help="fetch images at http(s) URLs, from public addresses only")
+    add("--image_column", metavar="NAME", help="column of tables that holds paths, URLs or images; else a usual name")
+    add("--prompt", default="", metavar="TEXT", help="how captions shall begin, e.g. 'a photography of'")
+    add("--num_captions", type=int, default=1, metavar="N", help="captions of each image, best first (default: 1)")
+    add("--do_sample", action="store_true", help="draw captions instead of searching the likeliest: they vary more")
+    add(
+        "--temperature", type=float, default=1.0, metavar="X", help="of --do_sample; above 1 more daring (default: 1.0)"
+    )
+    add(
+        "--top_p",
+        type=float,
+        default=0.9,
+        metavar="X",
+        help="of --do_sample: draw among tokens with this probability (default: 0.9)",
+    )
+    add("--banned_words", metavar="FILE", help="words and phrases, one a line, that no caption says")
+    add("--review_words", metavar="FILE", help="words and phrases, one a line; captions that say one are flagged")
+    add("--scores", action="store_true", help="write the mean log-probability of each caption's tokens")
+    add("--batch_size", type=int, default=8, metavar="N", help="images at a time (default: 8)")
+    add("--num_workers", type=int, default=4, metavar="N", help="threads that read and decode images (default: 4)")
+    add(
+        "--num_beams", type=int, default=5, metavar="N", help="beams, at least --num_captions; 1 is greedy (default: 5)"
+    )
+    add("--max_new_tokens", type=int, default=30, metavar="N", help="longest caption in tokens (default: 30)")
+    add("--device", default="auto", help="auto (the default), cpu, cuda, cuda:1, mps")
+    add(
+        "--dtype",
+        default="auto",
+        help="of the weights: auto, float32, bfloat16 (faster on CPUs that have it, too), float16",
+    )
+    add("--int8", action="store_true", help="CPU: image encoder in 8-bit integers (needs blip_lite[int8] and g++)")
+
+
+def add_export(parser: argparse.ArgumentParser) -> None:
+    """The options of `export`."""
+    parser.add_argument("ckpt", help="checkpoint directory, e.g. runs/flickr8k/best")
+    parser.add_argument("--to", required=True, help="new folder")
+    parser.add_argument("--push", metavar="USER/REPO", help="also upload it to the Hub (after `hf auth login`)")
+    parser.add_argument("--public", action="store_true", help="the new repository is public (default: private)")
+    parser.add_argument("--dry_run", action="store_true", help="with --push: list what would be uploaded, send nothing")
+
+
+def add_serve(parser: argparse.ArgumentParser) -> None:
+    """The options of `serve`."""
+    parser.add_argument(
+        "--ckpt", help="checkpoint directory or Hub id (default: $BLIP_CKPT, else BLIP-base from the Hub)"
+    )
+    parser.add_argument("--batch_size", type=int, metavar="N", help="images at a time (default: $BLIP_BATCH, else 8)")

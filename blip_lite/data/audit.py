@@ -1,0 +1,318 @@
+"""What is in a data set, and can its split be trusted?"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import json
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from blip_lite.captioner import Captioner
+from blip_lite.data.batches import Captions, epoch_batches, loader
+from blip_lite.data.dataset import DataSet
+from blip_lite.data.load import load_data
+from blip_lite.errors import CheckpointError, ImageError
+from blip_lite.model.pretrained import load_processor, read_config, resolve
+from blip_lite.processing.images import ImageInput, open_image
+from blip_lite.processing.picture import Picture
+from blip_lite.processing.processor import Processor
+from blip_lite.processing.text import normalize_caption
+from blip_lite.reports.page import STYLE, thumbnail
+from blip_lite.settings import FROM_SCRATCH, SPLITS, TrainConfig
+
+# Near-duplicates: at most NEAR_BITS of 192 hash bits differ, and the 16 x 16 thumbnails by at most NEAR_LEVELS of 255
+# on
+# average. Measured on Flickr8k: re-encoded, resized, 8% brightened or 4-pixel cropped copies stay below 43 bits and
+# 15.3
+# levels; of the 4.5 million pairs of 3,000 different photographs, 200 lie within 40 bits and none of these below 27
+# levels.
+NEAR_BITS, NEAR_LEVELS = 40, 16.0
+
+
+AUDIT_PAIRS = 60  # and captions, on the page
+
+
+ONES = np.array([bin(byte).count("1") for byte in range(256)], np.uint8)
+
+
+@dataclass
+class Look:
+    """What one look at an image gives: a hash of its content, its size, what to compare it by; or why it failed."""
+
+    digest: str = ""
+    size: tuple[int, int] = (0, 0)
+    bits: np.ndarray | None = None  # [2, 24] bytes: `difference_hash` of the picture and of its mirror image
+    small: np.ndarray | None = None  # [16, 16, 3] uint8
+    error: str | None = None
+
+
+def difference_hash(image: Image.Image) -> np.ndarray:
+    """Whether each of 8 x 8 cells is darker than its right neighbour, for each colour: `[24]` bytes. Resizing,
+    re-encoding and small changes of brightness change few bits (dHash, N. Krawetz 2013,
+    https://www.hackerfactor.com/blog/index.php?/archives/529-Kind-of-Like-That.html)."""
+    cells = np.asarray(image.resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
+    return np.packbits((cells[:, 1:] - cells[:, :-1] > 1).transpose(2, 0, 1))
+
+
+def look(example: Picture) -> Look:
+    """Decode one image and take its hashes."""
+    digest = ""
+    try:
+        source = example.open()
+        if isinstance(source, (str, Path)):
+            source = Path(source).read_bytes()
+        digest = hashlib.sha256(source if isinstance(source, bytes) else np.asarray(source).tobytes()).hexdigest()
+        image = open_image(source)
+    except (ImageError, OSError) as error:
+        return Look(digest, error=str(error))
+    mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    bits = np.stack([difference_hash(image), difference_hash(mirrored)])
+    return Look(digest, image.size, bits, np.asarray(image.resize((16, 16), Image.Resampling.BOX)))
+
+
+def near_duplicates(looks: Sequence[Look], others: Sequence[Look]) -> list[tuple[int, int, bool]]:
+    """(index, index in others, mirrored?) of the near-duplicates between two lists of images."""
+    left = [i for i, one in enumerate(looks) if one.bits is not None]
+    if not left:
+        return []
+    bits = np.stack([looks[i].bits[0] for i in left])  # type: ignore[index]
+    small = np.stack([looks[i].small for i in left]).astype(np.int16)  # type: ignore[misc]
+    found: list[tuple[int, int, bool]] = []
+    for j, other in enumerate(others):
+        if other.bits is None or other.small is None:
+            continue
+        for mirrored in (False, True):
+            seen = other.small[:, ::-1] if mirrored else other.small
+            for i in np.flatnonzero(ONES[bits ^ other.bits[int(mirrored)]].sum(1, dtype=np.int16) <= NEAR_BITS):
+                if np.abs(small[i] - seen).mean() <= NEAR_LEVELS and (left[i], j, False) not in found[-1:]:
+                    found.append((left[i], j, mirrored))
+    return found
+
+
+def audit(config: TrainConfig) -> dict[str, Any]:
+    """Look at every image and caption; print what was found, and write `audit.json` and `audit.html`.
+
+    Returns:
+        What is in `audit.json`; `"leaks"` counts images whose file lies in two splits.
+
+    Raises:
+        ConfigError, DataError: the data set cannot be read at all.
+    """
+    config = config.resolved()
+    config.validate()
+    data = load_data(config.data, config.optimisation.seed)
+    processor, captioner, unknown = tools(config)
+    result: dict[str, Any] = {"dataset": data.name, "data_fingerprint": data.fingerprint(), "notes": data.notes}
+    looks: dict[str, list[Look]] = {}
+    with ThreadPoolExecutor(8) as pool:
+        for split in SPLITS:
+            examples = data.splits[split]
+            bar = tqdm(pool.map(look, examples), split, len(examples), unit="image", disable=not sys.stderr.isatty())
+            looks[split] = list(bar)
+            result[split] = counts(examples, looks[split], processor, config)
+    result["token_lengths_unknown"] = unknown
+
+    result["exact_duplicates"] = exact = []
+    near: list[tuple[str, Picture, str, Picture, bool]] = []
+    for one, two in combinations(SPLITS, 2):
+        first = {seen.digest: i for i, seen in enumerate(looks[one])}
+        for j, seen in enumerate(looks[two]):
+            if seen.digest in first:
+                exact.append([one, data.splits[one][first[seen.digest]].image_id, two, data.splits[two][j].image_id])
+        if data.name == "shapes":
+            continue
+        for i, j, mirrored in near_duplicates(looks[one], looks[two]):
+            if looks[one][i].digest != looks[two][j].digest:
+                near.append((one, data.splits[one][i], two, data.splits[two][j], mirrored))
+    result["leaks"] = len(exact)
+    result["near_duplicates"] = [[s, a.image_id, t, b.image_id, "mirrored" if m else ""] for s, a, t, b, m in near]
+    if data.name == "shapes":
+        result["near_duplicates_not_looked_for"] = "drawn scenes that differ in one shape look alike"
+    shared = shared_captions(data)
+    result["captions_in_several_splits"] = {"count": len(shared), "examples": shared[:AUDIT_PAIRS]}
+    suspicious = highest_losses(captioner, data, config) if captioner else []
+    result["highest_losses"] = [
+        {"loss": loss, "split": split, "image_id": e.image_id, "caption": caption}
+        for loss, split, e, caption in suspicious
+    ]
+
+    folder = Path(f"{config.run.output_dir}-audit")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "audit.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    (folder / "audit.html").write_text(page(result, near, suspicious), "utf-8")
+    print(summary(result), f"  written: {folder / 'audit.html'}, {folder / 'audit.json'}", sep="\n")
+    return result
+
+
+def tools(config: TrainConfig) -> tuple[Processor | None, Captioner | None, str | None]:
+    """What counts tokens; what finds wrong captions, where a trained checkpoint was named; else why there is none."""
+    if config.model.model in FROM_SCRATCH:
+        return None, None, f"{config.model.model} makes its vocabulary from the captions"
+    named = Path(config.model.model).is_dir()
+    try:
+        if named and any(file.suffix in (".safetensors", ".bin") for file in Path(config.model.model).iterdir()):
+            captioner = Captioner.from_pretrained(config.model.model)
+            return captioner.processor, captioner, None
+        folder = Path(config.model.model) if named else resolve(config.model.model)
+        return load_processor(folder, read_config(folder)), None, None
+    except CheckpointError as error:
+        return None, None, str(error)
+
+
+def counts(
+    examples: Sequence[Picture], looks: Sequence[Look], processor: Processor | None, config: TrainConfig
+) -> dict[str, Any]:
+    """What a split holds."""
+    per_image = [len(example.captions) for example in examples]
+    captions = [caption for example in examples for caption in example.captions]
+    sizes = [seen.size for seen in looks if not seen.error]
+    found: dict[str, Any] = {
+        "images": len(examples),
+        "captions": len(captions),
+        "captions_per_image": spread(per_image),
+        "words": spread([len(normalize_caption(c, 10_000).split()) for c in captions]),
+        "width": spread([width for width, _ in sizes]),
+        "height": spread([height for _, height in sizes]),
+        "bad_images": {e.image_id: s.error for e, s in zip(examples, looks, strict=True) if s.error},
+    }
+    if processor:
+        start = len(processor.prompt_ids(config.decoding.prompt)) + 1  # and [SEP]
+        tokens = [start + len(processor.words(normalize_caption(caption, 10_000))) for caption in captions]
+        cut = [t > config.optimisation.max_length or len(c.split()) > 30 for t, c in zip(tokens, captions, strict=True)]
+        found |= {"tokens": spread(tokens), "truncated_share": sum(cut) / max(1, len(cut))}
+    return found
+
+
+def spread(values: Sequence[int]) -> dict[str, float] | None:
+    if not values:
+        return None
+    return {
+        "min": min(values),
+        "median": statistics.median(values),
+        "mean": statistics.mean(values),
+        "max": max(values),
+    }
+
+
+def shared_captions(data: DataSet) -> list[list[Any]]:
+    """[caption, splits] of captions that several splits have word for word, the longest first: long ones are hardly
+    chance."""
+    where: dict[str, set[str]] = defaultdict(set)
+    for split in SPLITS:
+        for example in data.splits[split]:
+            for caption in example.captions:
+                where[normalize_caption(caption)].add(split)
+    shared = [[caption, sorted(splits)] for caption, splits in where.items() if len(splits) > 1]
+    return sorted(shared, key=lambda pair: (-len(pair[0].split()), pair[0]))
+
+
+def highest_losses(captioner: Captioner, data: DataSet, config: TrainConfig) -> list[tuple[float, str, Picture, str]]:
+    """(loss, split, example, caption) of the captions that the checkpoint finds least likely: often wrong ones."""
+    found: list[tuple[float, str, Picture, str]] = []
+    for split in SPLITS:
+        examples = data.splits[split]
+        dataset = Captions(examples, captioner.processor, config.decoding.prompt, config.optimisation.max_length)
+        batches = epoch_batches(range(len(examples)), config.loading.batch_size)
+        ready = loader(dataset, batches, int(config.loading.num_workers or 0))
+        for indices, batch in zip(batches, tqdm(ready, f"{split} losses", disable=not sys.stderr.isatty())):
+            scores = captioner.score_pixels(batch.pixel_values, batch.input_ids, batch.labels)
+            for index, row in zip(indices, scores.tolist(), strict=True):
+                example = examples[index]
+                if example.image_id not in batch.bad:
+                    wanted = [c for c in example.captions if normalize_caption(c)]
+                    found += [(-score, split, example, c) for score, c in zip(row, wanted)]
+        found = sorted(found, key=lambda item: -item[0])[:AUDIT_PAIRS]
+    return found
+
+
+def summary(result: dict[str, Any]) -> str:
+    """A few lines for people."""
+    lines = [
+        f"{result['dataset']}, fingerprint {result['data_fingerprint']}",
+        *(f"  {note}" for note in result["notes"]),
+    ]
+    for split in SPLITS:
+        part = result[split]
+        if not part["images"]:
+            lines.append(f"  {split:<10} no images")
+            continue
+        lines.append(
+            f"  {split:<10} {part['images']} images, {part['captions']} captions "
+            f"({shown(part['captions_per_image'])} an image), "
+            f"{'tokens ' + shown(part['tokens']) if 'tokens' in part else 'words ' + shown(part['words'])}"
+            + (f", {part['truncated_share']:.2%} cut" if "tokens" in part else "")
+            + (f", {shown(part['width'])} x {shown(part['height'])} pixels" if part["width"] else "")
+        )
+        lines += [f"    bad image: {image_id}: {reason}" for image_id, reason in list(part["bad_images"].items())[:5]]
+        if len(part["bad_images"]) > 5:
+            lines.append(f"    and {len(part['bad_images']) - 5} more bad images")
+    if result["token_lengths_unknown"]:
+        lines.append(f"  words, not tokens, were counted: {result['token_lengths_unknown']}")
+    lines += [
+        f"  LEAK: {a} ({one}) and {b} ({two}) are the same file" for one, a, two, b in result["exact_duplicates"][:20]
+    ]
+    why_not = result.get("near_duplicates_not_looked_for")
+    near = f"not looked for ({why_not})" if why_not else len(result["near_duplicates"])
+    lines.append(f"  across splits: exact duplicates {result['leaks']}, near-duplicates {near}")
+    lines += [
+        f"    {a} ({one}) and {b} ({two}) {mirrored}" for one, a, two, b, mirrored in result["near_duplicates"][:10]
+    ]
+    lines.append(f"  captions that several splits have word for word: {result['captions_in_several_splits']['count']}")
+    return "\n".join(lines)
+
+
+def shown(values: dict[str, float]) -> str:
+    if values["min"] == values["max"]:
+        return f"{values['min']}"
+    return f"{values['min']} to {values['max']} (median {values['median']:g})"
+
+
+def page(
+    result: dict[str, Any],
+    near: Sequence[tuple[str, Picture, str, Picture, bool]],
+    suspicious: Sequence[tuple[float, str, Picture, str]],
+) -> str:
+    """One self-contained HTML page: the numbers, near-duplicates side by side, captions that are hardly
+    of their image."""
+
+    def picture(image: ImageInput, split: str, name: str) -> str:
+        return f'<img src="{thumbnail(image)}" alt=""><span class=note>{html.escape(name)} ({split})</span>'
+
+    pairs = [
+        f"<div class=cards><div class=card>{picture(a.open(), s, a.image_id)}</div>"
+        f"<div class=card>{picture(b.open(), t, b.image_id)}{' mirrored' if mirrored else ''}</div></div>"
+        for s, a, t, b, mirrored in near[:AUDIT_PAIRS]
+    ]
+    doubts = [
+        f"<div class=card>{picture(e.open(), split, e.image_id)}<b>{html.escape(caption)}</b>loss "
+        f"{loss:.2f} a token</div>"
+        for loss, split, e, caption in suspicious
+    ]
+    shared = [
+        f"<li>{html.escape(c)} <span class=note>{', '.join(s)}</span>"
+        for c, s in result["captions_in_several_splits"]["examples"]
+    ]
+    title = html.escape(f"Audit of {result['dataset']}")
+    sections = [
+        f"<h2>Near-duplicates across splits: {len(near)}</h2>{''.join(pairs)}",
+        "<h2>Captions in several splits: "
+        f"{result['captions_in_several_splits']['count']}</h2><ul>{''.join(shared)}</ul>",
+        f"<h2>The captions with the highest loss</h2><div class=cards>{''.join(doubts)}</div>" if doubts else "",
+    ]
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        f"<title>{title}</title><style>{STYLE}pre{{white-space:pre-wrap}}</style>"
+        f"<h1>{title}</h1><pre>{html.escape(summary(result))}</pre>{''.join(sections)}</html>\n"
+    )

@@ -1,0 +1,159 @@
+"""The order of an epoch, and batches of pixels and token ids."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from blip_lite.errors import ImageError
+from blip_lite.model.blip import IGNORE
+from blip_lite.processing.picture import Picture
+from blip_lite.processing.processor import Processor
+from blip_lite.processing.text import normalize_caption
+
+
+@dataclass
+class Batch:
+    """One forward pass of one process. Rows of images that could not be decoded, and of captions that are not
+    there, have no targets."""
+
+    pixel_values: Tensor  # [I, 3, S, S], or the cached features [I, P, D] of a frozen encoder
+    input_ids: Tensor  # [I, K, T]
+    labels: Tensor  # [I, K, T], IGNORE where no loss is wanted
+    image_ids: list[str]
+    bad: dict[str, str]  # why each image that could not be decoded could not, by its id
+
+    def num_targets(self) -> int:
+        return int((self.labels[:, :, 1:] != IGNORE).sum())
+
+    def pin_memory(self) -> Batch:
+        tensors = (self.pixel_values.pin_memory(), self.input_ids.pin_memory(), self.labels.pin_memory())
+        return Batch(*tensors, self.image_ids, self.bad)
+
+    def to(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """pixel_values, input_ids and labels on a device."""
+        move = partial(Tensor.to, device=device, non_blocking=True)
+        return move(self.pixel_values), move(self.input_ids), move(self.labels)
+
+
+class Captions(Dataset[Any]):
+    """Decodes and tokenises pictures. An image that cannot be decoded becomes its reason.
+
+    Attributes:
+        features: a `feature_cache.Features`, from which images come instead of being decoded.
+        captions_per_image: how many captions of an image an epoch takes; None: all. `seed` and `epoch` say which.
+    """
+
+    def __init__(self, examples: Sequence[Picture], processor: Processor, prompt: str, max_length: int) -> None:
+        self.examples, self.processor = examples, processor
+        self.prompt, self.max_length = prompt, max_length
+        self.features: Any = None
+        self.captions_per_image: int | None = None
+        self.seed = self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def tokens(self, example: Picture) -> list[list[int]]:
+        wanted: Sequence[str] = [c for c in example.captions if normalize_caption(c)]
+        if self.captions_per_image:
+            wanted = draw_captions(wanted, self.captions_per_image, f"{self.seed}/{example.image_id}", self.epoch)
+        return [self.processor.encode(caption, self.prompt, self.max_length) for caption in wanted]
+
+    def __getitem__(self, index: int) -> tuple[str, Tensor | str, list[list[int]]]:
+        # A negative index -1-i asks for a place-holder: image i without captions (see `epoch_batches`).
+        position = index if index >= 0 else -1 - index
+        example = self.examples[position]
+        try:
+            pixels: Tensor | str = (
+                self.features.get(position) if self.features else self.processor.pixels(example.open())
+            )
+        except (ImageError, OSError) as error:
+            pixels = str(error)
+        return example.image_id, pixels, self.tokens(example) if index >= 0 else []
+
+
+def draw_captions(captions: Sequence[str], count: int, seed: str, epoch: int) -> list[str]:
+    """`count` of an image's captions for an epoch: a round through all of them in an order of the image's own, which
+    goes on where the last epoch stopped. So none comes twice in an epoch, nor again before all others have come."""
+    if count >= len(captions):
+        return list(captions)
+    order = sorted(captions, key=lambda caption: hashlib.sha256(f"{seed}/{caption}".encode()).digest())
+    return [order[(epoch * count + k) % len(order)] for k in range(count)]
+
+
+def collate(
+    items: Sequence[tuple[str, Tensor | str, list[list[int]]]], processor: Processor, prompt_length: int
+) -> Batch:
+    """Stack items; captions are padded to the batch's longest, images to its largest number of captions.
+
+    Args:
+        items: what `Captions` returns.
+        processor: for the padding id and the image size.
+        prompt_length: leading tokens that are no target, `[DEC]` included.
+    """
+    captions = [tokens if isinstance(pixels, Tensor) else [] for _, pixels, tokens in items]
+    most = max(1, max(len(rows) for rows in captions))
+    longest = max((len(row) for rows in captions for row in rows), default=2)
+    input_ids = torch.full((len(items), most, longest), processor.pad_token_id)
+    input_ids[:, :, 0] = processor.bos_token_id
+    labels = torch.full_like(input_ids, IGNORE)
+    for i, rows in enumerate(captions):
+        for k, row in enumerate(rows):
+            input_ids[i, k, : len(row)] = torch.tensor(row)
+            labels[i, k, prompt_length : len(row)] = input_ids[i, k, prompt_length : len(row)]
+    decoded = [pixels for _, pixels, _ in items if isinstance(pixels, Tensor)]
+    blank = torch.zeros_like(decoded[0]) if decoded else torch.zeros(3, processor.image_size, processor.image_size)
+    pixel_values = torch.stack([pixels if isinstance(pixels, Tensor) else blank for _, pixels, _ in items])
+    bad = {image_id: pixels for image_id, pixels, _ in items if isinstance(pixels, str)}
+    return Batch(pixel_values, input_ids, labels, [image_id for image_id, _, _ in items], bad)
+
+
+def epoch_order(num_images: int, seed: int, epoch: int) -> list[int]:
+    """The order of an epoch, a pure function of (seed, epoch): so resuming is slicing."""
+    return np.random.default_rng([seed, epoch]).permutation(num_images).tolist()
+
+
+def epoch_batches(order: Sequence[int], batch_size: int, rank: int = 0, world: int = 1) -> list[list[int]]:
+    """This process's batches of an epoch: process r takes its `batch_size` of every `world * batch_size` images.
+
+    All processes get the same number of batches, and every image comes once. A process that would go without in
+    the last batch gets a place-holder (a negative index): forward and backward must run everywhere.
+    """
+    batches = []
+    for start in range(0, len(order), batch_size * world):
+        mine = order[start : start + batch_size * world][rank::world]
+        batches.append(list(mine) if mine else [-1 - order[start]])
+    return batches
+
+
+def _ignore_first_signal(_: int) -> None:
+    """A signal to the whole process group (Ctrl-C, Slurm) is for the trainer, which finishes its step; a worker ends
+    when it is told, or at a second SIGTERM."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))
+
+
+def loader(
+    dataset: Captions, batches: Sequence[list[int]], num_workers: int, pin_memory: bool = False
+) -> DataLoader[Batch]:
+    """Decode these batches ahead, in worker processes; the order does not depend on their number."""
+    prompt_length = len(dataset.processor.prompt_ids(dataset.prompt))
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=partial(collate, processor=dataset.processor, prompt_length=prompt_length),
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        worker_init_fn=_ignore_first_signal,
+        generator=torch.Generator(),  # else each epoch's start draws from the global one, and resuming moves it
+    )

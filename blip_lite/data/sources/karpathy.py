@@ -1,0 +1,59 @@
+"""Karpathy's splits of COCO, Flickr8k and Flickr30k."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from blip_lite.data.dataset import Listing
+from blip_lite.data.names import SPLIT_NAMES
+from blip_lite.data.sources.hub import hub
+from blip_lite.data.sources.table import captions_in, inside, read_json
+from blip_lite.errors import DataError
+from blip_lite.processing.download import cache_dir
+from blip_lite.processing.picture import Picture
+from blip_lite.settings import DataSettings
+
+
+def load_karpathy(name: str, settings: DataSettings, images: Path | None = None) -> Listing:
+    """Karpathy's splits: `dataset_NAME.json` in `data_dir`, or for COCO the Hub's copy. COCO's images come from
+    `image_root` (`train2014/`, `val2014/`), or are downloaded once into a cache."""
+    folder = Path(settings.data_dir).expanduser() if settings.data_dir else None
+    root = images or (Path(settings.image_root).expanduser() if settings.image_root else None)
+    source = folder / f"dataset_{name.removesuffix('_karpathy')}.json" if folder else None
+    if source and source.is_file():
+        rows, where = read_json(source).get("images"), str(source)
+    elif source and not (name == "coco_karpathy" and folder and list(folder.rglob("*.parquet"))):
+        raise DataError(f"--data_dir {folder}: has no {source.name} (Karpathy's splits)")
+    elif name == "coco_karpathy":
+        where = "yerevann/coco-karpathy"
+        rows = [row for table in hub(str(folder or where), settings).values() for row in table]
+    else:
+        raise DataError(
+            f"{name}: name the folder of dataset_{name}.json with --data_dir, that of its images with --image_root"
+        )
+    if root is None and name != "coco_karpathy":
+        guess = next(
+            (folder / n for n in (f"{name}-images", "images", "Images") if folder and (folder / n).is_dir()), None
+        )
+        if guess is None:
+            raise DataError(f"{name}: name the folder of its images with --image_root")
+        root = guess
+    found = karpathy_rows(rows, root or cache_dir() / "coco", where, download_missing=root is None)
+    return Listing(name, found, [], published=True)
+
+
+def karpathy_rows(images: Any, root: Path, where: str, download_missing: bool = False) -> Iterator[Picture]:
+    """Objects with filename, split, sentences, and for COCO filepath, cocoid and url -> rows."""
+    try:
+        for number, image in enumerate(images):
+            at = f"{where}, image {number}"
+            name = f"{image['filepath']}/{image['filename']}" if image.get("filepath") else image["filename"]
+            url = None
+            if download_missing:
+                url = image.get("url") or f"http://images.cocodataset.org/{name}"
+            image_id, captions = str(image.get("cocoid", image["filename"])), tuple(captions_in(image["sentences"]))
+            yield Picture(image_id, inside(root, name, at), captions, at, SPLIT_NAMES[image["split"]], url)
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{where}: not in Karpathy's form: {type(error).__name__} {error}") from error

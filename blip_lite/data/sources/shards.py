@@ -1,0 +1,104 @@
+"""Local webdataset shards."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tarfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from blip_lite.data.dataset import Listing
+from blip_lite.data.names import SPLIT_NAMES
+from blip_lite.data.sources.table import captions_in
+from blip_lite.errors import DataError
+from blip_lite.processing.images import IMAGE_SUFFIXES
+from blip_lite.processing.picture import Picture
+from blip_lite.processing.text import has_words
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """`a/{0000..0002}.tar` -> `a/0000.tar`, `a/0001.tar`, `a/0002.tar`."""
+    found = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
+    if not found:
+        return [pattern]
+    first, last = found.groups()
+    numbers = (str(n).zfill(len(first)) for n in range(int(first), int(last) + 1))
+    return [p for n in numbers for p in expand_braces(pattern[: found.start()] + n + pattern[found.end() :])]
+
+
+def load_tars(pattern: str) -> Listing:
+    """Local webdataset shards. They are indexed, not streamed: so the order of an epoch is exact, every image comes
+    once, and a run can continue in the middle of an epoch, with any number of workers."""
+    paths = [Path(p).expanduser() for p in expand_braces(pattern)]
+    if missing := [p for p in paths if not p.is_file()]:
+        raise DataError(f"--dataset {pattern}: {len(missing)} of {len(paths)} shards are missing, e.g. {missing[0]}")
+    notes: list[str] = []
+    name = Path(re.sub(r"\{.*?\}", "", pattern)).stem.strip("-_.") or paths[0].parent.name
+    return Listing(name, tar_rows(paths, notes), notes)
+
+
+def tar_rows(paths: Sequence[Path], notes: list[str]) -> Iterator[Picture]:
+    """One row a sample: consecutive files of one name up to the first dot. The split is what the shard's name begins
+    with, if it is one (`train-0000.tar`)."""
+    lacking = 0
+    for path in paths:
+        begins = re.match(r"[a-z]+", path.name, re.IGNORECASE)
+        split = SPLIT_NAMES.get(begins[0].lower()) if begins else None
+        try:
+            with tarfile.open(path, "r:") as tar:  # not compressed: a compressed one cannot be read in any order
+                for key, parts in samples(tar):
+                    piece = {ext: partial(read_piece, path, m.offset_data, m.size) for ext, m in parts.items()}
+                    image = next((p for ext, p in piece.items() if f".{ext}" in IMAGE_SUFFIXES), None)
+                    captions = tar_captions(piece, f"{path}, {key}")
+                    if image is None or not any(map(has_words, captions)):
+                        lacking += 1
+                        continue
+                    digest = hashlib.sha256(image()).hexdigest()[:16]
+                    yield Picture(digest, image, tuple(c for c in captions if has_words(c)), f"{path}, {key}", split)
+                check_end(tar, path)
+        except (tarfile.TarError, OSError) as error:
+            raise DataError(f"{path}: not a whole, uncompressed tar file ({error})") from error
+    if lacking:
+        notes.append(f"{lacking} samples have no image or no caption; left out")
+
+
+def samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
+    """(name up to the first dot, its files by extension) in the order of the shard."""
+    key, parts = "", dict[str, tarfile.TarInfo]()
+    for member in tar:
+        folder, _, name = member.name.rpartition("/")
+        stem, _, extension = name.partition(".")
+        if not member.isfile() or not extension:
+            continue
+        if f"{folder}/{stem}" != key and parts:
+            yield key, parts
+            parts = {}
+        key = f"{folder}/{stem}"
+        parts[extension.lower()] = member
+    if parts:
+        yield key, parts
+
+
+def tar_captions(pieces: Mapping[str, Callable[[], bytes]], where: str) -> list[str]:
+    """The lines of a sample's `.txt`, or what its `.json` has."""
+    try:
+        if "txt" in pieces:
+            return [line.strip() for line in pieces["txt"]().decode("utf-8-sig").splitlines() if line.strip()]
+        return captions_in(json.loads(pieces["json"]())) if "json" in pieces else []
+    except ValueError as error:  # not UTF-8, not JSON
+        raise DataError(f"{where}: its caption cannot be read ({error})") from error
+
+
+def check_end(tar: tarfile.TarFile, path: Path) -> None:
+    """After its last member, a whole tar file has blocks of zeros. Raises tarfile.ReadError."""
+    if path.stat().st_size < tar.offset + 512:
+        raise tarfile.ReadError("it was cut short")
+
+
+def read_piece(path: Path, offset: int, size: int) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(offset)
+        return file.read(size)

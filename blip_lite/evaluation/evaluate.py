@@ -1,0 +1,312 @@
+"""A split -> captions -> numbers -> files.
+
+Captions are made from pixels alone: the examples that reach the model carry no references, which are kept in
+another object until the scoring.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
+
+from blip_lite.data.dataset import DataSet, subsample
+from blip_lite.data.load import load_data
+from blip_lite.errors import CheckpointError, ConfigError
+from blip_lite.evaluation import metrics
+from blip_lite.evaluation.captions import caption_with
+from blip_lite.evaluation.coco_process import coco_metrics
+from blip_lite.processing.picture import Picture
+from blip_lite.processing.text import normalize_caption
+from blip_lite.reports import report
+from blip_lite.reports.dashboards import log_evaluation
+from blip_lite.reports.metric_names import HEADLINES, METRICS
+from blip_lite.reports.model_card import model_card
+from blip_lite.settings import FROM_SCRATCH, SPLITS, EvalConfig, TrainConfig, did_you_mean
+from blip_lite.storage import newest, read_metrics, read_run_config
+
+REPORT_IMAGES = 1000
+
+
+def find_checkpoint(config: EvalConfig) -> tuple[str, Path | None]:
+    """The checkpoint to load and the run it belongs to (None for a Hub id, or a directory outside a run).
+
+    Raises:
+        ConfigError: there is no such run, or it has no such checkpoint.
+    """
+    run = Path(config.run) if config.run else None
+    if config.ckpt not in ("best", "latest"):
+        path = Path(config.ckpt)
+        if not path.exists() and (meant := did_you_mean(config.ckpt, ("best", "latest"))):
+            raise ConfigError(f"--ckpt {config.ckpt}: no such directory{meant}")
+        return config.ckpt, run or (
+            path.resolve().parent if (path.resolve().parent / "config.json").is_file() else None
+        )
+    if run is None:
+        found = sorted(Path("runs").glob("*/config.json"), key=lambda p: p.stat().st_mtime)
+        if not found:
+            raise ConfigError(
+                f"--ckpt {config.ckpt}: there is no run under runs/; name one with --run, or a checkpoint "
+                "with --ckpt PATH"
+            )
+        run = found[-1].parent
+    found_path = run / "best" if config.ckpt == "best" else newest(run)
+    if found_path == run / "best" and not found_path.is_dir():
+        found_path = run / ".old-best"  # a run was killed, or is busy, between two renames
+    if found_path is None or not found_path.is_dir():
+        raise ConfigError(
+            f"{run} has no {config.ckpt} checkpoint" + (" yet" if run.is_dir() else "; there is no such directory")
+        )
+    return str(found_path), run
+
+
+def evaluate(config: EvalConfig) -> dict[str, Any]:
+    """Caption a split and score it; or score the captions in `config.predictions`.
+
+    Writes, into the run's directory, `captions.jsonl` (one line an image), `coco_metrics.json` (what is returned)
+    and `report.html`; for another split than test their names end in `_SPLIT`. For predictions, only `config.output`.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: before any image is captioned.
+    """
+    ckpt, run, run_config, data, examples = prepare(config)
+    state = PartialState()
+    split, folder = config.split or "test", Path(config.output_dir or run or ".")
+    about: dict[str, Any] = {"dataset": data.name, "split": split}
+    failures: dict[str, str] = {}
+    others: dict[str, dict[str, str]] = {}
+    others_made: dict[str, dict[str, Any]] = {}
+    if config.predictions:
+        captions = read_predictions(Path(config.predictions), examples)
+        about |= {"predictions": config.predictions}
+    else:
+        keep = folder / "captions"
+        captions, failures, made = caption_with(ckpt, examples, run_config, config.dtype, keep)
+        about |= made
+        more = {"compare": config.compare} if config.compare else {}
+        if run and config.base and run_config.model.model not in (*FROM_SCRATCH, ckpt):
+            more["base"] = run_config.model.model
+        for name, other in more.items():
+            try:
+                others[name], _, others_made[name] = caption_with(other, examples, run_config, config.dtype, keep)
+            except CheckpointError as error:
+                if name == "compare":  # the user asked for it
+                    raise
+                others_made[name] = {"checkpoint": other, "reason": str(error)}
+                state.print(f"the untouched {other} is left out: {error}")
+    if not captions:
+        raise ConfigError(f"no image of {data.name}, {split}, could be decoded, e.g. {next(iter(failures.values()))}")
+    result: dict[str, Any] = {}
+    if state.is_main_process:
+        references = {e.image_id: list(e.captions) for e in examples if e.image_id in captions}
+        train = Counter(normalize_caption(c) for e in data.splits["train"] for c in e.captions)
+        if train:
+            others["most_common_caption"] = dict.fromkeys(captions, train.most_common(1)[0][0])
+            others_made["most_common_caption"] = {"caption": train.most_common(1)[0][0]}
+        numbers, per_image = score(captions, references, others, config.spice_subsample if config.spice else 0)
+        about |= {
+            "num_images": len(captions),
+            "num_references": sum(map(len, references.values())),
+            "failed_images": failures,
+            "data_fingerprint": data.fingerprint(),
+        }
+        result = {**about, **numbers}
+        for name, made in others_made.items():
+            result["baselines"][name] = {**made, **result["baselines"].get(name, {})}
+        # Drawn scenes have templates for captions: there a model is expected to match them word for word.
+        result["warnings"] = [] if data.name == "shapes" else leak_warnings(result)
+        if config.predictions:
+            if config.output:
+                Path(config.output).parent.mkdir(parents=True, exist_ok=True)
+                Path(config.output).write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+        else:
+            rows = [
+                (e, captions[e.image_id], scores_of(per_image, e.image_id)) for e in examples if e.image_id in captions
+            ]
+            _write(folder, split, result, rows, run)
+            if run and not config.output_dir:
+                (run / "README.md").write_text(model_card(run), "utf-8")
+                log_evaluation(run, split, result)
+    state.wait_for_everyone()
+    return result
+
+
+def prepare(config: EvalConfig) -> tuple[str, Path | None, TrainConfig, DataSet, list[Picture]]:
+    """The checkpoint, its run, the settings, the data, and the images of the split. Raises as `evaluate` does."""
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # which it does not read by itself
+    ckpt, run = ("", None) if config.predictions else find_checkpoint(config)
+    if config.run and config.predictions:
+        run = Path(config.run)
+    if not (run or config.overrides.get("dataset")):
+        raise ConfigError(
+            f"{config.predictions or f'--ckpt {ckpt}'} belongs to no run: say which images with --dataset"
+        )
+    base = read_run_config(run) if run else TrainConfig()
+    # All images, unless told otherwise: a run's limit was for its validations.
+    run_config = base.replace(**{"max_eval_images": None, **config.overrides})
+    run_config.validate()
+    with state.main_process_first():
+        data = load_data(run_config.data, run_config.optimisation.seed)
+    splits = SPLITS if config.split == "all" else (config.split or "test",)
+    examples = [e for split in splits for e in data.splits[split]]
+    examples = subsample(examples, run_config.data.max_eval_images, run_config.optimisation.seed)
+    if not examples:
+        raise ConfigError(f"{data.name}: the {config.split or 'test'} split has no images")
+    return ckpt, run, run_config, data, examples
+
+
+def read_predictions(path: Path, examples: Sequence[Picture]) -> dict[str, str]:
+    """Anyone's captions: lines of `{"image_id", "caption"}`, or a JSON list of these (COCO's result format).
+
+    Raises:
+        ConfigError: it cannot be read, or its images are not those of the split.
+    """
+    try:
+        text = path.read_text("utf-8-sig")
+        rows = (
+            json.loads(text)
+            if text.lstrip().startswith("[")
+            else [json.loads(line) for line in text.splitlines() if line.strip()]
+        )
+        found = {str(row["image_id"]): str(row["caption"]) for row in rows}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f'{path}: expected lines of {{"image_id", "caption"}} ({type(error).__name__} {error})'
+        ) from error
+    wanted = [e.image_id for e in examples]
+    missing, unknown = [i for i in wanted if i not in found], sorted(set(found) - set(wanted))
+    if missing or unknown or len(rows) != len(found):
+        raise ConfigError(
+            f"{path}: {len(rows)} captions of {len(found)} images for a split of {len(wanted)}; "
+            f"{len(missing)} have none"
+            + (f" (e.g. {missing[0]})" if missing else "")
+            + (f", {len(unknown)} are not in the split (e.g. {unknown[0]})" if unknown else "")
+        )
+    return {image_id: found[image_id] for image_id in wanted}
+
+
+def score(
+    captions: dict[str, str], references: dict[str, list[str]], others: dict[str, dict[str, str]], spice: int = 0
+) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
+    """All numbers, each with a 95% interval, beside those of humans and of others' captions of the same images.
+
+    Args:
+        captions, references: by image id.
+        others: captions by name and image id; the one called `compare` is tested for a real difference.
+        spice: as in `coco_metrics`.
+
+    Returns:
+        (numbers, per-image scores by metric and image id).
+    """
+    if any(set(each) != set(captions) for each in others.values()):
+        raise ConfigError("the checkpoints did not caption the same images")
+    refs = list(references.values())
+    bleu = metrics.sacrebleu(list(captions.values()), refs)
+    coco = coco_metrics(captions, references, others, human=True, spice=spice)
+    per_image = coco.pop("per_image", {})
+    found, human = coco.pop("others", {}), coco.pop("human", None)
+    compared = list(others["compare"].values()) if "compare" in others else None
+    test = metrics.sacrebleu_test(list(captions.values()), refs, compared)
+    exact = [normalize_caption(c) in map(normalize_caption, references[i]) for i, c in captions.items()]
+    human_bleu = metrics.human_agreement(refs)
+    baselines = {"human": {"sacrebleu": human_bleu, **(human or {})}}
+    for name, each in others.items():
+        baselines[name] = {"sacrebleu": metrics.sacrebleu(list(each.values()), refs)["score"], **found.get(name, {})}
+    if compared:
+        baselines["compare"] |= {"interval_95": test["other_interval"], "p_value": test["p_value"]}
+    result: dict[str, Any] = {
+        "sacrebleu": bleu["score"],
+        "sacrebleu_signature": bleu["signature"],
+        "human_agreement_sacrebleu": human_bleu,
+        **coco,
+        "intervals_95": {
+            "sacrebleu": test["interval"],
+            **{
+                name: metrics.bootstrap(list(per_image[name].values()))
+                for name in per_image
+                if METRICS[name].mean_of_images
+            },
+        },
+        "exact_match_rate": sum(exact) / len(exact),
+        "failure_groups": metrics.failure_groups(list(captions.values())),
+        "baselines": baselines,
+    }
+    return result, per_image
+
+
+def scores_of(per_image: dict[str, dict[str, float]], image_id: str) -> dict[str, float]:
+    return {name: values[image_id] for name, values in per_image.items()}
+
+
+def leak_warnings(result: dict[str, Any]) -> list[str]:
+    """What is too good to be true, and what to look at then."""
+    found = []
+    human = result["human_agreement_sacrebleu"]
+    if human and result["sacrebleu"] > 1.25 * human:
+        found.append(
+            f"sacreBLEU {result['sacrebleu']:.1f} is more than 1.25 times what one human scores against "
+            f"the others ({human:.1f})"
+        )
+    if result["exact_match_rate"] > 0.3 and result["num_images"] >= 20:
+        found.append(f"{result['exact_match_rate']:.0%} of the captions are one of their references, word for word")
+    if found:
+        found.append(
+            "Were these images trained on? `blip-lite audit` looks for duplicates. Did a reference reach the prompt?"
+        )
+    return found
+
+
+def _write(
+    folder: Path,
+    split: str,
+    result: dict[str, Any],
+    rows: Sequence[tuple[Picture, str, dict[str, float]]],
+    run: Path | None,
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    suffix = "" if split == "test" else f"_{split}"
+    with open(folder / f"captions{suffix}.jsonl", "w", encoding="utf-8") as file:
+        for example, caption, scores in rows:
+            line = {"image_id": example.image_id, "caption": caption, "references": example.captions, "scores": scores}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    (folder / f"coco_metrics{suffix}.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    worst = sorted(rows, key=lambda row: row[2].get("CIDEr", 0.0))
+    shown = [(e.open(), e.image_id, caption, e.captions, scores) for e, caption, scores in worst[:REPORT_IMAGES]]
+    page = report.page(result, shown, read_metrics(run) if run else [])
+    (folder / f"report{suffix}.html").write_text(page, "utf-8")
+
+
+def summary(result: dict[str, Any]) -> str:
+    """A few lines for people."""
+    speed = f", {result['images_per_second']:.1f} images/s" if "images_per_second" in result else ""
+    lines = [f"{result['dataset']}, {result['split']}: {result['num_images']} images{speed}"]
+    low, high = result["intervals_95"]["sacrebleu"]
+    human = result["human_agreement_sacrebleu"]
+    lines.append(
+        f"  sacreBLEU {result['sacrebleu']:.2f} [{low:.2f}, {high:.2f}]"
+        + (f"   (one human against the others: {human:.2f})" if human else "")
+    )
+    names = HEADLINES[1:]  # sacreBLEU has a line of its own
+    known = [f"{name} {result[name]:.4f}" for name in names if result.get(name) is not None]
+    missing = {result["reasons"][name] for name in names if result.get(name) is None}
+    lines += [f"  {'   '.join(known)}"] if known else []
+    lines += [f"  not computed: {reason}" for reason in sorted(missing)]
+    if result["failed_images"]:
+        lines.append(
+            f"  {len(result['failed_images'])} images could not be decoded: "
+            f"{', '.join(list(result['failed_images'])[:5])}"
+        )
+    if base := result["baselines"].get("base", {}).get("sacrebleu"):
+        lines.append(f"  the untouched {result['baselines']['base']['checkpoint']}: sacreBLEU {base:.2f}")
+    if other := result["baselines"].get("compare"):
+        p = other["p_value"]
+        verdict = f"p = {p:.3f}: {'a real difference' if p < 0.05 else 'no difference that these images can show'}"
+        low, high = other["interval_95"]
+        lines.append(f"  {other['checkpoint']}: sacreBLEU {other['sacrebleu']:.2f} [{low:.2f}, {high:.2f}], {verdict}")
+    lines += [f"  warning: {warning}" for warning in result["warnings"]]
+    return "\n".join(lines)

@@ -1,0 +1,105 @@
+"""Captions + references -> numbers: sacreBLEU, and the COCO metrics through `pycocoevalcap`."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from blip_lite.processing.text import normalize_caption
+
+BOOTSTRAP_SAMPLES = 1000
+
+
+def sacrebleu(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """Corpus BLEU of one caption an image against all of that image's references.
+
+    Both sides go through `normalize_caption`, because the model only knows such text.
+
+    Args:
+        captions: one an image.
+        references: for each image one or more.
+
+    Returns:
+        `{"score": 0 to 100, "signature": sacreBLEU's own}`.
+
+    Raises:
+        ValueError: nothing to score, lengths differ, or an image without references.
+    """
+    from sacrebleu.metrics.bleu import BLEU
+
+    if not captions or len(captions) != len(references) or not all(references):
+        raise ValueError(
+            f"{len(captions)} captions and {len(references)} lists of references: expected as many, none empty"
+        )
+    # sacreBLEU wants the transpose, one stream per reference number, all of one length: an image with fewer
+    # references repeats its last, which changes no count (https://github.com/mjpost/sacrebleu/issues/69).
+    most = max(map(len, references))
+    streams = [[normalize_caption(refs[min(k, len(refs) - 1)]) for refs in references] for k in range(most)]
+    bleu = BLEU(lowercase=True)
+    score = bleu.corpus_score([normalize_caption(c) for c in captions], streams).score
+    return {"score": score, "signature": str(bleu.get_signature())}
+
+
+def human_agreement(references: Sequence[Sequence[str]]) -> float | None:
+    """sacreBLEU of each human caption against the other humans', averaged over who is left out; None where some
+    image has a single reference."""
+    fewest = min(map(len, references))
+    if fewest < 2:
+        return None
+    scores = [
+        sacrebleu([refs[k] for refs in references], [[*refs[:k], *refs[k + 1 :]] for refs in references])["score"]
+        for k in range(fewest)
+    ]
+    return statistics.mean(scores)
+
+
+def sacrebleu_test(
+    captions: Sequence[str], references: Sequence[Sequence[str]], other: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """95% interval of `sacrebleu` by sacreBLEU's own paired bootstrap (Koehn 2004; 1,000 samples, seed 12345).
+
+    Args:
+        captions, references: as in `sacrebleu`.
+        other: captions of the same images by another system.
+
+    Returns:
+        `{"interval": [low, high]}`; with `other` also `{"other_interval", "p_value"}`, the chance of so large a
+        difference between equal systems.
+    """
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.significance import PairedTest
+
+    most = max(map(len, references))
+    streams = [[normalize_caption(refs[min(k, len(refs) - 1)]) for refs in references] for k in range(most)]
+    systems: list[tuple[str, Sequence[str]]] = [("a", [normalize_caption(c) for c in captions])]
+    systems += [("b", [normalize_caption(c) for c in other])] if other else []
+    metric = {"BLEU": BLEU(lowercase=True, references=streams)}
+    found: list[Any] = list(PairedTest(systems, metric, None, "bs", n_samples=BOOTSTRAP_SAMPLES)()[1]["BLEU"])
+    intervals = [[float(r.mean - r.ci), float(r.mean + r.ci)] for r in found]
+    if not other:
+        return {"interval": intervals[0]}
+    # sacreBLEU counts the samples that differ by more than was seen; of a difference of 0 it thereby says p = 0.001
+    p_value = 1.0 if found[0].score == found[1].score else float(found[1].p_value)
+    return {"interval": intervals[0], "other_interval": intervals[1], "p_value": p_value}
+
+
+def bootstrap(scores: Sequence[float]) -> list[float]:
+    """95% percentile interval of the mean of per-image scores, or of per-image differences (1,000
+    samples, seed 12345)."""
+    values, rng = np.asarray(scores, dtype=np.float64), np.random.default_rng(12345)
+    means = [values[rng.integers(0, len(values), len(values))].mean() for _ in range(BOOTSTRAP_SAMPLES)]
+    return [float(v) for v in np.percentile(means, [2.5, 97.5])]
+
+
+def failure_groups(captions: Sequence[str]) -> dict[str, float]:
+    """Signs of a model gone wrong, as shares of all captions: empty ones, a word repeated three times in a row,
+    and the commonest caption."""
+    words = [caption.split() for caption in captions]
+    repeats = sum(any(len(set(w[i : i + 3])) == 1 for i in range(len(w) - 2)) for w in words)
+    commonest = max(Counter(captions).values())
+    n = len(captions)
+    return {"empty": sum(not w for w in words) / n, "repetition": repeats / n, "commonest_caption": commonest / n}

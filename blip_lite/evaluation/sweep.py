@@ -1,0 +1,78 @@
+"""Decoding settings -> quality against speed: a table and a picture."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from blip_lite.errors import ConfigError
+from blip_lite.evaluation import metrics
+from blip_lite.evaluation.captions import caption_with
+from blip_lite.evaluation.coco_process import coco_metrics
+from blip_lite.evaluation.evaluate import prepare
+from blip_lite.reports.charts import scatter
+from blip_lite.reports.metric_names import HEADLINES
+from blip_lite.settings import EvalConfig
+
+SWEPT = {"num_beams": int, "max_new_tokens": int, "min_new_tokens": int, "length_penalty": float}
+
+
+def sweep(config: EvalConfig) -> list[dict[str, Any]]:
+    """Caption and score a split (validation, unless told otherwise: settings chosen on test images would make the
+    test's
+    numbers too good) with every combination of `config.sweep`; print a table, write `sweep.json` and `sweep.svg`.
+
+    Returns:
+        On the main process, one row a combination, in the order of the settings: those settings, images_per_second
+        and scores.
+
+    Raises:
+        ConfigError: a setting that is not known or makes no sense, before any image is captioned.
+    """
+    grid = parse_grid(config.sweep or [])
+    config = config.replace(split=config.split or "validation")
+    ckpt, run, run_config, data, examples = prepare(config)
+    folder = Path(config.output_dir or run or ".")
+    for values in grid:
+        run_config.replace(**values).validate()
+    made: dict[str, dict[str, Any]] = {}
+    systems: dict[str, dict[str, str]] = {}
+    for values in grid:
+        label = ", ".join(f"{name} {value:g}" for name, value in values.items())
+        settings = run_config.replace(**values)
+        systems[label], _, about = caption_with(ckpt, examples, settings, config.dtype, folder / "captions")
+        made[label] = {**values, "images_per_second": about["images_per_second"]}
+    if not PartialState().is_main_process:
+        return []
+    [first, *_] = systems.values()
+    references = {e.image_id: list(e.captions) for e in examples if e.image_id in first}
+    coco = coco_metrics(first, references, systems)["others"]
+    rows = []
+    for label, captions in systems.items():
+        bleu = metrics.sacrebleu(list(captions.values()), [references[i] for i in captions])["score"]
+        rows.append({**made[label], "sacrebleu": bleu, **coco[label]})
+    columns = [*grid[0], "images_per_second", *(n for n in HEADLINES if rows[0].get(n) is not None)]
+    print(f"{data.name}, {config.split}: {len(references)} images, {ckpt}")
+    for line in ([*columns], *([f"{row[name]:.4g}" for name in columns] for row in rows)):
+        print("  ".join(f"{text:>{max(8, len(name))}}" for text, name in zip(line, columns, strict=True)))
+    quality = "CIDEr" if "CIDEr" in columns else "sacrebleu"
+    points = [(row["images_per_second"], row[quality], " / ".join(f"{row[n]:g}" for n in grid[0])) for row in rows]
+    (folder / "sweep.json").write_text(json.dumps(rows, indent=2) + "\n", "utf-8")
+    (folder / "sweep.svg").write_text(scatter(points, f"images/s (points: {' / '.join(grid[0])})", quality), "utf-8")
+    return rows
+
+
+def parse_grid(texts: list[str]) -> list[dict[str, Any]]:
+    """`["num_beams=1,3", "length_penalty=0.8,1"]` -> every combination. Raises ConfigError."""
+    lists: dict[str, list[Any]] = {}
+    for text in texts:
+        name, _, values = text.partition("=")
+        try:
+            lists[name] = [SWEPT[name](value) for value in values.split(",")]
+        except (KeyError, ValueError) as error:
+            raise ConfigError(f"--sweep {text}: expected name=value,value with a name of {', '.join(SWEPT)}") from error
+    return [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]

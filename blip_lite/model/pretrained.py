@@ -1,0 +1,301 @@
+"""Checkpoint directory or Hub id <-> (model, processor), with every key and every shape checked."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, models
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from blip_lite.errors import CheckpointError
+from blip_lite.model.blip import Blip
+from blip_lite.model.config import BlipConfig
+from blip_lite.processing.processor import CLIP_MEAN, CLIP_STD, Processor, wordpiece
+
+HUB_FILES = ["*.json", "vocab.txt", "model*.safetensors", "pytorch_model*.bin"]
+
+
+# The vocabulary head is the word embedding, its bias has two names, and old checkpoints store a constant.
+HEAD = "text_decoder.cls.predictions."
+
+
+DERIVED = {
+    HEAD + "decoder.weight": "text_decoder.bert.embeddings.word_embeddings.weight",
+    HEAD + "decoder.bias": HEAD + "bias",
+}
+
+
+MAX_TEXT_BYTES = 64 * 2**20
+
+
+CONSTANT = re.compile(r".*\.position_ids$")
+
+
+def resolve(path_or_id: str | Path) -> Path:
+    """A local directory as it is; a Hub id is downloaded (or taken from the cache).
+
+    Raises:
+        CheckpointError: neither a directory nor a Hub id that can be had.
+    """
+    path = Path(path_or_id).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path_or_id)):
+        raise CheckpointError(f"{path_or_id}: no such directory, and not a Hub id (owner/name)")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise CheckpointError(f"{path_or_id}: no such directory; for a Hub id `pip install huggingface_hub`") from None
+    try:
+        files = _only_one_format(str(path_or_id))
+        return Path(snapshot_download(str(path_or_id), allow_patterns=HUB_FILES, ignore_patterns=files))
+    except Exception as error:  # the hub client raises a dozen unrelated types; all mean "cannot be had"
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{path_or_id}: no such directory, and not to be had from the Hub ({reason})") from error
+
+
+def _only_one_format(repo: str) -> list[str]:
+    """Patterns to leave out, so that weights that are there twice are downloaded once."""
+    from huggingface_hub import list_repo_files
+
+    try:
+        names = list_repo_files(repo)
+    except Exception:  # offline: the cache decides
+        return []
+    return ["*.bin"] if any(name.endswith(".safetensors") for name in names) else []
+
+
+def read_config(directory: Path) -> BlipConfig:
+    """Read `config.json`. Raises CheckpointError."""
+    try:
+        return BlipConfig.from_dict(_read_json(directory / "config.json"))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{directory}: {error}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise CheckpointError(f"{path.parent}: not a checkpoint directory, it has no {path.name}")
+    refuse_large(path)
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected a JSON object")
+    return content
+
+
+def refuse_large(path: Path) -> None:
+    """Weights may be large; no other file of a checkpoint is read beyond 64 MiB. Raises CheckpointError."""
+    if path.stat().st_size > MAX_TEXT_BYTES:
+        raise CheckpointError(
+            f"{path}: refused, {path.stat().st_size / 2**20:,.0f} MiB; at most {MAX_TEXT_BYTES / 2**20:.0f} are read"
+        )
+
+
+def read_weights(directory: Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint, from `model.safetensors` or `pytorch_model.bin`, whole or in shards.
+
+    Pickles are read with `weights_only=True` alone: nothing in them is run.
+    """
+    readers: dict[str, Callable[[Path], dict[str, Tensor]]] = {
+        "model.safetensors": safetensors.torch.load_file,
+        "pytorch_model.bin": lambda file: torch.load(file, map_location="cpu", weights_only=True, mmap=True),
+    }
+    for name, read in readers.items():
+        index = directory / f"{name}.index.json"
+        if (directory / name).is_file():
+            shards = [name]
+        elif index.is_file():
+            shards = shards_of(index)
+        else:
+            continue
+        weights: dict[str, Tensor] = {}
+        for shard in shards:
+            try:
+                weights.update(read(directory / shard))
+            except Exception as error:  # torn zip, bad pickle, short header: many types, one meaning
+                raise CheckpointError(f"{directory / shard}: cannot be read ({error})") from error
+        return weights
+    raise CheckpointError(f"{directory}: has neither model.safetensors nor pytorch_model.bin")
+
+
+def shards_of(index: Path) -> list[str]:
+    """The files that an index names; all lie beside it. Raises CheckpointError."""
+    names = _read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise CheckpointError(f"{index}: has no weight_map of file names")
+    if bad := [name for name in names.values() if Path(name).name != name]:
+        raise CheckpointError(f"{index}: names a file outside the directory: {bad[0]}")
+    return sorted(set(names.values()))
+
+
+def load_weights(model: Blip, weights: dict[str, Tensor], source: str | Path) -> None:
+    """Put tensors into a model (which may be on the meta device).
+
+    Raises:
+        CheckpointError: naming missing, unexpected and misshapen tensors, or tied ones that differ.
+    """
+    weights = {name: tensor for name, tensor in weights.items() if not CONSTANT.match(name)}
+    if HEAD + "bias" not in weights and HEAD + "decoder.bias" in weights:
+        weights[HEAD + "bias"] = weights[HEAD + "decoder.bias"]
+    for copy, original in DERIVED.items():
+        tensor = weights.pop(copy, None)
+        if tensor is not None and original in weights and not torch.equal(tensor, weights[original]):
+            raise CheckpointError(f"{source}: {copy} differs from {original}, to which BLIP ties it")
+
+    wanted = {name: tensor for name, tensor in model.state_dict().items() if name not in DERIVED}
+    problems = [f"missing: {name}" for name in wanted if name not in weights]
+    problems += [f"unexpected: {name}" for name in weights if name not in wanted]
+    problems += [
+        f"{name}: shape {list(weights[name].shape)}, config.json asks for {list(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    if problems:
+        more = f"\n  ... and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise CheckpointError(f"{source}: the weights do not fit the model\n  " + "\n  ".join(problems[:8]) + more)
+    weights = {name: tensor.to(wanted[name].dtype) for name, tensor in weights.items()}
+    model.load_state_dict(weights, strict=False, assign=True)  # strict above, but for the derived names
+    model.text_decoder.cls.predictions.decoder.bias = model.text_decoder.cls.predictions.bias
+    model.tie_weights()
+
+
+class Unfilled(TorchFunctionMode):
+    """Modules made in this context do not fill their weights. (On the meta device torch would do that with
+    decompositions, whose import alone takes 2 seconds.)"""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def load_pretrained(
+    path_or_id: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> tuple[Blip, Processor]:
+    """Load a captioning checkpoint: ours, or one saved by `transformers`, old or new.
+
+    Args:
+        path_or_id: a directory, or a Hub id such as `Salesforce/blip-image-captioning-base`.
+        device: where the model goes.
+        dtype: of the weights.
+
+    Returns:
+        The model, in evaluation mode, and its processor.
+
+    Raises:
+        CheckpointError: it cannot be found, or a file, key or shape is wrong; the message names it.
+    """
+    directory = resolve(path_or_id)
+    config = read_config(directory)
+    processor = load_processor(directory, config)
+    with Unfilled(), torch.device("meta"):  # no memory and no time for weights that are replaced at once
+        model = Blip(config)
+    load_weights(model, read_weights(directory), path_or_id)
+    return model.to(device, dtype).eval(), processor
+
+
+def load_processor(directory: Path, config: BlipConfig) -> Processor:
+    """Read the tokenizer (`tokenizer.json` or `vocab.txt`) and the image settings (`processor_config.json`, or
+    the older `preprocessor_config.json`). Raises CheckpointError."""
+    settings: dict[str, Any] = {}
+    if (directory / "processor_config.json").is_file():
+        settings = _read_json(directory / "processor_config.json").get("image_processor", {})
+    if not settings:
+        settings = _read_json(directory / "preprocessor_config.json")
+    size = settings.get("size", config.vision.image_size)
+    height, width = (size.get("height"), size.get("width")) if isinstance(size, dict) else (size, size)
+    if height != config.vision.image_size or width != config.vision.image_size:
+        raise CheckpointError(
+            f"{directory}: images of size {size}, but the model's image_size is {config.vision.image_size}"
+        )
+    tokenizer = _load_tokenizer(directory)
+    if tokenizer.get_vocab_size() > config.text.vocab_size:
+        raise CheckpointError(
+            f"{directory}: the tokenizer has {tokenizer.get_vocab_size()} tokens, the model {config.text.vocab_size}"
+        )
+    return Processor(
+        tokenizer,
+        config.vision.image_size,
+        config.text.bos_token_id,
+        config.text.sep_token_id,
+        config.text.pad_token_id,
+        tuple(settings.get("image_mean", CLIP_MEAN)),
+        tuple(settings.get("image_std", CLIP_STD)),
+        settings.get("resample", Image.Resampling.BICUBIC),
+        settings.get("rescale_factor", 1 / 255),
+    )
+
+
+def _load_tokenizer(directory: Path) -> Tokenizer:
+    for name in ("tokenizer.json", "vocab.txt"):
+        if (directory / name).is_file():
+            refuse_large(directory / name)
+    try:
+        if (directory / "tokenizer.json").is_file():
+            return Tokenizer.from_file(str(directory / "tokenizer.json"))
+        if (directory / "vocab.txt").is_file():
+            return wordpiece(models.WordPiece.read_file(str(directory / "vocab.txt")))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise CheckpointError(f"{directory}: the tokenizer cannot be read ({error})") from error
+    raise CheckpointError(f"{directory}: has neither tokenizer.json nor vocab.txt")
+
+
+def save_pretrained(model: Blip, processor: Processor, directory: str | Path) -> None:
+    """Write a directory that loads here and in `transformers` (4 and 5), tied tensors once.
+
+    Weights are stored in the model's dtype. For a write that is whole or not at all see `checkpoint.save`.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items() if k not in DERIVED}
+    safetensors.torch.save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+
+    config = model.config.to_dict()
+    config.pop("torch_dtype", None)
+    config["dtype"] = str(next(iter(weights.values())).dtype).removeprefix("torch.")
+    preprocessor = {
+        "image_processor_type": "BlipImageProcessor",
+        "processor_class": "BlipProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "do_rescale": True,
+        "do_normalize": True,
+        "size": {"height": processor.image_size, "width": processor.image_size},
+        "resample": int(processor.resample),
+        "rescale_factor": processor.rescale_factor,
+        "image_mean": list(processor.image_mean),
+        "image_std": list(processor.image_std),
+    }
+    special = {
+        name: f"[{name[:-6].upper()}]" for name in ("cls_token", "mask_token", "pad_token", "sep_token", "unk_token")
+    }
+    tokenizer = {
+        **special,
+        "tokenizer_class": "BertTokenizer",
+        "processor_class": "BlipProcessor",
+        "do_lower_case": True,
+        "model_max_length": model.config.text.max_position_embeddings,
+        "model_input_names": ["input_ids", "attention_mask"],
+    }
+    for name, content in (
+        ("config.json", config),
+        ("preprocessor_config.json", preprocessor),
+        ("tokenizer_config.json", tokenizer),
+        ("special_tokens_map.json", special),
+    ):
+        (directory / name).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+    # not `tokenizer.save`: on a full disk it raises an exception that says nothing of its kind
+    (directory / "tokenizer.json").write_text(processor.tokenizer.to_str(pretty=True), "utf-8")
+    vocab = sorted(processor.tokenizer.get_vocab(with_added_tokens=False).items(), key=lambda item: item[1])
+    (directory / "vocab.txt").write_text("".join(token + "\n" for token, _ in vocab), "utf-8")

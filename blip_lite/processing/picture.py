@@ -1,0 +1,40 @@
+"""A named picture that is opened when it is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from blip_lite.processing.images import ImageInput
+
+
+@dataclass
+class Picture:
+    """One image: of a data set, with its captions, or to be captioned.
+
+    Attributes:
+        image_id: what it is called, in files and messages; the same id, the same image.
+        image: a path, bytes, or a function that returns one of these or a picture.
+        captions: those that people wrote.
+        where: the file and row that named it, for messages.
+        split: train, validation or test, where the source says so.
+        url: from which `image`, a path, is downloaded.
+    """
+
+    image_id: str
+    image: ImageInput | Callable[[], ImageInput]
+    captions: tuple[str, ...] = ()
+    where: str = field(default="", compare=False)
+    split: str | None = None
+    url: str | None = None
+
+    def open(self) -> ImageInput:
+        return self.image() if callable(self.image) else self.image
+
+    def stamp(self) -> str:
+        """Changes when the image does: its id, and the path, size and time of a file."""
+        if isinstance(self.image, (str, Path)) and Path(self.image).is_file():
+            found = Path(self.image).stat()
+            return f"{self.image_id}{self.image}:{found.st_size}:{found.st_mtime_ns}"
+        return self.image_id

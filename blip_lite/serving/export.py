@@ -1,0 +1,75 @@
+"""A checkpoint -> a folder that loads in `transformers`; or a repository of the Hub: `python -m
+blip_lite.export runs/x/best --to DIR`."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from blip_lite.captioner import Captioner
+from blip_lite.errors import CheckpointError
+from blip_lite.model.generation import GenerationSettings
+from blip_lite.model.pretrained import load_pretrained, save_pretrained
+from blip_lite.reports.model_card import model_card
+
+
+def export(ckpt: Path, to: Path) -> list[Path]:
+    """Write the checkpoint, its model card and its metrics into a new folder, load it in `transformers`, and see that a
+    picture gets the same caption there.
+
+    Returns:
+        The folder's files.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be loaded, the folder is not empty, or the captions differ.
+    """
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise CheckpointError(f"{to} is not empty: choose another --to")
+    model, processor = load_pretrained(ckpt)
+    save_pretrained(model, processor, to)
+    run = ckpt.resolve().parent
+    if (run / "config.json").is_file():
+        (to / "README.md").write_text(model_card(run), "utf-8")
+    for path in run.glob("coco_metrics*.json"):
+        shutil.copy(path, to / path.name)
+    loads_in_transformers(to)
+    return sorted(path for path in to.rglob("*") if path.is_file())
+
+
+def loads_in_transformers(folder: Path) -> None:
+    """Raises CheckpointError unless `transformers` loads the folder and captions a picture as we do."""
+    import numpy as np
+    import torch
+    from transformers import BlipForConditionalGeneration, BlipProcessor
+
+    ours = Captioner.from_pretrained(str(folder), device="cpu", dtype="float32")
+    picture = np.random.default_rng(0).integers(0, 255, (96, 128, 3), dtype=np.uint8)
+    pixel_values = ours.processor.pixel_values([picture])  # for both: their torchvision resizes a little differently
+    load: Any = BlipForConditionalGeneration.from_pretrained
+    theirs, info = load(folder, output_loading_info=True, dtype=torch.float32)
+    if wrong := {kind: keys for kind, keys in info.items() if keys}:
+        raise CheckpointError(f"{folder}: transformers says {wrong}")
+    with torch.no_grad():
+        found = theirs.eval().generate(pixel_values=pixel_values, max_new_tokens=20, num_beams=1)
+    there = ours.processor.decode(found[0].tolist())
+    [[here]] = ours.caption_pixels(pixel_values, GenerationSettings(max_new_tokens=20, num_beams=1))
+    if here != there:
+        raise CheckpointError(f"{folder}: transformers captions a picture with {there!r}, we with {here!r}")
+    tokenizer = BlipProcessor.from_pretrained(folder).tokenizer
+    if tokenizer(here).input_ids[1:] != ours.processor.encode(here)[1:]:  # the first is [CLS] there, [DEC] here
+        raise CheckpointError(f"{folder}: the tokenizer that transformers loads splits {here!r} otherwise")
+
+
+def push(folder: Path, repo: str, private: bool) -> str:
+    """Upload the folder as the Hub's `repo` (`user/name`), made if it is not there. Returns its address.
+
+    Raises:
+        huggingface_hub.errors.HfHubHTTPError: not logged in, or refused.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    url = api.create_repo(repo, private=private, exist_ok=True)
+    api.upload_folder(folder_path=folder, repo_id=repo, commit_message="Upload by blip_lite")
+    return str(url)

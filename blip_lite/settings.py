@@ -1,0 +1,425 @@
+"""The settings of a run, in groups; their help texts are the command line's `--help`.
+
+Each group goes only to the rooms that need it. On the command line, in YAML and in a run's `config.json` the names are
+flat: `TrainConfig.of(dataset="shapes", batch_size=4)` and `config.flat()` go between the two.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from blip_lite.errors import ConfigError
+
+SPLITS = ("train", "validation", "test")
+TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")  # files of rows that a data set, or `caption`, is read from
+DATASETS = ("shapes", "flickr8k", "flickr30k", "coco_karpathy")  # data sets with a name of their own
+
+# Defaults that depend on the model: a published checkpoint, or a preset that starts from random weights.
+FINE_TUNING: dict[str, Any] = {
+    "learning_rate": 5e-5,
+    "epochs": 4,
+    "gradient_accumulation_steps": 2,
+    "gradient_checkpointing": True,
+    "num_workers": 2,
+}
+FROM_SCRATCH: dict[str, dict[str, Any]] = {
+    # no workers: on 2 cores they get in the way of a model this small (measured: 129 images/s without, 68 to 99 with)
+    "tiny": {
+        "learning_rate": 1.5e-3,
+        "epochs": 10,
+        "gradient_accumulation_steps": 1,
+        "gradient_checkpointing": False,
+        "num_workers": 0,
+    },
+    "small": {**FINE_TUNING, "learning_rate": 6e-4, "epochs": 10, "gradient_checkpointing": False},
+    "base": {**FINE_TUNING, "learning_rate": 2e-4, "epochs": 40},
+}
+
+
+def setting(
+    default: Any,
+    help: str,
+    choices: tuple[str, ...] | None = None,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+) -> Any:
+    """A dataclass field with its help text, and the values that make sense: of `choices`, or numbers within bounds."""
+    bounds = {"least": least, "above": above, "most": most}
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "bounds": bounds})
+
+
+def action(help: str) -> Any:
+    """A switch that asks for something to be done; it has no `--no-` form."""
+    return dataclasses.field(default=False, metadata={"help": help, "choices": None, "bounds": {}, "action": True})
+
+
+@dataclass
+class DataSettings:
+    """data"""
+
+    dataset: str = setting(
+        "flickr8k",
+        "shapes, flickr8k, flickr30k, coco_karpathy, a folder, a captions file (.csv, .tsv, .jsonl, .json, .parquet), "
+        ".tar shards (a/{0000..0099}.tar), or a Hub id",
+    )
+    data_dir: str | None = setting(
+        None, "local copy of flickr8k (original or Kaggle layout, Parquet), or the folder of Karpathy's dataset_*.json"
+    )
+    image_root: str | None = setting(
+        None, "folder that image paths are relative to; COCO's (train2014/, val2014/) is else downloaded into a cache"
+    )
+    image_column: str | None = setting(None, "column of the image; default: guessed from usual names")
+    caption_column: str | None = setting(None, "column of the caption, or several, a,b,c; default: guessed")
+    dataset_config: str | None = setting(None, "configuration of a Hub data set")
+    dataset_split: str | None = setting(None, "only this part of a Hub data set, e.g. train[:1000], split by image")
+    allow_urls: bool = setting(False, "download images that a table names by URL, once, into a cache")
+    split_scheme: str = setting(
+        "seed",
+        "flickr8k: 90/5/5 by image and seed, the official 6000/1000/1000 lists, or Karpathy's",
+        ("seed", "official", "karpathy"),
+    )
+    max_train_images: int | None = setting(None, "use only this many training images; default: all", least=1)
+    max_eval_images: int | None = setting(None, "validate on only this many images; default: all", least=1)
+    max_bad_images: float = setting(
+        0.01, "share of undecodable images, 0 to 1, above which a run ends", least=0, most=1
+    )
+
+
+@dataclass
+class LoadingSettings:
+    """loading"""
+
+    batch_size: int = setting(
+        8, "images per device and forward pass, each with all of its captions; also in evaluation", least=1
+    )
+    num_workers: int | None = setting(
+        None, "processes that decode images ahead, per training process; 0: none; default: 2, tiny 0", least=0
+    )
+
+
+@dataclass
+class ModelSettings:
+    """model"""
+
+    model: str = setting(
+        "Salesforce/blip-image-captioning-base",
+        "Hub id, checkpoint directory, or a preset that starts from nothing: tiny, small, base",
+    )
+    freeze_vision: bool = setting(False, "train the text decoder only")
+    feature_cache_gb: float = setting(
+        50.0,
+        "freeze_vision: keep each image's features on disk instead of encoding it anew each epoch, up to this many GB "
+        "(base size: 0.9 per 1,000 images); 0: off",
+        least=0,
+    )
+    gradient_checkpointing: bool | None = setting(
+        None, "recompute activations to save memory; default: on, off for tiny and small"
+    )
+    mixed_precision: str = setting(
+        "auto",
+        "auto: what `accelerate launch` says, else bf16 or fp16 where the GPU has it",
+        ("auto", "no", "bf16", "fp16"),
+    )
+
+
+@dataclass
+class OptimisationSettings:
+    """optimisation"""
+
+    epochs: int | None = setting(
+        None, "passes over the training images; default: 4, tiny and small 10, base from nothing 40", least=1
+    )
+    max_steps: int | None = setting(None, "stop after this many optimizer steps; default: what epochs needs", least=1)
+    gradient_accumulation_steps: int | None = setting(
+        None, "forward passes per optimizer step; default: 2, tiny 1", least=1
+    )
+    learning_rate: float | None = setting(
+        None, "peak learning rate; default: 5e-5, tiny 1.5e-3, small 6e-4, base (from nothing) 2e-4", above=0
+    )
+    lr_schedule: str = setting("linear", "decay after warm-up", ("linear", "cosine", "constant"))
+    warmup_ratio: float = setting(
+        0.05, "share of all steps in which the learning rate rises linearly, 0 to 1", least=0, most=1
+    )
+    weight_decay: float = setting(0.05, "AdamW weight decay, on matrices only", least=0)
+    label_smoothing: float = setting(0.0, "0 to 1; the official COCO recipe uses 0.1", least=0, most=1)
+    max_grad_norm: float = setting(1.0, "clip the gradient's norm to this; 0: do not clip", least=0)
+    seed: int = setting(42, "of the split, the order of images and random weights")
+    captions_per_image: int | None = setting(
+        None, "captions of each image in an epoch, others in the next; default: all", least=1
+    )
+    max_length: int = setting(40, "longest caption in tokens, [DEC], prompt and [SEP] included; longer ones are cut")
+
+
+@dataclass
+class DecodingSettings:
+    """decoding"""
+
+    prompt: str = setting("", "how every caption begins, not trained on; the official COCO recipe uses 'a picture of '")
+    max_new_tokens: int = setting(30, "longest generated caption in tokens, [SEP] included, prompt not", least=1)
+    min_new_tokens: int = setting(0, "shortest generated caption in tokens", least=0)
+    num_beams: int = setting(5, "beams; 1 is greedy", least=1)
+    length_penalty: float = setting(1.0, "beam score = sum of log-probabilities / length ** length_penalty")
+    early_stopping: bool = setting(True, "an image is done as soon as num_beams captions are complete")
+
+
+@dataclass
+class RunSettings:
+    """the run"""
+
+    output_dir: str | None = setting(None, "where everything is written; default: runs/DATASET")
+    overwrite: bool = action("delete the run that output_dir holds")
+    resume: bool = action("continue the run in output_dir from its newest checkpoint, or begin it")
+    resume_from: str | None = setting(None, "continue from this checkpoint of the run instead; later ones are given up")
+    allow_config_change: bool = action("resume although settings changed with which it is another run")
+    time_limit: float | None = setting(
+        None, "minutes after which to save and stop, with exit code 75; the last step and save are allowed for", above=0
+    )
+    save_every: int | None = setting(None, "save a checkpoint every so many steps, besides each epoch's end", least=1)
+    eval_every: int | None = setting(None, "validate every so many steps instead of at each epoch's end", least=1)
+    logging_steps: int = setting(50, "steps between two lines of the log", least=1)
+    save_total_limit: int = setting(2, "checkpoints to keep, at least 2; best/ is kept besides", least=2)
+    log_with: str = setting("none", "dashboards: none, wandb, tensorboard, or wandb,tensorboard")
+    country: str | None = setting(
+        None, "3-letter code of where this runs, e.g. FRA: measure energy and CO2 with codecarbon, for the model card"
+    )
+    wandb_artifacts: bool = setting(False, "at the end, upload best/ to W&B as an artifact")
+    project: str = setting("blip_lite", "project name on the dashboard")
+    run_name: str | None = setting(None, "run name on the dashboard; default: output_dir's name")
+
+    def dashboards(self) -> list[str]:
+        """`log_with` as a list."""
+        return [] if self.log_with == "none" else [name.strip() for name in self.log_with.split(",")]
+
+
+@dataclass
+class InsteadSettings:
+    """instead of training"""
+
+    sanity: bool = action("only check that the model can learn 8 of the captions word for word, then stop")
+    audit: bool = action(
+        "only look at the data: counts, lengths, duplicates and near-duplicates across splits; exit code 1 on a leak"
+    )
+    plan: bool = action("only run 4 steps, one on the longest captions, print memory, time and disk needed, then stop")
+
+
+class Setting(NamedTuple):
+    """A setting by its flat name: the group that holds it, or None, and what is known of it."""
+
+    name: str
+    group: str | None
+    field: dataclasses.Field[Any]
+    kind: Any  # int, float, str, bool or list[str]
+    optional: bool  # may be None
+    title: str  # of the group
+
+
+C = TypeVar("C", bound="Grouped")
+
+
+class Grouped:
+    """Settings in groups: between those and flat names, with every value checked."""
+
+    @classmethod
+    def settings(cls) -> dict[str, Setting]:
+        """All settings by their flat names, in order."""
+        return {one.name: one for one in _settings(cls, None)}
+
+    @classmethod
+    def of(cls: type[C], **flat: Any) -> C:
+        """From flat names. Raises ConfigError for an unknown one."""
+        return cls().replace(**flat)
+
+    def replace(self: C, **flat: Any) -> C:
+        """The same with other values. Raises ConfigError for an unknown name."""
+        known = self.settings()
+        own: dict[str, Any] = {}
+        groups: dict[str, dict[str, Any]] = {}
+        for name, value in flat.items():
+            if name not in known:
+                raise ConfigError(f"unknown setting {name!r}{did_you_mean(name, known)}")
+            group = known[name].group
+            (own if group is None else groups.setdefault(group, {}))[name] = value
+        own |= {group: dataclasses.replace(getattr(self, group), **values) for group, values in groups.items()}
+        return dataclasses.replace(self, **own)  # type: ignore[type-var]
+
+    def flat(self) -> dict[str, Any]:
+        """All values by their flat names."""
+        holders = {n: self if s.group is None else getattr(self, s.group) for n, s in self.settings().items()}
+        return {name: getattr(holder, name) for name, holder in holders.items()}
+
+    def problems(self) -> list[str]:
+        """What is wrong with single values."""
+        found = []
+        known = self.settings()
+        for name, value in self.flat().items():
+            choices, bounds = known[name].field.metadata["choices"], known[name].field.metadata["bounds"]
+            if value is None:
+                continue
+            if choices and value not in choices:
+                found.append(f"--{name} must be one of {', '.join(choices)}{did_you_mean(str(value), choices)}")
+            least, above, most = (bounds.get(key) for key in ("least", "above", "most"))
+            if least is not None and most is not None:
+                found += [f"--{name} must be between {least} and {most}"] * (not least <= value <= most)
+            elif least is not None and value < least:
+                low = {0: "must not be negative", 1: "must be above 0"}
+                found.append(f"--{name} {low.get(int(least), f'must be at least {least}')}")
+            elif above is not None and value <= above:
+                found.append(f"--{name} must be above {above}")
+        return found
+
+
+def _settings(cls: type, group: str | None, title: str = "") -> Iterator[Setting]:
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        kind = hints[field.name]
+        if dataclasses.is_dataclass(kind):
+            yield from _settings(kind, field.name, str(kind.__doc__))  # type: ignore[arg-type]
+            continue
+        optional = isinstance(kind, types.UnionType)  # `int | None`
+        if optional:
+            kind = next(arg for arg in typing.get_args(kind) if arg is not type(None))
+        if "help" in field.metadata:
+            yield Setting(field.name, group, field, kind, optional, title)
+
+
+def did_you_mean(given: str, known: typing.Iterable[str]) -> str:
+    """`; did you mean 'batch_size'?`, or nothing where no name is close."""
+    close = difflib.get_close_matches(given, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+@dataclass
+class TrainConfig(Grouped):
+    """Fine-tune BLIP for image captioning."""
+
+    data: DataSettings = dataclasses.field(default_factory=DataSettings)
+    loading: LoadingSettings = dataclasses.field(default_factory=LoadingSettings)
+    model: ModelSettings = dataclasses.field(default_factory=ModelSettings)
+    optimisation: OptimisationSettings = dataclasses.field(default_factory=OptimisationSettings)
+    decoding: DecodingSettings = dataclasses.field(default_factory=DecodingSettings)
+    run: RunSettings = dataclasses.field(default_factory=RunSettings)
+    instead: InsteadSettings = dataclasses.field(default_factory=InsteadSettings)
+
+    def resolved(self) -> TrainConfig:
+        """The same settings with every default that depends on another one filled in."""
+        values = self.flat()
+        own = FROM_SCRATCH.get(self.model.model, FINE_TUNING)
+        fill = {name: value for name, value in own.items() if values[name] is None}
+        run, dataset = self.run, self.data.dataset
+        if run.resume_from:
+            fill |= {"resume": True, "output_dir": run.output_dir or str(Path(run.resume_from).parent)}
+        elif run.output_dir is None:
+            path = Path(dataset)  # a folder's name may hold a dot
+            is_file = path.suffix in (*TABLES, ".tar")
+            name = path.resolve().name if path.is_dir() else path.stem if is_file else path.name
+            fill["output_dir"] = "runs/" + re.sub(r"[^\w.]+", "-", name).strip("-.")
+        return self.replace(**fill)
+
+    def validate(self) -> None:
+        """Raises ConfigError with every problem at once."""
+        problems, run = self.problems(), self.run
+        if self.decoding.min_new_tokens > self.decoding.max_new_tokens:
+            problems.append("--min_new_tokens must not be above --max_new_tokens")
+        if unknown := set(run.dashboards()) - {"wandb", "tensorboard"}:
+            names = ", ".join(sorted(unknown))
+            problems.append(f"--log_with {names}: known are none, wandb, tensorboard")
+        if run.resume_from:
+            path = Path(run.resume_from).resolve()
+            if path.parent != Path(str(run.output_dir)).resolve() or not re.fullmatch(r"checkpoint-\d+", path.name):
+                problems.append(f"--resume_from {run.resume_from} is no checkpoint-N in --output_dir {run.output_dir}")
+        if run.resume and run.overwrite:
+            problems.append("--resume and --overwrite exclude each other")
+        if problems:
+            raise ConfigError("; ".join(problems))
+
+
+@dataclass
+class EvalConfig(Grouped):
+    """Caption a split with a checkpoint and score the captions.
+
+    What `data`, `loading` and `decoding` are to be is known when the checkpoint's run is found: they are the run's, but
+    for the flat values in `overrides`, which `of` fills.
+    """
+
+    ckpt: str = setting("best", "best or latest (of the run), a checkpoint directory, or a Hub id")
+    run: str | None = setting(None, "run directory; default: that of the checkpoint, else the newest under runs/")
+    split: str | None = setting(None, "which images; default: test, or validation for --sweep", (*SPLITS, "all"))
+    compare: str | None = setting(
+        None, "a second checkpoint (or Hub id, e.g. the untouched base): is one really better?"
+    )
+    predictions: str | None = setting(
+        None,
+        'score these captions instead: lines of {"image_id", "caption"}, or COCO\'s result JSON; '
+        "needs --dataset or --run",
+    )
+    output: str | None = setting(None, "with predictions: where to write the numbers (JSON)")
+    output_dir: str | None = setting(None, "where to write; default: the run, or the working directory for a Hub id")
+    base: bool = setting(
+        True, "also score the checkpoint that the run began with, untouched (once: its captions are kept)"
+    )
+    spice: bool = setting(False, "also SPICE: needs Stanford CoreNLP (400 MB, downloaded once) and 8 GB of memory")
+    spice_subsample: int = setting(1000, "SPICE of this many images, drawn with a fixed seed")
+    sweep: list[str] | None = setting(  # noqa: RUF009
+        None,
+        "instead, quality against speed of every combination, on validation: e.g. num_beams=1,3,5 "
+        "length_penalty=0.8,1.0,1.2",
+    )
+    dtype: str = setting(
+        "auto",
+        "of the weights; auto: bfloat16 on a GPU that has it, float16 on an older one, else float32",
+        ("auto", "float32", "bfloat16", "float16"),
+    )
+    overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    GROUPS: typing.ClassVar = {"data": DataSettings, "loading": LoadingSettings, "decoding": DecodingSettings}
+
+    @classmethod
+    def settings(cls) -> dict[str, Setting]:
+        own = {one.name: one for one in _settings(cls, None)}
+        return own | {
+            one.name: one for group, kind in cls.GROUPS.items() for one in _settings(kind, group, str(kind.__doc__))
+        }
+
+    def replace(self, **flat: Any) -> EvalConfig:
+        known = self.settings()
+        own = {name: value for name, value in flat.items() if name in known and known[name].group is None}
+        overrides = {name: value for name, value in flat.items() if name not in own}
+        for name in overrides:
+            if name not in known:
+                raise ConfigError(f"unknown setting {name!r}{did_you_mean(name, known)}")
+        return dataclasses.replace(self, **own, overrides={**self.overrides, **overrides})
+
+    def flat(self) -> dict[str, Any]:
+        own = {name: getattr(self, name) for name, one in self.settings().items() if one.group is None}
+        return own | self.overrides
+
+    def validate(self) -> None:
+        """Raises ConfigError with every problem at once."""
+        if problems := self.problems():
+            raise ConfigError("; ".join(problems))
+
+
+def check(cls: type[Grouped], values: dict[str, Any], source: str) -> dict[str, Any]:
+    """Check names and types of settings that were read from a file. Raises ConfigError."""
+    known = cls.settings()
+    for name, value in values.items():
+        if name not in known:
+            raise ConfigError(f"{source}: unknown setting {name!r}{did_you_mean(name, known)}")
+        kind, optional = known[name].kind, known[name].optional
+        if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+            with contextlib.suppress(ValueError):
+                values[name] = value = float(value)  # YAML reads 5e-5 as text
+        if not (value is None and optional) and (type(value) is not (typing.get_origin(kind) or kind)):
+            raise ConfigError(f"{source}: {name} is {value!r}; expected {kind.__name__}")
+    return values

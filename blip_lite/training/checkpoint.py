@@ -1,0 +1,181 @@
+"""The state of a run on disk: written whole or not at all, rotated, and loaded back exactly.
+
+`checkpoint-000455/` holds a model directory that `Captioner` and `transformers` load, and `state/` for resuming:
+AdamW's moments and the random states in safetensors, everything else in JSON. No pickles.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import secrets
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor
+from tqdm import tqdm
+
+from blip_lite.errors import CheckpointError, ConfigError
+from blip_lite.model.blip import Blip
+from blip_lite.model.pretrained import Unfilled, load_weights, read_weights, save_pretrained
+from blip_lite.processing.processor import Processor
+from blip_lite.storage import checkpoints, newest, step_of, write_directory
+from blip_lite.training.run import Progress, Run
+
+
+def save(
+    run: Path,
+    step: int,
+    model: Blip,
+    processor: Processor,
+    optimizer: torch.optim.Optimizer,
+    random_states: dict[str, Tensor],
+    progress: dict[str, Any],
+    keep: int,
+) -> Path:
+    """Write `checkpoint-STEP`, then remove all but the newest `keep`.
+
+    Args:
+        random_states: by name; see `training`.
+        progress: JSON, all else that resuming needs.
+    """
+
+    def fill(work: Path) -> None:
+        save_pretrained(model, processor, work)
+        state = optimizer.state_dict()
+        tensors = {f"optimizer.{i}.{k}": v.cpu() for i, values in state["state"].items() for k, v in values.items()}
+        tensors.update({f"random.{name}": value for name, value in random_states.items()})
+        (work / "state").mkdir()
+        safetensors.torch.save_file(tensors, work / "state" / "tensors.safetensors")
+        settings = {**progress, "param_groups": state["param_groups"]}
+        (work / "state" / "progress.json").write_text(json.dumps(settings, indent=1), "utf-8")
+
+    path = run / f"checkpoint-{step:06d}"
+    write_directory(path, fill)
+    for old in checkpoints(run)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return path
+
+
+def load(path: Path, model: Blip, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Put a checkpoint's weights and AdamW moments back.
+
+    Returns:
+        (progress, random states), as given to `save`.
+
+    Raises:
+        CheckpointError: it has no `state/`, or does not fit the model.
+    """
+    try:
+        progress = json.loads((path / "state" / "progress.json").read_text("utf-8"))
+        tensors = safetensors.torch.load_file(path / "state" / "tensors.safetensors")
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{path}: not a checkpoint to resume from ({error})") from error
+    parameters = dict(model.named_parameters())
+    with Unfilled(), torch.device("meta"):
+        fresh = Blip(model.config)
+    load_weights(fresh, read_weights(path), path)
+    with torch.no_grad():  # in place: the optimizer and DDP hold these tensors
+        for name, parameter in fresh.named_parameters():
+            parameters[name].copy_(parameter)
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".")
+            state.setdefault(int(index), {})[key] = value
+    decay = [group["weight_decay"] for group in optimizer.param_groups]
+    optimizer.load_state_dict({"state": state, "param_groups": progress.pop("param_groups")})
+    for group, value in zip(optimizer.param_groups, decay, strict=True):  # as set now, not as saved
+        group["weight_decay"] = value
+    random_states = {n.removeprefix("random."): v for n, v in tensors.items() if n.startswith("random.")}
+    return progress, random_states
+
+
+def save_best(run: Path, model: Blip, processor: Processor, why: dict[str, Any]) -> None:
+    """Write `best/`, a model directory of its own, with `best.json` saying what made it the best."""
+
+    def fill(work: Path) -> None:
+        save_pretrained(model, processor, work)
+        (work / "best.json").write_text(json.dumps(why, indent=1), "utf-8")
+
+    write_directory(run / "best", fill)
+
+
+def on_disk(what: str, write: Callable[[], object]) -> bool:
+    """Write; a full or failing disk is a warning, not the end: what was there before is intact."""
+    try:
+        write()
+        return True
+    except (OSError, safetensors.SafetensorError) as error:
+        tqdm.write(f"warning: {what} could not be written ({error}); the next save tries again", file=sys.stderr)
+        return False
+
+
+def save_checkpoint(run: Run) -> bool:
+    """Write a checkpoint: all that `resume` needs. False, after a warning, if the disk did not take it."""
+    accelerator, progress = run.accelerator, run.progress
+    # torch's random states of every process; they only matter to models with dropout
+    mine = {f"cpu.{accelerator.process_index}": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        mine[f"cuda.{accelerator.process_index}"] = torch.cuda.get_rng_state()
+    random_states = {name: value for each in gather_object([mine]) for name, value in each.items()}
+    done = True
+    if accelerator.is_main_process:
+        scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
+        saved, keep = {**dataclasses.asdict(progress), "scaler": scaler}, run.config.run.save_total_limit
+        done = on_disk(
+            f"checkpoint-{progress.step:06d}",
+            lambda: save(
+                run.folder, progress.step, run.model, run.processor, run.optimizer, random_states, saved, keep
+            ),
+        )
+    accelerator.wait_for_everyone()
+    return done
+
+
+def resume(run: Run) -> Progress:
+    """Load the run's newest intact checkpoint, or `resume_from`. Raises ConfigError if the number of processes has
+    changed in the middle of an epoch."""
+    accelerator, settings = run.accelerator, run.config.run
+    chosen = [settings.resume_from]
+    if accelerator.is_main_process and not settings.resume_from:  # it decides for all
+        chosen = [str(newest(run.folder) or "")]
+    broadcast_object_list(chosen)
+    if not chosen[0]:
+        accelerator.print(f"--resume: {run.folder} has no checkpoint; starting afresh")
+        return Progress(world=accelerator.num_processes, tracker_id=secrets.token_hex(4))
+    path = Path(chosen[0])
+    if not path.is_dir():
+        raise CheckpointError(f"{path} is not on this machine: --output_dir must be one that all machines share")
+    saved, random_states = load(path, run.model, run.optimizer)
+    scaler = saved.pop("scaler")
+    progress = Progress(**saved)
+    if progress.world != accelerator.num_processes:
+        if progress.batches:
+            raise ConfigError(
+                f"--resume: {path} is from the middle of an epoch of {progress.world} processes; with "
+                f"{accelerator.num_processes} the images left would be others. Use {progress.world} processes."
+            )
+        progress.world = accelerator.num_processes
+    elif f"cpu.{accelerator.process_index}" in random_states:
+        torch.set_rng_state(random_states[f"cpu.{accelerator.process_index}"])
+        if torch.cuda.is_available() and f"cuda.{accelerator.process_index}" in random_states:
+            torch.cuda.set_rng_state(random_states[f"cuda.{accelerator.process_index}"])
+    if scaler and accelerator.scaler:
+        accelerator.scaler.load_state_dict(scaler)
+    best = run.folder / "best" / "best.json"
+    if best.is_file() and json.loads(best.read_text("utf-8"))["step"] > progress.step:
+        progress.best_bleu, progress.best_step = -1.0, 0  # best/ is of a future that may not come again
+    accelerator.wait_for_everyone()  # all have read
+    if settings.resume_from and accelerator.is_main_process:  # else the next --resume would find them
+        for later in checkpoints(run.folder):
+            if step_of(later) > progress.step:
+                shutil.rmtree(later)
+    accelerator.print(f"resuming from {path}: step {progress.step}, epoch {progress.epoch + 1}")
+    return progress

@@ -1,0 +1,125 @@
+"""The run's directory: is it free, is it ours, what does it say of the run?"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, TextIO
+
+import blip_lite
+from blip_lite.errors import CheckpointError, ConfigError
+from blip_lite.settings import TrainConfig
+from blip_lite.storage import checkpoints, lock, problem, read_run_config, recover, write_text
+from blip_lite.training.run import Run
+
+# Settings that a resumed run must share with its beginning, for it to go on as the same run.
+MUST_NOT_CHANGE = (
+    "model",
+    "batch_size",
+    "gradient_accumulation_steps",
+    "max_length",
+    "captions_per_image",
+    "prompt",
+    "seed",
+    "freeze_vision",
+    "mixed_precision",
+    "learning_rate",
+    "lr_schedule",
+    "warmup_ratio",
+    "weight_decay",
+    "label_smoothing",
+    "max_grad_norm",
+)
+
+
+FORGETTABLE = (
+    "resume", "resume_from", "allow_config_change", "overwrite", "sanity", "audit", "plan", "time_limit",
+)  # fmt: skip
+
+
+def check_output(run: Path, config: TrainConfig) -> None:
+    """Raises ConfigError if the output directory holds another run, or something that is no run, CheckpointError if
+    `resume_from` is damaged. Changes nothing."""
+    if run.exists() and not run.is_dir():
+        raise ConfigError(f"--output_dir {run} is a file")
+    if not run.is_dir() or not any(entry.name != ".lock" for entry in run.iterdir()):
+        return
+    if not (config.run.resume or config.run.overwrite):
+        holds = (run / "config.json").is_file()
+        remedy = (
+            "continue it with --resume, replace it with --overwrite, or choose another" if holds else "choose another"
+        )
+        raise ConfigError(f"--output_dir {run} {'holds a run' if holds else 'is not empty'}: {remedy}")
+    if config.run.resume_from and (damage := problem(Path(config.run.resume_from))):
+        raise CheckpointError(f"--resume_from {config.run.resume_from}: {damage}")
+    before = read_run_config(run)  # never resume in, or delete, a directory that is no run of ours
+    if config.run.resume and checkpoints(run):
+        earlier, now = before.flat(), config.flat()
+        changed = {n: (earlier[n], now[n]) for n in MUST_NOT_CHANGE}
+        wrong = [f"{n} was {old!r}, is now {new!r}" for n, (old, new) in changed.items() if old != new]
+        if wrong and (not config.run.allow_config_change or before.model.freeze_vision != config.model.freeze_vision):
+            raise ConfigError(
+                f"--resume: {run} would become another run: {'; '.join(wrong)}. --allow_config_change does "
+                "it all the same (not for freeze_vision: other weights have moments)"
+            )
+
+
+def open_run(of: Run, machine: dict[str, Any]) -> TextIO | None:
+    """Make the output directory ours, locked while the returned file is open, and write `config.json`: the settings,
+    the data's fingerprint, the versions.
+
+    Raises:
+        ConfigError: the data are not those of the run that is resumed.
+        CheckpointError: another process is writing into it.
+    """
+    run, config, data = of.folder, of.config, of.data
+    run.mkdir(parents=True, exist_ok=True)
+    locked = lock(run)
+    if config.run.overwrite:
+        for entry in run.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif entry.name != ".lock":
+                entry.unlink()
+    recover(run)
+    settings = {n: v for n, v in config.flat().items() if n not in FORGETTABLE}
+    if config.run.resume and checkpoints(run):
+        before = json.loads((run / "config.json").read_text("utf-8"))
+        if before["data_fingerprint"] != data.fingerprint():
+            raise ConfigError(f"--resume: the data are not those that {run} began with (another fingerprint)")
+        for name, value in settings.items():
+            if before["settings"].get(name) != value:
+                print(f"--resume: {name} was {before['settings'].get(name)!r}, is now {value!r}")
+    content = {
+        "settings": settings,
+        "images": {split: len(examples) for split, examples in data.splits.items()},
+        "data_fingerprint": data.fingerprint(),
+        "num_parameters": sum(p.numel() for p in of.model.parameters()),
+        "hardware": machine,
+        "versions": versions(),
+    }
+    try:
+        write_text(run / "config.json", json.dumps(content, indent=2) + "\n")
+    except OSError as error:
+        if not (run / "config.json").is_file():
+            raise ConfigError(f"--output_dir {run} cannot be written: {error}") from error
+        print(f"warning: {run / 'config.json'} could not be written ({error}); it stays as it was")
+    return locked
+
+
+def versions() -> dict[str, str | None]:
+    """Of the packages, and the commit of the working copy that the package lies in, if it is one."""
+    packages = ("torch", "accelerate", "transformers", "datasets", "tokenizers", "safetensors", "sacrebleu")
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    ) if shutil.which("git") else None  # fmt: skip
+    return {
+        "blip_lite": blip_lite.__version__,
+        "git_commit": (commit.stdout.strip() or None) if commit else None,
+        "python": sys.version.split()[0],
+        **{name: importlib.metadata.version(name) for name in packages},
+    }

@@ -1,0 +1,182 @@
+"""What a run needs before its first step: devices, data, model, optimizer."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import math
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, set_seed
+
+from blip_lite.data.batches import Captions, epoch_batches
+from blip_lite.data.dataset import DataSet
+from blip_lite.data.load import load_data
+from blip_lite.errors import CheckpointError, ConfigError
+from blip_lite.evaluation.captions import decoding
+from blip_lite.model.blip import Blip
+from blip_lite.model.from_scratch import from_scratch
+from blip_lite.model.pretrained import load_pretrained
+from blip_lite.processing.processor import Processor
+from blip_lite.processing.text import normalize_caption
+from blip_lite.settings import FROM_SCRATCH, OptimisationSettings, TrainConfig, did_you_mean
+from blip_lite.storage import newest
+from blip_lite.training.run import Run, Skips
+
+
+def start(config: TrainConfig) -> Accelerator:
+    """Devices, precision and processes; random seeds."""
+    for tracker in config.run.dashboards():
+        if importlib.util.find_spec(tracker) is None:
+            raise ConfigError(f"--log_with {tracker}: it is not installed; pip install {tracker}")
+    if config.run.country and importlib.util.find_spec("codecarbon") is None:
+        raise ConfigError("--country: codecarbon is not installed; pip install codecarbon")
+    accelerator = Accelerator(
+        mixed_precision=pick_precision(config.model.mixed_precision),
+        log_with=config.run.dashboards() or None,
+        project_dir=config.run.output_dir,
+    )
+    if (
+        accelerator.device.type == "cuda"
+        and config.model.mixed_precision == "auto"
+        and accelerator.mixed_precision == "no"
+    ):
+        accelerator.print(
+            "float32, as `accelerate launch` says (its default without a config file): --mixed_precision bf16 is faster"
+        )
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise ConfigError(
+            f"the launch file asks for {accelerator.distributed_type.value}; this loop is data-parallel only: base and "
+            "large BLIP (0.2 and 0.5 billion parameters) fit any GPU whole. Use accelerate_configs/multi_gpu.yaml"
+        )
+    accelerator.gradient_accumulation_steps = 1  # else `backward` would divide the loss once more
+    use_all_cores(accelerator)
+    set_seed(config.optimisation.seed)
+    return accelerator
+
+
+def co2_meter(country: str | None) -> Any:
+    """codecarbon, started, if `country` is set."""
+    if not country:
+        return None
+    from codecarbon import OfflineEmissionsTracker
+
+    meter = OfflineEmissionsTracker(
+        country_iso_code=country, save_to_file=False, log_level="error", allow_multiple_runs=True
+    )
+    meter.start()
+    return meter
+
+
+def hardware(accelerator: Accelerator) -> dict[str, Any]:
+    """What the run runs on. `board_power_watts`: what a GPU may draw at most, by nvidia-smi; None if not known."""
+    name, watts = platform.processor() or platform.machine(), None
+    with contextlib.suppress(OSError, IndexError):  # Linux
+        name = Path("/proc/cpuinfo").read_text("utf-8").split("model name\t: ")[1].split("\n")[0]
+    if accelerator.device.type == "cuda":
+        name = torch.cuda.get_device_name(accelerator.device)
+        with contextlib.suppress(OSError, ValueError):
+            query = ["nvidia-smi", "--query-gpu=power.limit", "--format=csv,noheader,nounits"]
+            found = subprocess.run(query, capture_output=True, text=True, check=False).stdout.splitlines()
+            watts = float((found or [""])[0])
+    return {"device": name, "processes": accelerator.num_processes, "board_power_watts": watts}
+
+
+def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
+    """Data, model and optimizer; says what was found. Raises ConfigError, DataError, CheckpointError."""
+    with accelerator.main_process_first():  # downloads and caches are made once
+        data = load_data(config.data, config.optimisation.seed)
+    for note in data.notes:
+        accelerator.print(f"{data.name}: {note}")
+    sizes = ", ".join(f"{split} {len(pictures)} images" for split, pictures in data.splits.items())
+    accelerator.print(f"{data.name}: {sizes}")
+    model, processor = build_model(config, data)
+    generation = decoding(config.decoding, model, processor)
+    size = sum(p.numel() for p in model.parameters()) / 1e6
+    accelerator.print(
+        f"{config.model.model}: {size:.1f}M parameters, {accelerator.device}, precision {accelerator.mixed_precision}"
+    )
+    optimisation, batch_size = config.optimisation, config.loading.batch_size
+    train_set = Captions(data.splits["train"], processor, config.decoding.prompt, optimisation.max_length)
+    train_set.captions_per_image, train_set.seed = optimisation.captions_per_image, optimisation.seed
+
+    # The learning rate is set at each step by `learning_rate`: nothing else is scheduled.
+    model.to(accelerator.device)
+    ddp, optimizer = accelerator.prepare(model, build_optimizer(model, optimisation))
+    rank, world = accelerator.process_index, accelerator.num_processes
+    per_epoch = len(epoch_batches(range(len(train_set)), batch_size, rank, world))
+    steps_per_epoch = math.ceil(per_epoch / int(optimisation.gradient_accumulation_steps or 1))
+    total_steps = optimisation.max_steps or steps_per_epoch * int(optimisation.epochs or 0)
+    return Run(
+        config, accelerator, data, train_set, model, ddp, optimizer, Skips(accelerator), generation,
+        per_epoch, steps_per_epoch, total_steps,
+    )  # fmt: skip
+
+
+def pick_precision(mixed_precision: str) -> str | None:
+    """What to tell Accelerate; None leaves it to `accelerate launch`, which has said it in the environment."""
+    if mixed_precision != "auto":
+        return mixed_precision
+    if os.environ.get("ACCELERATE_MIXED_PRECISION") is not None:
+        return None
+    if not torch.cuda.is_available():
+        return "no"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def use_all_cores(accelerator: Accelerator) -> None:
+    """`accelerate launch` without a config file gives a process one thread, which halves the speed of a CPU run."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION") is not None
+    if (
+        launched
+        and accelerator.device.type == "cpu"
+        and accelerator.num_processes == 1
+        and torch.get_num_threads() == 1 < cores
+    ):
+        torch.set_num_threads(cores)
+        accelerator.print(f"using {cores} CPU threads instead of the one that `accelerate launch` set")
+
+
+def build_model(config: TrainConfig, data: DataSet) -> tuple[Blip, Processor]:
+    """The model to train, in float32, with checkpointing and freezing as configured."""
+    # A resumed run takes its model, and the vocabulary of one from nothing, from its own checkpoint.
+    saved = newest(Path(str(config.run.output_dir)), lambda _: None) if config.run.resume else None
+    saved = Path(config.run.resume_from) if config.run.resume_from else saved
+    if config.model.model in FROM_SCRATCH and not saved:
+        captions = [normalize_caption(c) for example in data.splits["train"] for c in example.captions]
+        model, processor = from_scratch(config.model.model, captions, config.optimisation.seed)
+    else:
+        try:
+            model, processor = load_pretrained(saved or config.model.model)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}{did_you_mean(config.model.model, FROM_SCRATCH)}") from error
+    if config.optimisation.max_length > model.config.text.max_position_embeddings:
+        raise ConfigError(
+            f"--max_length {config.optimisation.max_length}: the model has "
+            f"{model.config.text.max_position_embeddings} positions"
+        )
+    if len(processor.prompt_ids(config.decoding.prompt)) + 2 > config.optimisation.max_length:
+        raise ConfigError(
+            f"--prompt leaves no room for a caption within --max_length {config.optimisation.max_length} tokens"
+        )
+    model.gradient_checkpointing = bool(config.model.gradient_checkpointing)
+    if config.model.freeze_vision:
+        model.freeze_vision()
+    return model, processor
+
+
+def build_optimizer(model: Blip, settings: OptimisationSettings) -> torch.optim.AdamW:
+    """AdamW; weight decay on matrices and embeddings, none on biases and norms."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=float(settings.learning_rate or 0), betas=(0.9, 0.999), fused=True)

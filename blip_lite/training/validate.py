@@ -1,0 +1,67 @@
+"""Loss and sacreBLEU of the validation images."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from blip_lite.captioner import Captioner
+from blip_lite.data.batches import Captions, epoch_batches, loader
+from blip_lite.errors import DataError
+from blip_lite.evaluation.captions import caption_batch, gather_captions
+from blip_lite.evaluation.metrics import failure_groups, sacrebleu
+from blip_lite.processing.picture import Picture
+from blip_lite.training.run import Run
+
+SAMPLE_IMAGES = 16  # validation images whose captions are shown at each validation
+
+
+@torch.no_grad()
+def validate(
+    run: Run, stopping: Callable[[], int] = lambda: 0
+) -> tuple[dict[str, Any], list[tuple[Picture, str]]] | None:
+    """Loss and sacreBLEU on the validation images, shared out among the processes; and the first few with their
+    captions. None if `stopping()` said so meanwhile.
+
+    The captions are made from pixels alone: `caption_batch` has no argument for a reference.
+    """
+    start = time.perf_counter()
+    config, accelerator, processor = run.config, run.accelerator, run.processor
+    prompt, examples = config.decoding.prompt, run.data.splits["validation"]
+    model = accelerator.unwrap_model(run.ddp).eval()
+    captioner = Captioner(model, processor)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    batches = epoch_batches(range(len(examples)), config.loading.batch_size, rank, world)
+    images = Captions(examples, processor, prompt, config.optimisation.max_length)
+    sums = torch.zeros(2, device=accelerator.device)  # loss, targets (float32: Apple's GPUs have no float64)
+    mine: list[tuple[str, str]] = []
+    failed: dict[str, str] = {}
+    for indices, batch in zip(batches, loader(images, batches, run.num_workers), strict=True):
+        failed |= batch.bad
+        if stopping():
+            return None
+        with accelerator.autocast():
+            loss, targets = model(*batch.to(accelerator.device))
+            sums += torch.stack([loss.float(), targets.float()])
+            mine += caption_batch(captioner, batch, indices, run.generation, prompt)
+    loss_sum, num_targets = accelerator.reduce(sums, "sum").tolist()
+    captions, failures = gather_captions(mine, failed, [e.image_id for e in examples])
+    if not captions:
+        raise DataError(f"no validation image could be decoded, e.g. {next(iter(failures.values()))}")
+    bleu = sacrebleu(list(captions.values()), [e.captions for e in examples if e.image_id in captions])
+    groups = failure_groups(list(captions.values()))
+    loss = loss_sum / max(1, num_targets)
+    evaluation = {
+        "val_loss": loss,
+        "val_bleu": bleu["score"],
+        "val_bleu_signature": bleu["signature"],
+        "val_images": len(captions),
+        "val_failed_images": len(failures),
+        "val_commonest_caption": groups["commonest_caption"],
+        "val_repetition": groups["repetition"],
+        "val_seconds": time.perf_counter() - start,
+    }
+    return evaluation, [(e, captions[e.image_id]) for e in examples if e.image_id in captions][:SAMPLE_IMAGES]
