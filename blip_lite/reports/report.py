@@ -28,6 +28,24 @@ def metrics_table(result: dict[str, Any]) -> str:
     return f"<table><tr><th></th><th>this</th><th>95% interval</th>{head}</tr>{''.join(rows)}</table>"
 
 
+def spice_table(result: dict[str, Any]) -> str:
+    """SPICE's categories beside one human's on the same images; empty where SPICE was not computed."""
+    if not (spice := result.get("spice")):
+        return ""
+    human = (spice["human"] or {}).get("categories", {})
+    rows = "".join(
+        f"<tr><th>{name}</th><td>{number(each['f'])}</td><td>{number(human.get(name, {}).get('f'))}</td>"
+        f"<td>{each['images']}</td></tr>"
+        for name, each in spice["model"]["categories"].items()
+    )
+    left_out = f"; {len(spice['too_long'])} with a text of more than {spice['max_words']} words and "
+    left_out += f"{len(spice['failed'])} that failed are left out of both sides"
+    return (
+        f"<h2>SPICE by category</h2><p class=note>{spice['n']} of {spice['images']} images{left_out}</p>"
+        f"<table><tr><th></th><th>this</th><th>one human</th><th>images with any</th></tr>{rows}</table>"
+    )
+
+
 def number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}" if value < 10 else f"{value:.2f}"
 
@@ -74,7 +92,7 @@ def page(
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         f"<title>{title}</title><style>{STYLE}</style><h1>{title}</h1>"
-        f"{warnings}{metrics_table(result)}<p class=note>{settings}</p><p>{curves}{words}</p>"
+        f"{warnings}{metrics_table(result)}{spice_table(result)}<p class=note>{settings}</p><p>{curves}{words}</p>"
         f"<p>{len(said_words)} different words, where the references have {len(known)}; of these captions: {groups}, "
         f"word for word a reference {result['exact_match_rate']:.1%}.</p><h2>The most frequent "
         f"captions</h2><ul>{common}</ul>"
