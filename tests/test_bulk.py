@@ -76,7 +76,7 @@ def test_killed_at_any_moment_each_image_is_written_once(hf_dir: Path, photos: P
     copies.mkdir()
     for i in range(60):
         (copies / f"{i:03d}{Path(names[i % 10]).suffix}").symlink_to(names[i % 10])
-    many.write_text("\n".join(source.name for source in expand([str(copies)])))
+    many.write_text("\n".join(picture.image_id for picture in expand([str(copies)])))
     command = [sys.executable, str(ROOT / "caption.py"), str(many), "--output", str(output), "--ckpt", str(hf_dir), *OPTIONS]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for _ in range(3):
