@@ -77,7 +77,7 @@ def main() -> int:
     from blip_lite.settings import TrainConfig
 
     values = dict(text.split("=", 1) for text in args.hyperparameters)
-    if unknown := values.keys() - TrainConfig.__dataclass_fields__.keys():
+    if unknown := values.keys() - TrainConfig.settings().keys():
         print(
             f"error: --hyperparameters: no setting {', '.join(sorted(unknown))}; see train.py --help", file=sys.stderr
         )

@@ -32,8 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit code.
 
     0 done; 1 done, with something bad in the data, or failed after the start; 2 nothing was done, the command or what
-    it
-    names is wrong; 3 broke down on the way; 75 the time was up; 128 + N stopped by signal N.
+    it names is wrong; 3 broke down on the way; 75 the time was up; 128 + N stopped by signal N.
     """
     args = parse(list(sys.argv[1:] if argv is None else argv))
     return guarded(lambda: COMMANDS[args.command](args))
@@ -60,22 +59,18 @@ def exit_code(error: BaseException) -> int:
             raise error
         print(f"error: {package} is not installed: pip install 'blip_lite[{EXTRAS[package]}]'", file=sys.stderr)
         return 2
-    if isinstance(error, BrokenOff):
-        print(f"error: {error}", file=sys.stderr)
-        return 3
-    if isinstance(error, TrainingError):
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    if isinstance(error, (ValueError, OSError)):  # our own errors, and files that cannot be read or written
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    # ValueError and OSError: our own errors, and files that cannot be read or written
+    for kinds, code in ((BrokenOff, 3), (TrainingError, 1), ((ValueError, OSError), 2)):
+        if isinstance(error, kinds):
+            print(f"error: {error}", file=sys.stderr)
+            return code
     raise error
 
 
 def train(args: argparse.Namespace) -> int:
     config = config_of(TrainConfig, args)
     if config.instead.audit:
-        return audit(args)
+        return audit_exit_code(config)
     config.resolved().validate()  # before the imports below, which take seconds
     import torch
 
@@ -109,9 +104,13 @@ def caption(args: argparse.Namespace) -> int:
 
 
 def audit(args: argparse.Namespace) -> int:
+    return audit_exit_code(config_of(TrainConfig, args))
+
+
+def audit_exit_code(config: TrainConfig) -> int:
     from blip_lite.data.audit import audit
 
-    return int(audit(config_of(TrainConfig, args))["leaks"] > 0)
+    return int(audit(config)["leaks"] > 0)
 
 
 def export(args: argparse.Namespace) -> int:

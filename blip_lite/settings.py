@@ -246,9 +246,7 @@ class Grouped:
         own: dict[str, Any] = {}
         groups: dict[str, dict[str, Any]] = {}
         for name, value in flat.items():
-            if name not in known:
-                raise ConfigError(f"unknown setting {name!r}{did_you_mean(name, known)}")
-            group = known[name].group
+            group = known_setting(known, name).group
             (own if group is None else groups.setdefault(group, {}))[name] = value
         own |= {group: dataclasses.replace(getattr(self, group), **values) for group, values in groups.items()}
         return dataclasses.replace(self, **own)  # type: ignore[type-var]
@@ -257,6 +255,11 @@ class Grouped:
         """All values by their flat names."""
         holders = {n: self if s.group is None else getattr(self, s.group) for n, s in self.settings().items()}
         return {name: getattr(holder, name) for name, holder in holders.items()}
+
+    def validate(self) -> None:
+        """Raises ConfigError with every problem at once."""
+        if problems := self.problems():
+            raise ConfigError("; ".join(problems))
 
     def problems(self) -> list[str]:
         """What is wrong with single values."""
@@ -299,6 +302,13 @@ def did_you_mean(given: str, known: typing.Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+def known_setting(known: dict[str, Setting], name: str, where: str = "") -> Setting:
+    """A setting by its name. Raises ConfigError, which begins with `where`, for an unknown one."""
+    if name not in known:
+        raise ConfigError(f"{where}unknown setting {name!r}{did_you_mean(name, known)}")
+    return known[name]
+
+
 @dataclass
 class TrainConfig(Grouped):
     """Fine-tune BLIP for image captioning."""
@@ -326,9 +336,9 @@ class TrainConfig(Grouped):
             fill["output_dir"] = "runs/" + re.sub(r"[^\w.]+", "-", name).strip("-.")
         return self.replace(**fill)
 
-    def validate(self) -> None:
-        """Raises ConfigError with every problem at once."""
-        problems, run = self.problems(), self.run
+    def problems(self) -> list[str]:
+        """What is wrong, with single values and with some together."""
+        problems, run = super().problems(), self.run
         if self.decoding.min_new_tokens > self.decoding.max_new_tokens:
             problems.append("--min_new_tokens must not be above --max_new_tokens")
         if unknown := set(run.dashboards()) - {"wandb", "tensorboard"}:
@@ -340,8 +350,7 @@ class TrainConfig(Grouped):
                 problems.append(f"--resume_from {run.resume_from} is no checkpoint-N in --output_dir {run.output_dir}")
         if run.resume and run.overwrite:
             problems.append("--resume and --overwrite exclude each other")
-        if problems:
-            raise ConfigError("; ".join(problems))
+        return problems
 
 
 @dataclass
@@ -396,30 +405,21 @@ class EvalConfig(Grouped):
 
     def replace(self, **flat: Any) -> EvalConfig:
         known = self.settings()
-        own = {name: value for name, value in flat.items() if name in known and known[name].group is None}
+        own = {name: value for name, value in flat.items() if known_setting(known, name).group is None}
         overrides = {name: value for name, value in flat.items() if name not in own}
-        for name in overrides:
-            if name not in known:
-                raise ConfigError(f"unknown setting {name!r}{did_you_mean(name, known)}")
         return dataclasses.replace(self, **own, overrides={**self.overrides, **overrides})
 
     def flat(self) -> dict[str, Any]:
         own = {name: getattr(self, name) for name, one in self.settings().items() if one.group is None}
         return own | self.overrides
 
-    def validate(self) -> None:
-        """Raises ConfigError with every problem at once."""
-        if problems := self.problems():
-            raise ConfigError("; ".join(problems))
-
 
 def check(cls: type[Grouped], values: dict[str, Any], source: str) -> dict[str, Any]:
     """Check names and types of settings that were read from a file. Raises ConfigError."""
     known = cls.settings()
     for name, value in values.items():
-        if name not in known:
-            raise ConfigError(f"{source}: unknown setting {name!r}{did_you_mean(name, known)}")
-        kind, optional = known[name].kind, known[name].optional
+        one = known_setting(known, name, f"{source}: ")
+        kind, optional = one.kind, one.optional
         if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
             with contextlib.suppress(ValueError):
                 values[name] = value = float(value)  # YAML reads 5e-5 as text

@@ -37,7 +37,7 @@ def write_directory(path: Path, fill: Callable[[Path], None]) -> None:
     try:
         fill(work)
         files = sorted(file for file in work.rglob("*") if file.is_file())
-        manifest = {str(f.relative_to(work)): {"size": f.stat().st_size, "sha256": _sha256(f)} for f in files}
+        manifest = {str(f.relative_to(work)): {"size": f.stat().st_size, "sha256": sha256(f)} for f in files}
         (work / "manifest.json").write_text(json.dumps(manifest, indent=1), "utf-8")
         for entry in (*files, work / "manifest.json", *(d for d in work.rglob("*") if d.is_dir()), work):
             _fsync(entry)
@@ -92,8 +92,7 @@ def lock(written: Path, name: Path | None = None) -> TextIO | None:
         file.seek(0)
         raise CheckpointError(
             f"{written} is being written by another process ({file.read().strip()}). If torchrun started "
-            "both, they do not "
-            "know of each other: on CPUs, set ACCELERATE_USE_CPU=true"
+            "both, they do not know of each other: on CPUs, set ACCELERATE_USE_CPU=true"
         ) from error
     file.truncate(0)
     file.write(f"pid {os.getpid()} on {socket.gethostname()}")
@@ -124,7 +123,8 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Of a file's content, in hexadecimal. Raises OSError."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(1 << 22):
@@ -144,7 +144,7 @@ def problem(path: Path) -> str | None:
             return f"{name} is missing"
         if file.stat().st_size != known["size"]:
             return f"{name} has {file.stat().st_size} bytes instead of {known['size']}"
-        if _sha256(file) != known["sha256"]:
+        if sha256(file) != known["sha256"]:
             return f"{name} has changed (SHA-256)"
     return None
 

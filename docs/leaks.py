@@ -13,6 +13,7 @@ from blip_lite import Captioner
 from blip_lite.data.dataset import DataSet
 from blip_lite.data.load import load_data
 from blip_lite.evaluation import metrics
+from blip_lite.evaluation.coco_process import coco_metrics
 from blip_lite.processing.picture import Picture
 from blip_lite.settings import DataSettings, TrainConfig
 from blip_lite.training import setup
@@ -38,7 +39,7 @@ def split_rows(examples: list[Picture], seed: int = 42) -> dict[str, list[Pictur
 
 
 def numbers(captions: dict[str, str], references: dict[str, list[str]]) -> dict[str, float]:
-    coco = metrics.coco_metrics(captions, references)
+    coco = coco_metrics(captions, references)
     bleu = metrics.sacrebleu(list(captions.values()), [references[i] for i in captions])["score"]
     return {"n": len(captions), "sacrebleu": bleu, **{name: coco[name] for name in NAMES}}
 
@@ -46,7 +47,7 @@ def numbers(captions: dict[str, str], references: dict[str, list[str]]) -> dict[
 def without_a_model(examples: list[Picture], test: list[Picture]) -> dict[str, dict[str, float]]:
     """What copying references scores, under an honest split and under one of rows."""
     refs = {e.image_id: list(e.captions) for e in test}
-    human = metrics.coco_metrics({i: r[0] for i, r in refs.items()}, refs, human=True)["human"]
+    human = coco_metrics({i: r[0] for i, r in refs.items()}, refs, human=True)["human"]
     rows = {e.image_id: list(e.captions) for e in split_rows(examples)["test"]}
     copies = {i: r[0] for i, r in rows.items()}
     longer = {i: c + " on the grass" if k % 10 == 0 else c for k, (i, c) in enumerate(copies.items())}

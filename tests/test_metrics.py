@@ -138,7 +138,7 @@ def test_human_and_other_rows_equal_scoring_them_alone() -> None:
         )
         for k in range(3)
     ]
-    for name in metrics.COCO_METRICS:
+    for name in coco_process.COCO_METRICS:
         assert found["others"]["one"][name] == pytest.approx(alone[name], abs=1e-9)
         assert found["human"][name] == pytest.approx(sum(fold[name] for fold in folds) / 3, abs=1e-9)
     assert set(found["per_image"]) == {"Bleu_4", "METEOR", "ROUGE_L", "CIDEr"}

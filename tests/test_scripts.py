@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from blip_lite.data.sources.shapes import draw_scene, scene_ids
+from blip_lite.settings import TrainConfig
 from conftest import ROOT
 
 
@@ -90,3 +92,17 @@ def test_accelerate_reads_our_config_files(name: str) -> None:
     loaded = load_config_from_file(str(ROOT / "accelerate_configs" / f"{name}.yaml"))
     assert isinstance(loaded, ClusterConfig)
     assert loaded.mixed_precision == ("no" if name == "cpu" else "bf16")
+
+
+def test_hyperparameters_of_a_job_are_the_settings_flat_names(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without AWS's SDK: a slip is told, and every setting passes, so that the SDK is asked for."""
+    launch = runpy.run_path(str(ROOT / "aws_sagemaker" / "launch_training.py"))["main"]
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    command = ["launch_training.py", "--role", "role", "--train", "s3://a/b", "--dry_run", "--hyperparameters"]
+    monkeypatch.setattr(sys, "argv", [*command, "lerning_rate=1"])
+    assert launch() == 2 and "no setting lerning_rate" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", [*command, *(f"{name}=1" for name in TrainConfig.settings())])
+    with pytest.raises(ModuleNotFoundError, match="boto3"):
+        launch()

@@ -28,9 +28,8 @@ def expand(arguments: Iterable[str], allow_urls: bool = False, image_column: str
 
     Files as they are; folders as the images in them, recursively and in name order; a name with `*`, `?` or `[` that is
     no file as a pattern; `-` and `.txt` files as lists of one path or URL a line; `.csv`, `.tsv`, `.jsonl` and
-    `.parquet`
-    as tables with a column of paths (relative to the table), URLs or image bytes; `.tar` (and `{0000..0099}.tar`) as
-    webdataset shards.
+    `.parquet` as tables with a column of paths (relative to the table), URLs or image bytes; `.tar` (and
+    `{0000..0099}.tar`) as webdataset shards.
 
     Args:
         arguments: as on the command line.

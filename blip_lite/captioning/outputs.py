@@ -103,9 +103,8 @@ def to_parquet(journal: Path, output: Path) -> None:
 def to_coco(journal: Path, output: Path) -> None:
     """COCO's results: `[{"image_id", "caption"}]`, of images that have a caption, the best one each.
 
-    The id is the number at the end of the file's name (`COCO_val2014_000000391895.jpg`: 391895) if all names have
-    one, else
-    the name without suffix, else, if two images share that, what the journal calls the image.
+    The id is the number at the end of the file's name (`COCO_val2014_000000391895.jpg`: 391895) if all names have one,
+    else the name without suffix, else, if two images share that, what the journal calls the image.
     """
     names = [row["image"] for _, row in read_journal(journal) if row["caption"] is not None]
     stems = [Path(name).stem for name in names]

@@ -33,11 +33,9 @@ from blip_lite.reports.page import STYLE, thumbnail
 from blip_lite.settings import FROM_SCRATCH, SPLITS, TrainConfig
 
 # Near-duplicates: at most NEAR_BITS of 192 hash bits differ, and the 16 x 16 thumbnails by at most NEAR_LEVELS of 255
-# on
-# average. Measured on Flickr8k: re-encoded, resized, 8% brightened or 4-pixel cropped copies stay below 43 bits and
-# 15.3
-# levels; of the 4.5 million pairs of 3,000 different photographs, 200 lie within 40 bits and none of these below 27
-# levels.
+# on average. Measured on Flickr8k: re-encoded, resized, 8% brightened or 4-pixel cropped copies stay below 43 bits and
+# 15.3 levels; of the 4.5 million pairs of 3,000 different photographs, 200 lie within 40 bits and none of these below
+# 27 levels.
 NEAR_BITS, NEAR_LEVELS = 40, 16.0
 
 

@@ -130,8 +130,7 @@ def downloaded(
     if len(failed) > max_bad_images * len(paths):
         raise DataError(
             f"{len(failed)} of {len(paths)} images could not be downloaded, more than --max_bad_images "
-            f"allows:\n{reasons}"
-            "\nRun again (what is here stays), or name a local copy with --image_root."
+            f"allows:\n{reasons}\nRun again (what is here stays), or name a local copy with --image_root."
         )
     if failed:
         notes.append(f"{len(failed)} images could not be downloaded; left out:\n{reasons}")

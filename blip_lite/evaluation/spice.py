@@ -27,8 +27,11 @@ from typing import Any
 
 import numpy as np
 
+from blip_lite.captioner import cores
 from blip_lite.evaluation.coco_process import java
 from blip_lite.evaluation.metrics import bootstrap
+from blip_lite.processing.download import cache_dir
+from blip_lite.storage import sha256
 
 CHUNK = 200  # images a process; loading the models takes 5 to 8 s of each
 MAX_WORDS = 100  # of one text; the parser is cubic: 99 words take 25 s, 198 words 174 s, 450 fill 2 GB (measured)
@@ -102,13 +105,7 @@ class Artifact:
 
     def whole(self, path: Path) -> bool:
         """Whether a file is there and is this one. Raises OSError."""
-        if not path.is_file() or path.stat().st_size != self.size:
-            return False
-        digest = hashlib.sha256()
-        with open(path, "rb") as file:
-            while part := file.read(1 << 22):
-                digest.update(part)
-        return digest.hexdigest() == self.sha256
+        return path.is_file() and path.stat().st_size == self.size and sha256(path) == self.sha256
 
 
 # Sizes and sums of Maven Central. SPICE 1.0 asks for CoreNLP 3.6.0; Rhino 1.7.15 is compiled for Java 8.
@@ -124,8 +121,7 @@ ARTIFACTS = (
 
 def jar_dir() -> Path:
     """Where fetched files are kept: `$BLIP_LITE_CACHE/spice`, else `~/.cache/blip_lite/spice`."""
-    cache = os.environ.get("BLIP_LITE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "blip_lite"
-    return Path(cache).expanduser() / "spice"
+    return Path(os.environ.get("BLIP_LITE_CACHE") or cache_dir()).expanduser() / "spice"
 
 
 def fetch_jars(spice_dir: str | Path | None = None, say: Say = lambda _: None) -> Path:
@@ -416,7 +412,9 @@ def spice(
     rows: dict[str, list[Row]] = {i: [(candidates[i][0], references[i])] for i in kept}
     for i in kept if human else ():
         rows[i].append(leave_one_out(i, references[i], seed))
-    found, failed = score_images(rows, functools.partial(run_spice, jars=jars, threads=threads or cores()), say=say)
+    found, failed = score_images(
+        rows, functools.partial(run_spice, jars=jars, threads=threads or min(cores(), 8)), say=say
+    )
     if not found:
         reasons = [*failed.values(), f"{len(too_long)} have a text of more than {max_words} words"]
         raise SpiceError(f"SPICE: none of {len(ids)} images is left, {len(failed)} failed: {reasons[0]}")
@@ -430,12 +428,6 @@ def spice(
         failed=failed,
         seconds=time.monotonic() - start,
     )
-
-
-def cores() -> int:
-    """Cores that this process may use, 8 at most."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(allowed, 8)
 
 
 def _side(scores: Mapping[str, Scores]) -> Side:

@@ -23,8 +23,8 @@ SWEPT = {"num_beams": int, "max_new_tokens": int, "min_new_tokens": int, "length
 
 def sweep(config: EvalConfig) -> list[dict[str, Any]]:
     """Caption and score a split (validation, unless told otherwise: settings chosen on test images would make the
-    test's
-    numbers too good) with every combination of `config.sweep`; print a table, write `sweep.json` and `sweep.svg`.
+    test's numbers too good) with every combination of `config.sweep`; print a table, write `sweep.json` and
+    `sweep.svg`.
 
     Returns:
         On the main process, one row a combination, in the order of the settings: those settings, images_per_second

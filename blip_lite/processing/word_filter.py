@@ -1,10 +1,8 @@
 """Words that captions must not say, and words that somebody is to look at.
 
 A word is what BERT's tokenizer takes for one: without case and accents, cut at white space and punctuation. "Hot Dog"
-is
-a phrase of two words and "t-shirt" one of three. Words are compared whole: of "dog", "dogs" and "doghouse" are
-others, so
-inflections have to be listed.
+is a phrase of two words and "t-shirt" one of three. Words are compared whole: of "dog", "dogs" and "doghouse" are
+others, so inflections have to be listed.
 """
 
 from __future__ import annotations
@@ -59,8 +57,7 @@ class BannedWords:
     """Which tokens a caption must not go on with, lest it says a banned word or phrase.
 
     However a word is spelt in pieces, the piece that would make its text whole is forbidden. So where the vocabulary
-    has
-    "doghouse" only as `dog ##house`, banning "dog" bans it too; where it is a token of its own it stays allowed.
+    has "doghouse" only as `dog ##house`, banning "dog" bans it too; where it is a token of its own it stays allowed.
 
     Args:
         processor: for its tokenizer.
@@ -74,8 +71,8 @@ class BannedWords:
         self.processor, vocabulary = processor, processor.tokenizer.get_vocab()
         self.pieces = {id: token for token, id in vocabulary.items() if token not in SPECIAL_TOKENS}
         # Tokens that are the last word of an entry, by the word before it ("" if it is the only one), with all the
-        # words
-        # before it; as a word, as a piece that begins one, and as a piece that ends the unfinished word of the key.
+        # words before it; as a word, as a piece that begins one, and as a piece that ends the unfinished word of the
+        # key.
         self.words: dict[str, list[tuple[list[str], int]]] = {}
         self.first_pieces: dict[str, list[tuple[list[str], int]]] = {}
         self.last_pieces: dict[str, list[tuple[list[str], int]]] = {}

@@ -60,8 +60,7 @@ def model_card(run: Path) -> str:
             "## Recipe",
             "",
             f"{progress.get('step', 0)} optimizer steps, {progress.get('epoch', 0)} whole epochs; AdamW; "
-            "best validation "
-            f"sacreBLEU {progress.get('best_bleu', -1):.2f} at step {progress.get('best_step', 0)}.",
+            f"best validation sacreBLEU {progress.get('best_bleu', -1):.2f} at step {progress.get('best_step', 0)}.",
             "",
             *[f"- `{key}`: {settings[key]!r}" for key in SETTINGS],
             "",
@@ -98,8 +97,7 @@ def model_card(run: Path) -> str:
             "## Limits",
             "",
             "Captions are in lower case and in the language and style of the training captions. The model "
-            "names what it "
-            "saw often, may name what is not there, and repeats the biases of its data; none of this was "
+            "names what it saw often, may name what is not there, and repeats the biases of its data; none of this was "
             "measured here.",
             "",
             "## Versions",

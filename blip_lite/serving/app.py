@@ -24,8 +24,7 @@ MAX_BEAMS, MAX_TOKENS, MAX_PROMPT = 10, 60, 100  # the last in characters
 
 def caption_batch(captioner: Captioner, *columns: list[Any]) -> list[list[Any]]:
     """Caption several requests at once, those with the same settings in one batch. What is wrong with one is its
-    answer, and
-    the others go on.
+    answer, and the others go on.
 
     Args:
         captioner: the model.

@@ -36,8 +36,7 @@ class BadImages:
             last = f"; the last: {sorted(self.now)[-1]}" if self.now else ""
             raise DataError(
                 f"{count} of {len(self.run.train_set)} training images could not be decoded, more than "
-                "--max_bad_images "
-                f"{share:g} allows{last}. Repair or remove them, or raise the share."
+                f"--max_bad_images {share:g} allows{last}. Repair or remove them, or raise the share."
             )
         return count
 

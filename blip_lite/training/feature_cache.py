@@ -57,11 +57,9 @@ class Features:
 
 
 def cache_features(run: Run, stopping: Callable[[], int]) -> Features | None:
-    """The features of all training images, from `features/` in the run's folder or computed now and kept there;
-    shared by
-    all processes. What the folder holds is used if model, preprocessing, precision and images are the same, and
-    replaced if
-    not. With more than `feature_cache_gb` (10**9 bytes) to keep, or too little free disk, no cache is made.
+    """The features of all training images, from `features/` in the run's folder or computed now and kept there; shared
+    by all processes. What the folder holds is used if model, preprocessing, precision and images are the same, and
+    replaced if not. With more than `feature_cache_gb` (10**9 bytes) to keep, or too little free disk, no cache is made.
 
     Args:
         run: with a frozen encoder, on its device.

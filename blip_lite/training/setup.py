@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, set_seed
 
+from blip_lite.captioner import cores
 from blip_lite.data.batches import Captions, epoch_batches
 from blip_lite.data.dataset import DataSet
 from blip_lite.data.load import load_data
@@ -132,16 +133,15 @@ def pick_precision(mixed_precision: str) -> str | None:
 
 def use_all_cores(accelerator: Accelerator) -> None:
     """`accelerate launch` without a config file gives a process one thread, which halves the speed of a CPU run."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION") is not None
     if (
         launched
         and accelerator.device.type == "cpu"
         and accelerator.num_processes == 1
-        and torch.get_num_threads() == 1 < cores
+        and torch.get_num_threads() == 1 < cores()
     ):
-        torch.set_num_threads(cores)
-        accelerator.print(f"using {cores} CPU threads instead of the one that `accelerate launch` set")
+        torch.set_num_threads(cores())
+        accelerator.print(f"using {cores()} CPU threads instead of the one that `accelerate launch` set")
 
 
 def build_model(config: TrainConfig, data: DataSet) -> tuple[Blip, Processor]:

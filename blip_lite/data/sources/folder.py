@@ -19,8 +19,8 @@ from blip_lite.settings import TABLES, DataSettings
 
 def load_folder(folder: Path, settings: DataSettings) -> Listing:
     """A folder of images with `metadata.csv|jsonl|parquet` (the Hugging Face `imagefolder` convention) or a `.txt`
-    beside
-    each image; or a folder of Parquet files (a copy of a Hub data set) or `.tar` shards. Sub-folders named train,
+    beside each image; or a folder of Parquet files (a copy of a Hub data set) or `.tar` shards. Sub-folders named
+    train,
     validation and test are the splits."""
     parts = {SPLIT_NAMES[p.name]: p for p in sorted(folder.iterdir()) if p.is_dir() and p.name in SPLIT_NAMES}
     notes: list[str] = []
@@ -65,8 +65,7 @@ def folder_rows(
         if len(silent) == len(images):
             raise DataError(
                 f"{folder}: has no metadata.csv, metadata.jsonl or metadata.parquet with columns file_name "
-                "and caption, "
-                "and no image has a .txt with its caption beside it"
+                "and caption, and no image has a .txt with its caption beside it"
             )
         if silent:
             notes.append(f"{len(silent)} images have no .txt beside them; left out (e.g. {silent[0].name})")

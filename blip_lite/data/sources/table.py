@@ -117,9 +117,8 @@ def table_rows(
 def read_table(path: Path, strict: bool = True) -> Iterator[tuple[str, dict[Any, Any]]]:
     """("FILE, line N", row) of a CSV, TSV, JSONL or JSON file (a list of objects).
 
-    Raises DataError for a bad row; if not `strict`, a JSONL row that cannot be read is `{None: REASON}`, and a CSV
-    row with too
-    many fields has those under None.
+    Raises DataError for a bad row; if not `strict`, a JSONL row that cannot be read is `{None: REASON}`, and a CSV row
+    with too many fields has those under None.
     """
 
     def bad(where: str, reason: str) -> tuple[str, dict[Any, Any]]:
