@@ -85,6 +85,7 @@ def quiet(_: str) -> None:
 # ------------------------------------------------------------------------------------------ the real program
 
 
+@pytest.mark.spice
 def test_twenty_images_have_the_exact_scores(real: None) -> None:
     """Against the program run by hand, on Java 17 and on 25; and it writes nothing beside itself."""
     package = Path(next(iter(importlib.util.find_spec("pycocoevalcap").submodule_search_locations)))  # type: ignore
@@ -105,6 +106,7 @@ def test_twenty_images_have_the_exact_scores(real: None) -> None:
     assert lines == ["SPICE: 20 of 20 images"] and listing() == before
 
 
+@pytest.mark.spice
 def test_malformed_text_gives_a_score(real: None) -> None:
     odd = ["", ".", "🐶🐱👨‍👩‍👧", "狗在草地上跑", "x" * 5000, "a\nb\r\nc", "a ||| dog", '"\\', "\x00\x07", "\ud83d a dog", "( [ {", "-lrb-", "% $ #", "1.5 2,000", "' `` ''", "the of"]  # fmt: skip
     references = {str(k): [text, "a dog on a sofa"] for k, text in enumerate(odd)}
@@ -116,6 +118,7 @@ def test_malformed_text_gives_a_score(real: None) -> None:
     json.dumps(found.as_dict(), allow_nan=False)
 
 
+@pytest.mark.spice
 def test_a_human_is_scored_on_the_same_images_and_long_text_is_told(real: None) -> None:
     references = {i: OWN["references"][i] for i in list(OWN["references"])[:4]}
     references["long"] = ["a dog " * 300, "a dog"]
@@ -128,6 +131,7 @@ def test_a_human_is_scored_on_the_same_images_and_long_text_is_told(real: None) 
 
 
 @pytest.mark.slow
+@pytest.mark.spice
 def test_the_golden_200(real: None) -> None:
     folder = real_data("golden_metrics", "coco_karpathy_test_magic_first200")
     text = json.loads((folder / "ptb_tokenized.json").read_text("utf-8"))
