@@ -24,7 +24,7 @@ from blip_lite.processing.picture import Picture
 from blip_lite.reports import report
 from blip_lite.settings import DataSettings, EvalConfig, LoadingSettings
 from blip_lite.training.loop import train
-from conftest import ROOT, real_data, tiny_config
+from conftest import ROOT, free_port, real_data, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +219,7 @@ def test_a_report_of_a_thousand_photographs_is_under_10_mb() -> None:
 
 def test_two_processes_evaluate_as_one(run: Path, tmp_path: Path) -> None:
     whole = evaluate(EvalConfig.of(run=str(run), max_eval_images=9, output_dir=str(tmp_path / "one")))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29641"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
     command += [
         str(ROOT / "evaluate.py"),
         "--ckpt",

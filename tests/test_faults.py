@@ -26,7 +26,7 @@ from blip_lite.training import checkpoint
 from blip_lite.training.loop import train
 from blip_lite.training.preflight import out_of_memory
 from blip_lite.training.setup import build_model, build_optimizer
-from conftest import ROOT, tiny_config
+from conftest import ROOT, free_port, tiny_config
 
 ARGUMENTS = [
     "--dataset",
@@ -55,7 +55,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "A
 
 
 def command(run: Path, *extra: str, processes: int = 1) -> list[str]:
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "29631"]
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", str(free_port())]
     script = [*(launcher if processes > 1 else []), str(ROOT / "train.py")]
     return [sys.executable, *script, *ARGUMENTS, "--output_dir", str(run), *extra]
 

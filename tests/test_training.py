@@ -21,7 +21,7 @@ from blip_lite.settings import OptimisationSettings
 from blip_lite.training import checkpoint
 from blip_lite.training.loop import learning_rate, train
 from blip_lite.training.setup import build_optimizer
-from conftest import ROOT, tiny_config
+from conftest import ROOT, free_port, tiny_config
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
@@ -245,7 +245,7 @@ def test_two_processes_give_one_processs_losses(tmp_path: Path) -> None:
     common = "--dataset shapes --model tiny --max_train_images 25 --max_eval_images 9 --max_steps 5 --logging_steps 1 --num_workers 0"
     common += " --gradient_accumulation_steps 2 --num_beams 2 --max_new_tokens 12 --learning_rate 1e-3"
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    runs = {"two": ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29617"], "one": []}
+    runs = {"two": ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())], "one": []}
     for name, launcher in runs.items():
         batch = "4" if name == "two" else "8"
         command = [sys.executable, *launcher, str(ROOT / "train.py"), *common.split(), "--batch_size", batch]
