@@ -50,6 +50,7 @@ def images_in(path: Path) -> list[str]:
     return [json.loads(line)["image"] for line in path.read_text("utf-8").splitlines()]
 
 
+@pytest.mark.long
 def test_what_is_there_is_not_done_again(hf_dir: Path, photos: Path, tmp_path: Path) -> None:
     output, whole = tmp_path / "out.jsonl", tmp_path / "whole.jsonl"
     assert caption(hf_dir, str(photos), "--output", str(whole)).returncode == 1  # one is broken
@@ -68,6 +69,7 @@ def test_what_is_there_is_not_done_again(hf_dir: Path, photos: Path, tmp_path: P
     assert images_in(output) == [str(photos / "0.png")]
 
 
+@pytest.mark.long
 def test_killed_at_any_moment_each_image_is_written_once(hf_dir: Path, photos: Path, tmp_path: Path) -> None:
     output, rng = tmp_path / "out.jsonl", random.Random(0)
     many = tmp_path / "many.txt"
@@ -127,6 +129,7 @@ def test_overwrite_forgets_what_a_killed_process_left_and_two_do_not_write_at_on
     assert images_in(tmp_path / "out.csv.jsonl") == [str(photos / "0.png")]
 
 
+@pytest.mark.long
 def test_nothing_is_deleted_before_the_command_is_seen_to_be_right(hf_dir: Path, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "report.xlsx").write_text("mine")
@@ -154,6 +157,7 @@ def test_a_breakdown_is_not_a_bad_image(monkeypatch: pytest.MonkeyPatch, capsys:
     assert main(["caption", "a.jpg", "--output", "o.jsonl"]) == 3
 
 
+@pytest.mark.long
 def test_sidecars_of_a_journal(hf_dir: Path, photos: Path, tmp_path: Path) -> None:
     """Written in the end, from the journal: what was captioned by an earlier run, perhaps killed, gets its text too."""
     output = tmp_path / "out.jsonl"
@@ -235,6 +239,7 @@ def test_the_model_does_not_wait_for_a_slow_file(hf_dir: Path, photos: Path) -> 
     assert [r.image for r in caption_files(captioner, twice, batch_size=2, num_beams=1, max_new_tokens=4)] == twice
 
 
+@pytest.mark.long
 def test_scores_several_captions_and_words_to_review(hf_dir: Path, photos: Path, tmp_path: Path) -> None:
     captioner = Captioner.from_pretrained(hf_dir, "cpu")
     said = captioner(photos / "0.png", num_beams=5, max_new_tokens=6).split()[0]
@@ -253,6 +258,7 @@ def test_scores_several_captions_and_words_to_review(hf_dir: Path, photos: Path,
     assert len(set(row["caption"])) > 1 and not any(said in text.split() for text in row["caption"])
 
 
+@pytest.mark.long
 def test_two_processes_share_one_list(hf_dir: Path, photos: Path, tmp_path: Path) -> None:
     alone, together = tmp_path / "alone.jsonl", tmp_path / "together.jsonl"
     assert caption(hf_dir, str(photos), "--output", str(alone)).returncode == 1
@@ -274,6 +280,7 @@ def test_two_processes_share_one_list(hf_dir: Path, photos: Path, tmp_path: Path
     assert sorted(p.name for p in tmp_path.glob("[!.]*.jsonl*")) == ["alone.jsonl", "together.jsonl"]
 
 
+@pytest.mark.long
 def test_a_file_name_that_is_no_utf8(hf_dir: Path, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()

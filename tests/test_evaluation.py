@@ -34,6 +34,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(str(config.run.output_dir))
 
 
+@pytest.mark.long
 def test_evaluate_writes_captions_metrics_and_a_page(run: Path) -> None:
     result = evaluate(EvalConfig.of(run=str(run), max_eval_images=9))
     assert json.loads((run / "coco_metrics.json").read_text()) == result
@@ -102,6 +103,7 @@ def test_lost_and_doubled_images_are_an_error() -> None:
             gather_captions(pairs, {}, ["a", "b"])
 
 
+@pytest.mark.long
 def test_anyones_captions_are_scored(run: Path, tmp_path: Path) -> None:
     evaluate(EvalConfig.of(run=str(run), max_eval_images=9))
     made = [json.loads(line) for line in (run / "captions.jsonl").read_text().splitlines()]
@@ -127,6 +129,7 @@ def test_anyones_captions_are_scored(run: Path, tmp_path: Path) -> None:
         evaluate(config.replace(predictions=str(tmp_path / "bad.jsonl")))
 
 
+@pytest.mark.long
 def test_two_checkpoints_are_compared(run: Path) -> None:
     config = EvalConfig.of(run=str(run), max_eval_images=9, compare=str(run / "best"))
     result = evaluate(config)
@@ -192,6 +195,7 @@ def test_the_untouched_base_stands_beside(run: Path, tmp_path: Path, monkeypatch
     assert "base" not in evaluate(config.replace(base=False))["baselines"]
 
 
+@pytest.mark.long
 def test_a_sweep_draws_quality_against_speed(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = EvalConfig.of(
         run=str(run), max_eval_images=5, output_dir=str(tmp_path), sweep=["num_beams=1,3", "length_penalty=0.8,1.2"]
@@ -217,9 +221,18 @@ def test_a_report_of_a_thousand_photographs_is_under_10_mb() -> None:
     assert len(sizes) == 100 and 1000 * (sum(sizes) / 100 + text) < 10e6
 
 
+@pytest.mark.long
 def test_two_processes_evaluate_as_one(run: Path, tmp_path: Path) -> None:
     whole = evaluate(EvalConfig.of(run=str(run), max_eval_images=9, output_dir=str(tmp_path / "one")))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--master_port",
+        str(free_port()),
+    ]
     command += [
         str(ROOT / "evaluate.py"),
         "--ckpt",

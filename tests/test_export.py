@@ -34,6 +34,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+@pytest.mark.long
 def test_the_card_says_what_was_measured_and_the_hub_reads_it(run: Path) -> None:
     read = ModelCard.load(run / "README.md")
     result = json.loads((run / "coco_metrics.json").read_text())
@@ -125,6 +126,7 @@ class Hub(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None: ...
 
 
+@pytest.mark.long
 def test_push_uploads_privately_and_a_dry_run_sends_nothing(run: Path, tmp_path: Path) -> None:
     Hub.asked = []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)

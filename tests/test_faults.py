@@ -98,6 +98,7 @@ def stop_after(step: int, run: Path, *extra: str) -> None:
     assert done.returncode == 143, done.stderr
 
 
+@pytest.mark.long
 def test_sigterm_saves_and_the_resumed_run_is_the_undisturbed_one(tmp_path: Path) -> None:
     extra = ["--max_steps", "8", "--gradient_accumulation_steps", "2"]
     subprocess.run(command(tmp_path / "whole", *extra), check=True, env=ENVIRONMENT, capture_output=True)
@@ -115,6 +116,7 @@ def test_sigterm_saves_and_the_resumed_run_is_the_undisturbed_one(tmp_path: Path
     ]
 
 
+@pytest.mark.long
 def test_sigterm_to_one_of_two_processes_stops_both_at_one_step(tmp_path: Path) -> None:
     run = tmp_path / "run"
     launcher = subprocess.Popen(
@@ -142,6 +144,7 @@ def test_sigterm_to_one_of_two_processes_stops_both_at_one_step(tmp_path: Path) 
     assert f"resuming from {last}" in done.stdout
 
 
+@pytest.mark.long
 def test_a_second_process_on_one_directory_is_refused(tmp_path: Path) -> None:
     run = tmp_path / "run"
     first = subprocess.Popen(

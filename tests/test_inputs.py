@@ -128,6 +128,7 @@ def test_two_tables_may_name_their_images_alike(hf_dir: Path, tmp_path: Path) ->
     assert images_in(tmp_path / "out.jsonl") == [str(tmp_path / f / "1.png") for f in ("a", "b")]
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_a_list(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("".join(f"/photos/{i // 1000:04d}/{i:09d}.jpg\n" for i in range(200_000)))
     seen = Seen()
@@ -170,6 +171,7 @@ def test_shards(photos: Path, tmp_path: Path) -> None:  # noqa: F811
     assert found[-1].image_id == f"{tmp_path}/s-3.tar"
 
 
+@pytest.mark.long
 def test_formats(hf_dir: Path, photos: Path, tmp_path: Path) -> None:  # noqa: F811
     for suffix in (".csv", ".parquet", ".json"):
         output = tmp_path / f"out{suffix}"
@@ -215,6 +217,7 @@ def test_ids_of_coco_results(tmp_path: Path) -> None:
     assert ids() == []
 
 
+@pytest.mark.long
 def test_sidecars(hf_dir: Path, photos: Path) -> None:  # noqa: F811
     (photos / "0.txt").write_text("mine")
     done = caption(hf_dir, str(photos), "--sidecar", "--num_captions", "2")

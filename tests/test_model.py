@@ -97,6 +97,7 @@ def test_loss_equals_transformers_own_labels_loss() -> None:
     torch.testing.assert_close(loss / targets, out.loss, rtol=0, atol=1e-5)
 
 
+@pytest.mark.long
 def test_base_shape_loss_and_gradients() -> None:
     """The published checkpoint's sizes, once, at 384 pixels with the full vocabulary."""
     from transformers import BlipConfig as HFConfig

@@ -36,6 +36,7 @@ def test_sanity_fails_when_training_starts_from_cls(tmp_path: Path, monkeypatch:
         sanity(tiny_config(tmp_path))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mistake", ["labels not shifted", "image ignored"])
 def test_sanity_fails_on_other_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mistake: str) -> None:
     forward = Blip.forward

@@ -22,6 +22,7 @@ def script(name: str, *arguments: object, cwd: Path = ROOT) -> subprocess.Comple
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
 
 
+@pytest.mark.long
 def test_train_evaluate_caption(tmp_path: Path) -> None:
     """The thin path through everything, in a working directory of its own."""
     done = script("train", "--dataset", "shapes", "--model", "tiny", "--max_steps", 6, "--max_train_images", 40,

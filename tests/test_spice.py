@@ -85,6 +85,7 @@ def quiet(_: str) -> None:
 # ------------------------------------------------------------------------------------------ the real program
 
 
+@pytest.mark.long
 @pytest.mark.spice
 def test_twenty_images_have_the_exact_scores(real: None) -> None:
     """Against the program run by hand, on Java 17 and on 25; and it writes nothing beside itself."""
@@ -106,6 +107,7 @@ def test_twenty_images_have_the_exact_scores(real: None) -> None:
     assert lines == ["SPICE: 20 of 20 images"] and listing() == before
 
 
+@pytest.mark.long
 @pytest.mark.spice
 def test_malformed_text_gives_a_score(real: None) -> None:
     odd = ["", ".", "🐶🐱👨‍👩‍👧", "狗在草地上跑", "x" * 5000, "a\nb\r\nc", "a ||| dog", '"\\', "\x00\x07", "\ud83d a dog", "( [ {", "-lrb-", "% $ #", "1.5 2,000", "' `` ''", "the of"]  # fmt: skip
@@ -118,6 +120,7 @@ def test_malformed_text_gives_a_score(real: None) -> None:
     json.dumps(found.as_dict(), allow_nan=False)
 
 
+@pytest.mark.long
 @pytest.mark.spice
 def test_a_human_is_scored_on_the_same_images_and_long_text_is_told(real: None) -> None:
     references = {i: OWN["references"][i] for i in list(OWN["references"])[:4]}
@@ -144,6 +147,7 @@ def test_the_golden_200(real: None) -> None:
 # ------------------------------------------------------------------------------------------ chunks that fail
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("word", "reason"),
     [
@@ -370,6 +374,7 @@ def fetched(folder: Path) -> dict[str, bytes]:
     return {path.name.split("-")[0]: path.read_bytes() for path in (folder / "cache" / "spice").glob("*.jar")}
 
 
+@pytest.mark.long
 @needs_jgo
 def test_a_fetch_killed_half_way_begins_again(tmp_path: Path, maven: Maven) -> None:
     maven.go_on.clear()

@@ -239,13 +239,17 @@ def test_a_dashboard_that_fails_does_not_stop_training(
     assert len(metrics_of(tmp_path / "run")) == 4
 
 
+@pytest.mark.long
 def test_two_processes_give_one_processs_losses(tmp_path: Path) -> None:
     """torchrun, gloo: 2 processes x 4 images are 1 x 8, accumulated twice; the last batches leave one process without
     an image. Validation is shared out and whole."""
     common = "--dataset shapes --model tiny --max_train_images 25 --max_eval_images 9 --max_steps 5 --logging_steps 1 --num_workers 0"
     common += " --gradient_accumulation_steps 2 --num_beams 2 --max_new_tokens 12 --learning_rate 1e-3"
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    runs = {"two": ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())], "one": []}
+    runs = {
+        "two": ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())],
+        "one": [],
+    }
     for name, launcher in runs.items():
         batch = "4" if name == "two" else "8"
         command = [sys.executable, *launcher, str(ROOT / "train.py"), *common.split(), "--batch_size", batch]
