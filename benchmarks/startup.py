@@ -32,7 +32,7 @@ def main() -> None:
     results = Results("startup", args)
     folder, photo = str(checkpoint(args.size)), photographs(None, 1)[0]
     seconds: dict[str, list[float]] = {PEER: [], OURS: []}
-    gigabytes, said = {}, {}
+    gigabytes, captions = {}, {}
     for i in range(args.repeats + 1):
         for side in (PEER, OURS) if i % 2 else (OURS, PEER):
             start = time.perf_counter()
@@ -40,14 +40,14 @@ def main() -> None:
             done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
             if i:  # the first fills the disk's cache
                 seconds[side].append(time.perf_counter() - start)
-            *_, said[side], memory = done.stdout.strip().splitlines()
+            *_, captions[side], memory = done.stdout.strip().splitlines()
             gigabytes[side] = float(memory)
     results.add(
         "import, load, first caption",
         "per s",
         **compare(seconds, 1.0),
         **{f"{side}_peak_GB": gb for side, gb in gigabytes.items()},
-        same_caption=str(said[OURS] == said[PEER]),
+        same_caption=str(captions[OURS] == captions[PEER]),
     )
 
 

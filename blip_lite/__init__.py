@@ -1,7 +1,7 @@
 """blip_lite: fine-tune, evaluate and run BLIP image captioning.
 
-Importing the package brings torch, tokenizers, safetensors, Pillow and numpy, and nothing else: `train`,
-`evaluate` and their dependencies live in `blip_lite.training` and `blip_lite.evaluation`.
+Importing the package brings torch, tokenizers, safetensors, Pillow and numpy, and nothing else. `train` is in
+`blip_lite.training.loop`, `evaluate` in `blip_lite.evaluation.evaluate`; they need `pip install "blip_lite[train]"`.
 """
 
 from blip_lite.captioner import Captioner

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from blip_lite.errors import ConfigError
 from blip_lite.model.blip import IGNORE, Blip
 from blip_lite.model.generation import GenerationSettings, generate
 from blip_lite.model.pretrained import load_pretrained
@@ -27,7 +28,7 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
         try:
             return torch.device(device)
         except RuntimeError as error:
-            raise ValueError(f"device {device!r}: {error}") from error
+            raise ConfigError(f"device {device!r}: {error}") from error
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
@@ -48,7 +49,7 @@ def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     named = getattr(torch, dtype, None)
     if not isinstance(named, torch.dtype):
-        raise ValueError(f"dtype {dtype!r}: expected auto, float32, bfloat16 or float16")
+        raise ConfigError(f"dtype {dtype!r}: expected auto, float32, bfloat16 or float16")
     return named
 
 
@@ -88,7 +89,7 @@ class Captioner:
         """
         device = pick_device(device)
         if quantize and device.type != "cpu":
-            raise ValueError(f"quantize is for the CPU; the device is {device}")
+            raise ConfigError(f"quantize is for the CPU; the device is {device}")
         model, processor = load_pretrained(path_or_id, device, pick_dtype(dtype, device))
         if quantize:
             quantize_encoder(model, quantize)
@@ -127,7 +128,7 @@ class Captioner:
             ValueError: settings that make no sense.
         """
         if batch_size < 1:
-            raise ValueError("batch_size must be at least 1")
+            raise ConfigError("batch_size must be at least 1")
         generation = GenerationSettings(**settings)
         single = isinstance(images, (str, Path, bytes, Image.Image, np.ndarray))
         sources: Sequence[Any] = [images] if single else images  # type: ignore[assignment]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from blip_lite.command_line import config_of, parse
-from blip_lite.errors import TIME_UP, BrokenOff, Stopped, TrainingError
+from blip_lite.errors import TIME_UP, UNUSABLE, BrokenOff, ConfigError, Stopped, TrainingError
 from blip_lite.settings import EvalConfig, TrainConfig
 
 # The extra that brings a package, for the message when it is not there.
@@ -34,16 +35,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 done; 1 done, with something bad in the data, or failed after the start; 2 nothing was done, the command or what
     it names is wrong; 3 broke down on the way; 75 the time was up; 128 + N stopped by signal N.
     """
-    args = parse(list(sys.argv[1:] if argv is None else argv))
-    return guarded(lambda: COMMANDS[args.command](args))
+
+    def work() -> int:
+        args = parse(list(sys.argv[1:] if argv is None else argv))
+        return COMMANDS[args.command](args)
+
+    return guarded(work)
 
 
 def guarded(work: Callable[[], int]) -> int:
     """The exit code of what `work` does, or of what stopped it."""
     try:
-        return work()
+        code = work()
+        leave_together()
+        return code
     except (Exception, KeyboardInterrupt) as error:
         return exit_code(error)
+
+
+def leave_together() -> None:
+    """Wait for the other processes, then close the connection: who ends while another still uses it may abort."""
+    distributed = getattr(sys.modules.get("torch"), "distributed", None)
+    if distributed and distributed.is_available() and distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()
 
 
 def exit_code(error: BaseException) -> int:
@@ -59,12 +74,20 @@ def exit_code(error: BaseException) -> int:
             raise error
         print(f"error: {package} is not installed: pip install 'blip_lite[{EXTRAS[package]}]'", file=sys.stderr)
         return 2
-    # ValueError and OSError: our own errors, and files that cannot be read or written
-    for kinds, code in ((BrokenOff, 3), (TrainingError, 1), ((ValueError, OSError), 2)):
+    for kinds, code in ((BrokenOff, 3), (TrainingError, 1), (UNUSABLE, 2)):
         if isinstance(error, kinds):
             print(f"error: {error}", file=sys.stderr)
             return code
     raise error
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+    """What a file, the Hub or a library refuses ends the short commands in one line; training keeps its traceback."""
+    try:
+        yield
+    except (OSError, ValueError) as error:  # the Hub's errors are of these kinds, too
+        raise ConfigError(str(error)) from error
 
 
 def train(args: argparse.Namespace) -> int:
@@ -116,21 +139,25 @@ def audit_exit_code(config: TrainConfig) -> int:
 def export(args: argparse.Namespace) -> int:
     from blip_lite.serving.export import export, push
 
-    files = export(Path(args.ckpt), Path(args.to))
-    for path in files:
-        print(f"{path.stat().st_size:>13,}  {path}")
-    print(f"{args.to}: transformers loads it and gives the same caption")
-    if args.push and args.dry_run:
-        print(f"dry run: these {len(files)} files would go to {args.push} ({'public' if args.public else 'private'})")
-    elif args.push:
-        print(push(Path(args.to), args.push, private=not args.public))
+    with one_line():
+        files = export(Path(args.ckpt), Path(args.to))
+        for path in files:
+            print(f"{path.stat().st_size:>13,}  {path}")
+        print(f"{args.to}: transformers loads it and gives the same caption")
+        if args.push and args.dry_run:
+            print(
+                f"dry run: these {len(files)} files would go to {args.push} ({'public' if args.public else 'private'})"
+            )
+        elif args.push:
+            print(push(Path(args.to), args.push, private=not args.public))
     return 0
 
 
 def plot(args: argparse.Namespace) -> int:
     from blip_lite.reports.plot import plot
 
-    plot(args.runs, args.output)
+    with one_line():
+        plot(args.runs, args.output)
     print(args.output)
     return 0
 
@@ -139,7 +166,7 @@ def serve(args: argparse.Namespace) -> int:
     from blip_lite.serving.app import serve
 
     ckpt = args.ckpt or os.environ.get("BLIP_CKPT", "Salesforce/blip-image-captioning-base")
-    serve(ckpt, args.batch_size or int(os.environ.get("BLIP_BATCH", 8)))
+    serve(ckpt, args.batch_size)
     return 0
 
 

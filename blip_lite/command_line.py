@@ -7,6 +7,7 @@ defaults that come from a run that the command line itself names.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -75,9 +76,11 @@ def add_settings(parser: argparse.ArgumentParser, cls: type[Grouped]) -> None:
         if one.group not in groups:
             groups[one.group] = parser.add_argument_group(one.title)
         help = one.field.metadata["help"]
-        if one.field.default not in (None, "", False):
-            default = "yes" if one.field.default is True else one.field.default
-            help += "; default: the run's" if cls is EvalConfig and one.group else f" (default: {default})"
+        default = one.field.default
+        if cls is EvalConfig and one.group:
+            help = help.partition("; default: ")[0] + "; default: the run's"
+        elif not (default is None or default is False or default == "" or "default: " in help):
+            help += f" (default: {'yes' if default is True else default})"
         options: dict[str, Any] = {"help": help.replace("%", "%%"), "default": argparse.SUPPRESS, "dest": name}
         if one.kind is bool and one.field.metadata.get("action"):
             groups[one.group].add_argument(f"--{name}", action="store_true", **options)
@@ -116,6 +119,9 @@ def _read_yaml(cls: type[Grouped], path: Path) -> dict[str, Any]:
     return check(cls, {str(name).replace("-", "_"): value for name, value in values.items()}, str(path))
 
 
+SHELLS = ("bash", "zsh", "tcsh")  # that shtab knows
+
+
 def parsers() -> tuple[Parser, dict[str, Parser]]:
     """The whole command's parser, and those of its commands."""
     top = Parser(prog="blip-lite", description="Fine-tune, evaluate and run BLIP image captioning.")
@@ -144,11 +150,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         return found
     if argv and not argv[0].startswith("-"):
         top.error(f"unknown command {argv[0]!r}{did_you_mean(argv[0], COMMANDS)}; there are {', '.join(COMMANDS)}")
-    top.add_argument("--print_completion", choices=("bash", "zsh", "tcsh"), help="print a shell's completion script")
+    top.add_argument("--print_completion", choices=SHELLS, help="print a shell's completion script")
     if any("print_completion" in word.replace("-", "_") for word in argv):
+        shell = argv[-1].rpartition("=")[2]
+        if shell not in SHELLS:
+            top.error(f"--print_completion: which shell? {', '.join(SHELLS)}")
         import shtab
 
-        print(shtab.complete(top, argv[-1].rpartition("=")[2]))
+        print(shtab.complete(top, shell))
         sys.exit(0)
     return top.parse_args(argv)
 
@@ -225,4 +234,7 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ckpt", help="checkpoint directory or Hub id (default: $BLIP_CKPT, else BLIP-base from the Hub)"
     )
-    parser.add_argument("--batch_size", type=int, metavar="N", help="images at a time (default: $BLIP_BATCH, else 8)")
+    batch = os.environ.get("BLIP_BATCH", "8")  # a text: argparse then checks it as it does an argument
+    parser.add_argument(
+        "--batch_size", type=int, default=batch, metavar="N", help="images at a time (default: $BLIP_BATCH, else 8)"
+    )

@@ -21,6 +21,10 @@ class CheckpointError(ValueError):
     """A directory that is no usable checkpoint; the message names it and says what is wrong."""
 
 
+# What was given cannot be used: nothing was done, and the message says what to do.
+UNUSABLE = (ConfigError, DataError, ImageError, CheckpointError)
+
+
 class TrainingError(RuntimeError):
     """A run that cannot go on; the message says why and where the last good weights are."""
 

@@ -73,6 +73,9 @@ class DataSettings:
         "shapes, flickr8k, flickr30k, coco_karpathy, a folder, a captions file (.csv, .tsv, .jsonl, .json, .parquet), "
         ".tar shards (a/{0000..0099}.tar), or a Hub id",
     )
+    scenes: int | None = setting(
+        None, "how many scenes --dataset shapes draws; default: 8000, on --resume the run's", least=100, most=9000
+    )
     data_dir: str | None = setting(
         None, "local copy of flickr8k (original or Kaggle layout, Parquet), or the folder of Karpathy's dataset_*.json"
     )
@@ -380,7 +383,7 @@ class EvalConfig(Grouped):
     spice: bool = setting(
         False, "also SPICE: needs `pip install 'blip_lite[spice]'`, 390 MB fetched once, 2 GB of memory"
     )
-    spice_subsample: int = setting(1000, "SPICE of this many images, drawn with a fixed seed; 0 is all")
+    spice_subsample: int = setting(1000, "SPICE of this many images, drawn with a fixed seed; 0 is all", least=0)
     spice_dir: str | None = setting(None, "a folder with the four files of SPICE, for machines without a network")
     sweep: list[str] | None = setting(  # noqa: RUF009
         None,

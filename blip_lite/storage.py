@@ -175,7 +175,7 @@ def read_run_config(run: Path) -> TrainConfig:
     """The settings of a run, from its `config.json`. Raises ConfigError."""
     path = run / "config.json"
     try:
-        values = json.loads(path.read_text("utf-8"))["settings"]
+        values = {"scenes": 2500, **json.loads(path.read_text("utf-8"))["settings"]}  # before 0.2 there were 2,500
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"{run}: not a run of train.py, {path.name} cannot be read ({error})") from error
     return TrainConfig.of(**check(TrainConfig, values, str(path)))

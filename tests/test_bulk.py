@@ -171,7 +171,7 @@ def test_sidecars_of_a_journal(hf_dir: Path, photos: Path, tmp_path: Path) -> No
     table = tmp_path / "t.csv"
     table.write_text(f'image\n{photos / "0.png"}\n""\n')
     done = caption(hf_dir, str(table), "--sidecar", "--overwrite")
-    assert done.returncode == 1 and "1 images captioned, 1 failed" in done.stderr, done.stderr
+    assert done.returncode == 1 and "1 image captioned, 1 failed" in done.stderr, done.stderr
 
 
 @pytest.mark.slow

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from blip_lite.cli import exit_code, main
 from blip_lite.command_line import COMMANDS, config_of, parse
-from blip_lite.errors import TIME_UP, BrokenOff, ConfigError, Stopped, TrainingError
+from blip_lite.errors import (
+    TIME_UP,
+    BrokenOff,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    ImageError,
+    Stopped,
+    TrainingError,
+)
 from blip_lite.settings import EvalConfig, TrainConfig, check
 
 
@@ -181,7 +190,9 @@ def test_a_missing_extra_is_named(
     ("error", "code"),
     [
         (ConfigError("x"), 2),
-        (OSError("x"), 2),
+        (DataError("x"), 2),
+        (ImageError("x"), 2),
+        (CheckpointError("x"), 2),
         (TrainingError("x"), 1),
         (BrokenOff("x"), 3),
         (KeyboardInterrupt(), 130),
@@ -191,5 +202,11 @@ def test_a_missing_extra_is_named(
 )
 def test_one_map_from_error_to_exit_code(error: BaseException, code: int) -> None:
     assert exit_code(error) == code
-    with pytest.raises(ZeroDivisionError):  # what nobody foresaw keeps its traceback
-        exit_code(ZeroDivisionError())
+
+
+@pytest.mark.parametrize(
+    "error", [ZeroDivisionError(), OSError("x"), ValueError("x"), KeyError("x"), RuntimeError("x")]
+)
+def test_what_nobody_foresaw_keeps_its_traceback(error: Exception) -> None:
+    with pytest.raises(type(error)):
+        exit_code(error)

@@ -78,4 +78,4 @@ def test_curves_of_two_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         main(["plot", str(tmp_path / "a"), str(tmp_path / "b"), "--output", str(picture)]) == 0
         and picture.stat().st_size > 10_000
     )
-    assert main(["plot", str(tmp_path / "none")]) == 2 and "metrics.jsonl cannot be read" in capsys.readouterr().err
+    assert main(["plot", str(tmp_path / "none")]) == 2 and "no metrics.jsonl here" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from transformers import BlipForConditionalGeneration
 
 from blip_lite import Captioner
 from blip_lite.data.load import load_data
-from blip_lite.errors import ConfigError, DataError, TrainingError
+from blip_lite.errors import ConfigError, TrainingError
 from blip_lite.model.blip import Blip
 from blip_lite.settings import OptimisationSettings
 from blip_lite.training import checkpoint
@@ -198,7 +198,9 @@ def test_bad_images_are_counted_up_to_a_share(
     )
     train(config)
     assert capfd.readouterr().err.count("skipped, an image") == 1
-    with pytest.raises(DataError, match=r"1 of \d+ training images could not be decoded.*--max_bad_images 0.*005.png"):
+    with pytest.raises(
+        TrainingError, match=r"1 of \d+ training images could not be decoded.*--max_bad_images 0.*005.png"
+    ):
         train(config.replace(max_bad_images=0.0, overwrite=True))
 
 

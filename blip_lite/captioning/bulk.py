@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from blip_lite.captioner import Captioner
-from blip_lite.errors import ImageError
+from blip_lite.errors import ConfigError, ImageError
 from blip_lite.model.generation import GenerationSettings
 from blip_lite.processing.picture import Picture
 from blip_lite.processing.processor import Processor
@@ -69,10 +69,10 @@ def caption_files(
         **settings: fields of `GenerationSettings`.
 
     Raises:
-        ValueError: settings that make no sense.
+        ConfigError: settings that make no sense.
     """
     if batch_size < 1 or workers < 1:
-        raise ValueError("batch_size and workers must be at least 1")
+        raise ConfigError("batch_size and workers must be at least 1")
     # Not a generator itself: wrong settings are to fail here, not at the first image.
     return _caption(captioner, iter(images), batch_size, prompt, workers, GenerationSettings(**settings))
 

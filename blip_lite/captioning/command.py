@@ -27,7 +27,7 @@ from blip_lite.captioning.bulk import Captioned, caption_files, review_of
 from blip_lite.captioning.inputs import broken, count, expand
 from blip_lite.captioning.journal import Seen, key_of, read_journal, take_up, to_line
 from blip_lite.captioning.outputs import convert, discard, journal_of, sidecar_of, write_sidecar, write_sidecars
-from blip_lite.errors import BrokenOff
+from blip_lite.errors import BrokenOff, ConfigError
 from blip_lite.processing.images import IMAGE_SUFFIXES
 from blip_lite.processing.picture import Picture
 from blip_lite.processing.word_filter import read_words, split_entries
@@ -38,7 +38,7 @@ GALLERY = 1000  # images that --html shows
 
 
 def caption(args: argparse.Namespace) -> int:
-    """Caption what `args.images` names; see `command_line.caption_arguments` for the rest. Returns the exit code."""
+    """Caption what `args.images` names; see `command_line.add_caption` for the rest. Returns the exit code."""
     for stream, how in (
         (sys.stdout, "backslashreplace"),
         (sys.stderr, "backslashreplace"),
@@ -53,9 +53,7 @@ def caption(args: argparse.Namespace) -> int:
     except ModuleNotFoundError:  # of an extra
         raise
     except (ValueError, OSError) as error:  # what cannot be used, a full disk; a bad image is only reported
-        if not args.begun:
-            raise
-        raise BrokenOff(f"{error}{how_on}") from error
+        raise BrokenOff(f"{error}{how_on}") if args.begun else ConfigError(str(error)) from error
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(f"interrupted{how_on}") from error
     except Exception as error:
@@ -76,12 +74,12 @@ def run(args: argparse.Namespace) -> int:
     rank, processes, wait, device = together(args)
     captioner = Captioner.from_pretrained(args.ckpt, device, args.dtype, "int8" if args.int8 else None)
     review = split_entries(captioner.processor, to_review)
-    seen, shown, met, journal = Seen(), list[Picture](), 0, None
+    seen, shown, images, journal = Seen(), list[Picture](), 0, None
 
     def wanted() -> Iterator[Picture]:
-        nonlocal met
+        nonlocal images
         for picture in expand(args.images, args.allow_urls, args.image_column):
-            met += 1
+            images += 1
             if args.sidecar and not args.output:
                 text = sidecar_of(picture)
                 if text is None:
@@ -100,8 +98,8 @@ def run(args: argparse.Namespace) -> int:
     before = len(seen)
     # The first batch tells what is wrong with the settings and the input, so nothing is deleted or written before.
     found = chain(list(islice(found, 1)), found)
-    if not met:
-        raise ValueError(f"no images in {', '.join(args.images)}")
+    if not images:
+        raise ConfigError(f"no images in {', '.join(args.images)}")
     wait()
     if args.output and args.overwrite and rank == 0:
         discard(Path(args.output))
@@ -118,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
         done, failed = 0, 0
         for _, row in read_journal(journal):
             done, failed = done + 1, failed + ("error" in row)
-        print(f"{done - failed} images captioned, {failed} failed: {args.output}", file=sys.stderr)
+        print(f"{images_of(done - failed)} captioned, {failed} failed: {args.output}", file=sys.stderr)
     if rank == 0 and args.html:
         names = {picture.image_id for picture in shown}
         page = {row["image"]: row for _, row in read_journal(journal) if row["image"] in names} if journal else page
@@ -128,6 +126,10 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed and (rank == 0 or not journal) else 0  # without a journal each process knows of its own only
 
 
+def images_of(count: int) -> str:
+    return f"{count} image{'' if count == 1 else 's'}"
+
+
 def together(args: argparse.Namespace) -> tuple[int, int, Callable[[], None], str | torch.device]:
     """(rank, processes, wait for the others, device) of the processes that `accelerate launch` started, which share one
     list: each takes the images whose hash falls to it."""
@@ -135,9 +137,9 @@ def together(args: argparse.Namespace) -> tuple[int, int, Callable[[], None], st
     if processes == 1:
         return 0, 1, lambda: None, args.device
     if not (args.output or args.sidecar):
-        raise ValueError(f"{processes} processes need --output or --sidecar")
+        raise ConfigError(f"{processes} processes need --output or --sidecar")
     if "-" in args.images:
-        raise ValueError("standard input reaches one process only; write the paths into a .txt file")
+        raise ConfigError("standard input reaches one process only; write the paths into a .txt file")
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
@@ -154,13 +156,13 @@ def begin(args: argparse.Namespace, rank: int, wait: Callable[[], None], seen: S
     if output.suffix == ".parquet":
         import pyarrow.parquet  # noqa: F401  of an extra: missing, it is to be told before the first image
     if read := [a for a in args.images if Path(a).resolve() in (output.resolve(), journal.resolve())]:
-        raise ValueError(f"--output {output}: {read[0]} is read, it cannot be written at the same time")
+        raise ConfigError(f"--output {output}: {read[0]} is read, it cannot be written at the same time")
     output.parent.mkdir(parents=True, exist_ok=True)
     if rank == 0:
         args.lock = lock(output, output.with_name(f".{output.name}.lock"))  # kept open
     if not args.overwrite:
         if output.exists() and not journal.exists():
-            raise ValueError(
+            raise ConfigError(
                 f"--output {output}: is there, but {journal.name}, from which it is made, is not; --overwrite"
             )
         if rank == 0:
@@ -227,5 +229,5 @@ def write(
                     flagged = f"  [review: {', '.join(row['review'])}]" if row.get("review") else ""
                     print(f"{'' if alone else f'{result.image}: '}{score}{caption}{flagged}", flush=True)
     if args.sidecar and not journal:
-        print(f"{written} images captioned, {failed} failed, the others had a .txt already", file=sys.stderr)
+        print(f"{images_of(written)} captioned, {failed} failed, the others had a .txt already", file=sys.stderr)
     return failed, page

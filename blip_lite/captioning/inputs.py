@@ -15,11 +15,13 @@ from typing import Any
 from blip_lite.data.names import IMAGE_COLUMNS
 from blip_lite.data.sources.shards import check_end, expand_braces, read_piece
 from blip_lite.data.sources.table import read_table, utf8
-from blip_lite.errors import ImageError
+from blip_lite.errors import ConfigError, ImageError
 from blip_lite.processing.download import fetch_again
 from blip_lite.processing.images import IMAGE_SUFFIXES, ImageInput
 from blip_lite.processing.picture import Picture
-from blip_lite.settings import TABLES
+from blip_lite.settings import TABLES as DATA_TABLES
+
+TABLES = tuple(suffix for suffix in DATA_TABLES if suffix != ".json")  # a JSON file is no list of images
 
 
 def expand(arguments: Iterable[str], allow_urls: bool = False, image_column: str | None = None) -> Iterator[Picture]:
@@ -37,18 +39,19 @@ def expand(arguments: Iterable[str], allow_urls: bool = False, image_column: str
         image_column: of tables; else one of the usual names.
 
     Raises:
-        ValueError: a list or table that is not there or cannot be read at all, a table without a column of images, or
-        an
-            argument that is a URL and was not allowed. A bad line or image never raises here: it does so when it is
-            loaded.
+        ConfigError: a list or table that is not there or cannot be read at all, a table without a column of images,
+            or an argument that is a URL and was not allowed. A bad line or image never raises here: it does so when it
+            is loaded.
     """
     arguments = list(arguments)
     for argument in arguments:  # all of them, before the first image
         if is_url(argument) and not allow_urls:
-            raise ValueError(f"{argument}: a URL; --allow_urls fetches such images")
+            raise ConfigError(f"{argument}: a URL; --allow_urls fetches such images")
         listed = Path(argument).suffix.lower() in {".txt", *TABLES} and not is_url(argument)
         if listed and not os.path.exists(argument):
-            raise ValueError(f"{argument}: there is no such file")
+            raise ConfigError(f"{argument}: there is no such file")
+        if Path(argument).suffix.lower() == ".parquet":
+            import pyarrow  # noqa: F401  of an extra: missing, it is to be told before the first image
 
     for argument in arguments:
         path, suffix = Path(argument), Path(argument).suffix.lower()
@@ -63,7 +66,7 @@ def expand(arguments: Iterable[str], allow_urls: bool = False, image_column: str
                 with open(argument, encoding="utf-8-sig", errors="surrogateescape") as file:
                     yield from (named(line, None, allow_urls) for line in lines(file))
             except OSError as error:
-                raise ValueError(f"{argument}: a list of paths that cannot be read ({error})") from error
+                raise ConfigError(f"{argument}: a list of paths that cannot be read ({error})") from error
         elif suffix == ".tar":
             for shard in expand_braces(argument):
                 yield from in_tar(shard)
@@ -144,7 +147,7 @@ def pick(columns: list[str], image_column: str | None, where: str) -> str:
     column = image_column or next((c for c in IMAGE_COLUMNS if c in columns), None)
     if column is None or column not in columns:
         there = ", ".join(map(str, columns))
-        raise ValueError(f"{where}: no column {column or 'image'}; there are: {there}. Name it with --image_column")
+        raise ConfigError(f"{where}: no column {column or 'image'}; there are: {there}. Name it with --image_column")
     return column
 
 
@@ -162,7 +165,7 @@ def in_parquet(path: Path, image_column: str | None) -> Iterator[tuple[str, dict
                     yield f"{path}, row {number}", row
                     number += 1
     except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: cannot be read as Parquet ({str(error).strip().splitlines()[0]})") from error
+        raise ConfigError(f"{path}: cannot be read as Parquet ({str(error).strip().splitlines()[0]})") from error
 
 
 def in_tar(shard: str) -> Iterator[Picture]:

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from blip_lite.errors import ConfigError
+
 BEGINS = b'{"image": '  # each line of a journal
 
 
@@ -54,7 +56,7 @@ def read_journal(path: Path, whole: bool = True) -> Iterator[tuple[str, dict[str
         whole: else half a line at the end, of a killed process, is passed over.
 
     Raises:
-        ValueError: the file holds something else.
+        ConfigError: the file holds something else.
     """
     if not path.is_file():
         return
@@ -68,7 +70,7 @@ def read_journal(path: Path, whole: bool = True) -> Iterator[tuple[str, dict[str
                     raise KeyError
                 yield raw.decode("utf-8"), row
             except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(
+                raise ConfigError(
                     f"{path}, line {number}: not a line of captions; choose another --output, or --overwrite"
                 ) from error
 
@@ -86,7 +88,7 @@ def take_up(path: Path, retry_failed: bool = False) -> None:
         retry_failed: take the lines with an error out, so that their images are tried again.
 
     Raises:
-        ValueError: a file that is no journal.
+        ConfigError: a file that is no journal.
     """
     parts = [path, *parts_of(path)]
     ends = b"\n"

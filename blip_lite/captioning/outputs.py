@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from blip_lite.captioning.journal import parts_of, read_journal
+from blip_lite.errors import ConfigError
 from blip_lite.processing.picture import Picture
 
 SUFFIXES = (".jsonl", ".csv", ".parquet", ".json")
@@ -22,10 +23,10 @@ def journal_of(output: Path) -> Path:
     """Where captions are kept as they are made: the output itself if it is JSON lines, else `OUTPUT.jsonl` beside it.
 
     Raises:
-        ValueError: a suffix that is no format.
+        ConfigError: a suffix that is no format.
     """
     if output.suffix not in SUFFIXES:
-        raise ValueError(f"--output {output}: expected a file that ends in {', '.join(SUFFIXES)}")
+        raise ConfigError(f"--output {output}: expected a file that ends in {', '.join(SUFFIXES)}")
     return output if output.suffix == ".jsonl" else output.with_name(output.name + ".jsonl")
 
 

@@ -12,7 +12,7 @@ from blip_lite.data.sources.flickr import load_flickr8k
 from blip_lite.data.sources.folder import load_folder
 from blip_lite.data.sources.hub import load_hub
 from blip_lite.data.sources.karpathy import load_karpathy
-from blip_lite.data.sources.shapes import load_shapes
+from blip_lite.data.sources.shapes import SCENES, load_shapes
 from blip_lite.data.sources.shards import load_tars
 from blip_lite.errors import DataError
 from blip_lite.processing.download import download
@@ -48,7 +48,7 @@ def find(settings: DataSettings, seed: int) -> Listing:
     """The source that `settings.dataset` names. Raises DataError."""
     name, path = settings.dataset, Path(settings.dataset).expanduser()
     if name == "shapes":
-        return load_shapes(seed)
+        return load_shapes(settings.scenes or SCENES, seed)
     if name == "flickr8k":
         return load_flickr8k(settings)
     if name in ("flickr30k", "coco_karpathy"):

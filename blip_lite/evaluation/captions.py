@@ -112,14 +112,14 @@ def caption_with(
     state, prompt = PartialState(), config.decoding.prompt
     captioner = Captioner.from_pretrained(ckpt, state.device, pick_dtype(dtype, state.device))
     generation = decoding(config.decoding, captioner.model, captioner.processor)
-    made: dict[str, Any] = {
+    provenance: dict[str, Any] = {
         "checkpoint": ckpt,
         "checkpoint_sha256": weights_hash(captioner.model),
         "decoding": {**dataclasses.asdict(generation), "prompt": prompt},
         "dtype": str(captioner.model.dtype).removeprefix("torch."),
     }
     identity = json.dumps(
-        {**made, "checkpoint": "", "device": state.device.type, "images": [e.stamp() for e in examples]}
+        {**provenance, "checkpoint": "", "device": state.device.type, "images": [e.stamp() for e in examples]}
     )
     key = hashlib.sha256(identity.encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
@@ -148,8 +148,8 @@ def caption_with(
         captions, failures = caption_images(captioner, todo, generation, prompt, config.loading, keep)
     captions |= before
     seconds = float(broadcast_object_list([seconds])[0])
-    made |= {"seconds": seconds, "images_per_second": len(captions) / max(seconds, 1e-9)}
-    return {e.image_id: captions[e.image_id] for e in examples if e.image_id in captions}, failures, made
+    provenance |= {"seconds": seconds, "images_per_second": len(captions) / max(seconds, 1e-9)}
+    return {e.image_id: captions[e.image_id] for e in examples if e.image_id in captions}, failures, provenance
 
 
 def weights_hash(model: Blip) -> str:

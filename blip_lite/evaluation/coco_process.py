@@ -108,8 +108,8 @@ def tokenize(side: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
         raise RuntimeError(f"the PTB tokeniser failed: {error}") from error
     lines = done.stdout.decode("utf-8", "replace").split("\n")[: len(texts)]
     if done.returncode or len(lines) != len(texts):
-        told = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["no message"]
-        raise RuntimeError(f"the PTB tokeniser gave {len(lines)} lines for {len(texts)} texts: {told[-1]}")
+        messages = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["no message"]
+        raise RuntimeError(f"the PTB tokeniser gave {len(lines)} lines for {len(texts)} texts: {messages[-1]}")
     flat = (" ".join(word for word in line.rstrip().split(" ") if word not in PUNCTUATION) for line in lines)
     return {i: [next(flat) for _ in each] for i, each in side.items()}
 
@@ -150,14 +150,14 @@ def _score_all(job: dict[str, Any], say: Callable[[dict[str, Any]], object]) -> 
     from pycocoevalcap.meteor.meteor import Meteor
     from pycocoevalcap.rouge.rouge import Rouge
 
-    def said(system: str, name: str, mean: float, values: Sequence[float]) -> None:
+    def add(system: str, name: str, mean: float, values: Sequence[float]) -> None:
         each = {name: dict(zip(ids, map(float, values), strict=True))} if system == "" else {}
         say({"system": system, "scores": {name: float(mean)}, "per_image": each})
 
     def meteor() -> None:
         scorer = Meteor()
         for system, (hyps, against) in pairs.items():
-            said(system, "METEOR", *scorer.compute_score(against, hyps))
+            add(system, "METEOR", *scorer.compute_score(against, hyps))
 
     ids = sorted(job["references"])
     refs = tokenize({i: job["references"][i] for i in ids})
@@ -170,7 +170,7 @@ def _score_all(job: dict[str, Any], say: Callable[[dict[str, Any]], object]) -> 
         for system, (hyps, against) in pairs.items():
             corpus, each = Bleu(4).compute_score(against, hyps, verbose=0)
             for n in range(4):
-                said(system, f"Bleu_{n + 1}", corpus[n], each[n])
-            said(system, "ROUGE_L", *Rouge().compute_score(against, hyps))
-            said(system, "CIDEr", *Cider().compute_score(against, hyps))
+                add(system, f"Bleu_{n + 1}", corpus[n], each[n])
+            add(system, "ROUGE_L", *Rouge().compute_score(against, hyps))
+            add(system, "CIDEr", *Cider().compute_score(against, hyps))
         beside.result()

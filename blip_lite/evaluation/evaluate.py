@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def find_checkpoint(config: EvalConfig) -> tuple[str, Path | None]:
     run = Path(config.run) if config.run else None
     if config.ckpt not in ("best", "latest"):
         path = Path(config.ckpt)
-        if not path.exists() and (meant := did_you_mean(config.ckpt, ("best", "latest"))):
+        if "/" not in config.ckpt and not path.exists() and (meant := did_you_mean(config.ckpt, ("best", "latest"))):
             raise ConfigError(f"--ckpt {config.ckpt}: no such directory{meant}")
         return config.ckpt, run or (
             path.resolve().parent if (path.resolve().parent / "config.json").is_file() else None
@@ -81,24 +82,24 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     about: dict[str, Any] = {"dataset": data.name, "split": split}
     failures: dict[str, str] = {}
     others: dict[str, dict[str, str]] = {}
-    others_made: dict[str, dict[str, Any]] = {}
+    other_provenance: dict[str, dict[str, Any]] = {}
     if config.predictions:
         captions = read_predictions(Path(config.predictions), examples)
         about |= {"predictions": config.predictions}
     else:
         keep = folder / "captions"
-        captions, failures, made = caption_with(ckpt, examples, run_config, config.dtype, keep)
-        about |= made
+        captions, failures, provenance = caption_with(ckpt, examples, run_config, config.dtype, keep)
+        about |= provenance
         more = {"compare": config.compare} if config.compare else {}
         if run and config.base and run_config.model.model not in (*FROM_SCRATCH, ckpt):
             more["base"] = run_config.model.model
         for name, other in more.items():
             try:
-                others[name], _, others_made[name] = caption_with(other, examples, run_config, config.dtype, keep)
+                others[name], _, other_provenance[name] = caption_with(other, examples, run_config, config.dtype, keep)
             except CheckpointError as error:
                 if name == "compare":  # the user asked for it
                     raise
-                others_made[name] = {"checkpoint": other, "reason": str(error)}
+                other_provenance[name] = {"checkpoint": other, "reason": str(error)}
                 state.print(f"the untouched {other} is left out: {error}")
     if not captions:
         raise ConfigError(f"no image of {data.name}, {split}, could be decoded, e.g. {next(iter(failures.values()))}")
@@ -108,7 +109,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         train = Counter(normalize_caption(c) for e in data.splits["train"] for c in e.captions)
         if train:
             others["most_common_caption"] = dict.fromkeys(captions, train.most_common(1)[0][0])
-            others_made["most_common_caption"] = {"caption": train.most_common(1)[0][0]}
+            other_provenance["most_common_caption"] = {"caption": train.most_common(1)[0][0]}
         numbers, per_image = score(captions, references, others)
         if config.spice:
             add_spice(numbers, per_image, captions, references, config)
@@ -119,8 +120,8 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
             "data_fingerprint": data.fingerprint(),
         }
         result = {**about, **numbers}
-        for name, made in others_made.items():
-            result["baselines"][name] = {**made, **result["baselines"].get(name, {})}
+        for name, provenance in other_provenance.items():
+            result["baselines"][name] = {**provenance, **result["baselines"].get(name, {})}
         # Drawn scenes have templates for captions: there a model is expected to match them word for word.
         result["warnings"] = [] if data.name == "shapes" else leak_warnings(result)
         if config.predictions:
@@ -141,7 +142,8 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
 
 def prepare(config: EvalConfig) -> tuple[str, Path | None, TrainConfig, DataSet, list[Picture]]:
     """The checkpoint, its run, the settings, the data, and the images of the split. Raises as `evaluate` does."""
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # which it does not read by itself
+    # The variable is not read by PartialState itself. Days, as the others wait while one process computes SPICE.
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timedelta(days=30))
     ckpt, run = ("", None) if config.predictions else find_checkpoint(config)
     if config.run and config.predictions:
         run = Path(config.run)

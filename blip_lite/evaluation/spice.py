@@ -208,22 +208,22 @@ def _from_maven(artifact: Artifact, private: Path, say: Say) -> Path:
     if local and artifact.whole(local):
         return Path(shutil.copy(local, private))
     say(f"SPICE: fetching {artifact.file}, {artifact.size / 1e6:.1f} MB")
-    progress = PythonResolver(progress_callback=functools.partial(_told, say))
+    progress = PythonResolver(progress_callback=functools.partial(_tenths, say))
     context = MavenContext(progress, repo_cache=private, timeout=60)  # seconds without a byte
     context.remote_repos = {**settings.repositories, **context.remote_repos}  # tried in this order
     return Path(found_in(context).resolve())
 
 
 @contextlib.contextmanager
-def _told(say: Say, name: str, total: int) -> Iterator[Callable[[int], None]]:
+def _tenths(say: Say, name: str, total: int) -> Iterator[Callable[[int], None]]:
     """Tell every tenth of a large download, as jgo's progress callback."""
-    got, told = 0, 0
+    got, tenths = 0, 0
 
     def update(count: int) -> None:
-        nonlocal got, told
+        nonlocal got, tenths
         got += count
-        if total > 5e7 and got * 10 // total > told:
-            told = got * 10 // total
+        if total > 5e7 and got * 10 // total > tenths:
+            tenths = got * 10 // total
             say(f"SPICE: {name}, {got / 1e6:.0f} of {total / 1e6:.0f} MB")
 
     yield update
@@ -266,23 +266,23 @@ def run_spice(rows: Sequence[Row], jars: str, threads: int) -> list[Scores]:
     command = [java() or "java", *options, *program, "-threads", str(threads)]
     job = [{"image_id": k, "test": test, "refs": list(refs)} for k, (test, refs) in enumerate(rows)]
     limit, environment = time_limit(rows), {**os.environ, "LC_ALL": "C.UTF-8"}  # no decimal commas
-    told = ""
+    message = ""
     try:
         with tempfile.TemporaryDirectory(prefix="blip_lite-spice-") as name:
             folder = Path(name)
             (folder / "in.json").write_text(json.dumps(job), "ascii")
             with open(folder / "log.txt", "wb") as log:
                 done = subprocess.run(command, cwd=folder, env=environment, stdout=log, stderr=log, timeout=limit)
-            told = last_line((folder / "log.txt").read_text("utf-8", "replace"))
+            message = last_line((folder / "log.txt").read_text("utf-8", "replace"))
             if done.returncode:
-                raise ChunkFailed(f"killed by signal {-done.returncode}" if done.returncode < 0 else told)
+                raise ChunkFailed(f"killed by signal {-done.returncode}" if done.returncode < 0 else message)
             found = json.loads((folder / "out.json").read_text("utf-8"))
         by_row = {int(row["image_id"]): {c: s["f"] for c, s in row["scores"].items()} for row in found}
         return [{**by_row[k], "All": float(by_row[k]["All"])} for k in range(len(rows))]
     except subprocess.TimeoutExpired as error:
         raise ChunkFailed(f"no answer within {limit:.0f} s") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ChunkFailed(f"no scores ({type(error).__name__} {error}): {told}") from error
+        raise ChunkFailed(f"no scores ({type(error).__name__} {error}): {message}") from error
 
 
 # ------------------------------------------------------------------------------------------ chunks

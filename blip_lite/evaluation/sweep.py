@@ -39,13 +39,13 @@ def sweep(config: EvalConfig) -> list[dict[str, Any]]:
     folder = Path(config.output_dir or run or ".")
     for values in grid:
         run_config.replace(**values).validate()
-    made: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     systems: dict[str, dict[str, str]] = {}
     for values in grid:
         label = ", ".join(f"{name} {value:g}" for name, value in values.items())
         settings = run_config.replace(**values)
         systems[label], _, about = caption_with(ckpt, examples, settings, config.dtype, folder / "captions")
-        made[label] = {**values, "images_per_second": about["images_per_second"]}
+        results[label] = {**values, "images_per_second": about["images_per_second"]}
     if not PartialState().is_main_process:
         return []
     [first, *_] = systems.values()
@@ -54,7 +54,7 @@ def sweep(config: EvalConfig) -> list[dict[str, Any]]:
     rows = []
     for label, captions in systems.items():
         bleu = metrics.sacrebleu(list(captions.values()), [references[i] for i in captions])["score"]
-        rows.append({**made[label], "sacrebleu": bleu, **coco[label]})
+        rows.append({**results[label], "sacrebleu": bleu, **coco[label]})
     columns = [*grid[0], "images_per_second", *(n for n in HEADLINES if rows[0].get(n) is not None)]
     print(f"{data.name}, {config.split}: {len(references)} images, {ckpt}")
     for line in ([*columns], *([f"{row[name]:.4g}" for name in columns] for row in rows)):

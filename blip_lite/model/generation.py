@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from blip_lite.errors import ConfigError
 from blip_lite.model.blip import Blip
 
 NEVER = -1.0e9  # the score of a beam that must not win; transformers' value, kept so that sums round alike
@@ -58,7 +59,7 @@ class GenerationSettings:
             ),
         ]
         if wrong := [text for bad, text in problems if bad]:
-            raise ValueError("generation settings: " + "; ".join(wrong))
+            raise ConfigError("generation settings: " + "; ".join(wrong))
 
 
 @dataclass
@@ -147,18 +148,17 @@ def generate(
         prompt_ids: `[I, P]`, first `[DEC]`, then the same number of prompt tokens for every image (or none).
         settings: how to decode.
         forbidden: prompt and tokens of a caption so far -> the tokens that must not follow. It runs on the host, so
-        each
-            step waits for the one before.
+            each step waits for the one before.
 
     Returns:
         `settings.num_return_sequences` sequences an image, best first.
 
     Raises:
-        ValueError: prompt and new tokens together are more than the model has positions for.
+        ConfigError: prompt and new tokens together are more than the model has positions for.
     """
     limit = model.config.text.max_position_embeddings
     if prompt_ids.shape[1] + settings.max_new_tokens > limit:
-        raise ValueError(
+        raise ConfigError(
             f"{prompt_ids.shape[1]} prompt + {settings.max_new_tokens} new tokens: the model has {limit} positions"
         )
     with torch.inference_mode():
@@ -186,7 +186,7 @@ def beam_search(
     text = model.config.text
     (images, prompt_length), B, device = prompt_ids.shape, s.num_beams, prompt_ids.device
     if text.vocab_size < 2 * B + 1:
-        raise ValueError(f"{B} beams need a vocabulary of at least {2 * B + 1} tokens; it has {text.vocab_size}")
+        raise ConfigError(f"{B} beams need a vocabulary of at least {2 * B + 1} tokens; it has {text.vocab_size}")
 
     out = torch.full((images, B, s.max_new_tokens), text.pad_token_id, device=device)
     out_scores = torch.full((images, B), NEVER, device=device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 
+from blip_lite.errors import ConfigError
 from blip_lite.model.blip import Blip
 
 
@@ -13,13 +14,13 @@ def quantize_encoder(model: Blip, kind: str) -> None:
     uncompiled they are slower than float32. One image at a time, because each other batch size would be compiled anew
     and is no faster on a CPU."""
     if kind != "int8":
-        raise ValueError(f"quantize {kind!r}: expected 'int8'")
+        raise ConfigError(f"quantize {kind!r}: expected 'int8'")
     if not (shutil.which(os.environ.get("CXX", "")) or shutil.which("g++") or shutil.which("clang++")):
-        raise ValueError("quantize: there is no C++ compiler, which int8 needs; install g++")
+        raise ConfigError("quantize: there is no C++ compiler, which int8 needs; install g++")
     try:
         from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
     except ImportError as error:
-        raise ValueError("quantize: torchao is not installed; pip install 'blip_lite[int8]'") from error
+        raise ConfigError("quantize: torchao is not installed; pip install 'blip_lite[int8]'") from error
     quantize_(model.vision_model, Int8DynamicActivationInt8WeightConfig())
     model.requires_grad_(False)  # else the compiler does not lay the weights out for the processor
     model.vision_model.compile(options={"freezing": True})

@@ -52,8 +52,7 @@ def cached(url: str) -> Path:
 
 def is_public(address: str) -> bool:
     """Whether an IP address lies outside private, loopback, link-local and other reserved networks; of an IPv6 address
-    that
-    carries an IPv4 one (mapped, 6to4, Teredo, NAT64, compatible), that one too."""
+    that carries an IPv4 one (mapped, 6to4, Teredo, NAT64, compatible), that one too."""
     ip = ipaddress.ip_address(address.split("%")[0])
     looked_at: list[ipaddress.IPv4Address | ipaddress.IPv6Address | None] = [ip]
     if isinstance(ip, ipaddress.IPv6Address):

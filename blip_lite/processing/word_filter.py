@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from blip_lite.errors import ConfigError
 from blip_lite.processing.processor import SPECIAL_TOKENS, Processor
 
 
@@ -17,14 +18,14 @@ def read_words(path: str | Path) -> list[str]:
     """A file of one word or phrase a line.
 
     Raises:
-        ValueError: it cannot be read, or holds none.
+        ConfigError: it cannot be read, or holds none.
     """
     try:
         words = [line.strip() for line in Path(path).read_text("utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: a list of words that cannot be read ({error})") from error
+        raise ConfigError(f"{path}: a list of words that cannot be read ({error})") from error
     if not words:
-        raise ValueError(f"{path}: holds no words; write one word or phrase a line")
+        raise ConfigError(f"{path}: holds no words; write one word or phrase a line")
     return words
 
 
@@ -39,7 +40,7 @@ def split_entries(processor: Processor, entries: Iterable[str]) -> dict[str, lis
     """The words of each entry of a list. Raises ValueError for an entry without a word."""
     split = {entry: split_words(processor, entry) for entry in entries}
     if empty := [entry for entry, words in split.items() if not words]:
-        raise ValueError(f"a list of words: {empty[0]!r} holds no word")
+        raise ConfigError(f"a list of words: {empty[0]!r} holds no word")
     return split
 
 
@@ -64,7 +65,7 @@ class BannedWords:
         entries: words and phrases.
 
     Raises:
-        ValueError: an entry without a word.
+        ConfigError: an entry without a word.
     """
 
     def __init__(self, processor: Processor, entries: Sequence[str]) -> None:

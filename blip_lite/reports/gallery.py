@@ -29,9 +29,9 @@ def gallery(images: Sequence[tuple[Callable[[], ImageInput], dict[str, Any]]]) -
         if "error" not in row:  # what could not be fetched is not waited for once more
             with contextlib.suppress(ImageError, OSError):
                 picture = f'<img loading=lazy src="{thumbnail(load(), 224, 75)}">'
-        said = "".join(f"<b>{html.escape(caption)}</b>" for caption in captions)
+        texts = "".join(f"<b>{html.escape(caption)}</b>" for caption in captions)
         cards.append(
-            f"<div class=card>{picture}{said}<span class=note>{'<br>'.join(map(html.escape, notes))}</span></div>"
+            f"<div class=card>{picture}{texts}<span class=note>{'<br>'.join(map(html.escape, notes))}</span></div>"
         )
     return (
         (

@@ -1,9 +1,11 @@
-"""The curves of runs as one picture: `python -m blip_lite.plot runs/a runs/b --output curves.png`."""
+"""The curves of runs as one picture: `blip-lite plot runs/a runs/b --output curves.png`."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+
+from blip_lite.errors import ConfigError
+from blip_lite.storage import read_metrics
 
 CURVES = {
     "loss": "training loss",
@@ -20,7 +22,7 @@ def plot(runs: list[Path], output: Path) -> None:
     """Draw `metrics.jsonl` of each run: loss, validation, learning rate, gradient norm, speed, against the step.
 
     Raises:
-        ValueError: a run has no readable metrics.jsonl.
+        ConfigError: a run has no readable metrics.jsonl.
     """
     import matplotlib
 
@@ -29,10 +31,9 @@ def plot(runs: list[Path], output: Path) -> None:
 
     figure, axes = pyplot.subplots(2, 3, figsize=(13, 6.5))
     for run in runs:
-        try:
-            lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{run}: metrics.jsonl cannot be read ({error})") from error
+        lines = read_metrics(run)
+        if not lines:
+            raise ConfigError(f"{run}: no metrics.jsonl here, or no line of it can be read")
         for axis, (name, title) in zip(axes.flat, CURVES.items(), strict=True):
             points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
             axis.plot(

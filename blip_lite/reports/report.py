@@ -66,12 +66,12 @@ def page(
     for order, (image, image_id, caption, references, scores) in enumerate(rows):
         items = "".join(f"<li>{html.escape(r)}</li>" for r in references)
         values = "".join(f' data-{name.lower()}="{value:.4f}"' for name, value in scores.items())
-        said = "  ".join(f"{name} {value:.2f}" for name, value in scores.items())
+        values_shown = "  ".join(f"{name} {value:.2f}" for name, value in scores.items())
         cards.append(
             f'<div class=card data-order="{order}" data-words="{len(caption.split())}"{values}>'
             f'<img loading=lazy src="{thumbnail(image, 176, 70)}">'
             f"<b>{html.escape(caption) or '(empty)'}</b><ul>{items}</ul><span "
-            f"class=note>{html.escape(image_id)}<br>{said}</span></div>"
+            f"class=note>{html.escape(image_id)}<br>{values_shown}</span></div>"
         )
     title = html.escape(f"{result['dataset']}, {result['split']}: {result['num_images']} images")
     curves = "".join(curve(lines, name) for name in ("loss", "val_loss", "val_bleu"))
@@ -83,8 +83,8 @@ def page(
     known = Counter(word for row in rows for r in row[3] for word in r.lower().split())
     common = "".join(f"<li>{n} × {html.escape(c)}</li>" for c, n in Counter(row[2] for row in rows).most_common(8))
     groups = "  ".join(f"{name.replace('_', ' ')} {share:.1%}" for name, share in result["failure_groups"].items())
-    told = ("checkpoint", "checkpoint_sha256", "decoding", "sacrebleu_signature", "data_fingerprint")
-    settings = html.escape(json.dumps({k: result[k] for k in told if k in result}))
+    facts = ("checkpoint", "checkpoint_sha256", "decoding", "sacrebleu_signature", "data_fingerprint")
+    settings = html.escape(json.dumps({k: result[k] for k in facts if k in result}))
     options = [("order", 1, "worst first (CIDEr)"), ("order", -1, "best first (CIDEr)"), ("words", 1, "shortest first")]
     options += [(n.lower(), 1, f"lowest {n}") for n in ("METEOR", "ROUGE_L", "Bleu_4")] if rows and rows[0][4] else []
     choices = "".join(f'<option value="{key} {sign}">{label}</option>' for key, sign, label in options)

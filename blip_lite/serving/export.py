@@ -1,5 +1,4 @@
-"""A checkpoint -> a folder that loads in `transformers`; or a repository of the Hub: `python -m
-blip_lite.export runs/x/best --to DIR`."""
+"""A checkpoint -> a folder that loads in `transformers`; or a repository of the Hub: `blip-lite export`."""
 
 from __future__ import annotations
 

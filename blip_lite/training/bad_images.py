@@ -8,7 +8,7 @@ import torch
 from tqdm import tqdm
 
 from blip_lite.data.batches import Batch
-from blip_lite.errors import DataError
+from blip_lite.errors import TrainingError
 from blip_lite.training.run import Run
 
 
@@ -29,12 +29,12 @@ class BadImages:
                 tqdm.write(f"skipped, an image that cannot be decoded: {image_id}: {reason}", file=sys.stderr)
 
     def count(self) -> int:
-        """How many images all processes could not decode in this epoch. Raises DataError when they are too many."""
+        """How many images all processes could not decode in this epoch. Raises TrainingError when they are too many."""
         accelerator, share = self.run.accelerator, self.run.config.data.max_bad_images
         count = int(accelerator.reduce(torch.tensor(len(self.now), device=accelerator.device), "sum"))
         if count > share * len(self.run.train_set):
             last = f"; the last: {sorted(self.now)[-1]}" if self.now else ""
-            raise DataError(
+            raise TrainingError(
                 f"{count} of {len(self.run.train_set)} training images could not be decoded, more than "
                 f"--max_bad_images {share:g} allows{last}. Repair or remove them, or raise the share."
             )

@@ -42,7 +42,7 @@ def save(
     """Write `checkpoint-STEP`, then remove all but the newest `keep`.
 
     Args:
-        random_states: by name; see `training`.
+        random_states: by name; see `save_checkpoint`.
         progress: JSON, all else that resuming needs.
     """
 

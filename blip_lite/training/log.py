@@ -227,7 +227,10 @@ class RunLog:
             artifact = wandb.Artifact(f"{self.run.folder.name}-best", type="model")
             artifact.add_dir(str(self.run.folder / "best"))
             run.log_artifact(artifact, aliases=["best", "latest"])
-        self.accelerator.end_training()
+        for (
+            tracker
+        ) in self.accelerator.trackers:  # not end_training(): that would close this process's connection alone
+            tracker.finish()
 
 
 def peak_memory(device: torch.device) -> int:

@@ -25,7 +25,7 @@ from blip_lite.training.checkpoint import on_disk, resume, save_best, save_check
 from blip_lite.training.feature_cache import cache_features
 from blip_lite.training.log import RunLog
 from blip_lite.training.run import Progress, Run
-from blip_lite.training.run_dir import check_output, open_run
+from blip_lite.training.run_dir import check_output, open_run, scenes_of
 from blip_lite.training.setup import co2_meter, hardware, prepare, start
 from blip_lite.training.signals import Stop
 from blip_lite.training.validate import validate
@@ -49,6 +49,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     with Stop(config.run.time_limit) as stop:
         accelerator = start(config)
         check_output(Path(str(config.run.output_dir)), config)
+        config = config.replace(scenes=scenes_of(config))
         run = prepare(config, accelerator)
         lock = open_run(run, hardware(accelerator)) if accelerator.is_main_process else None
         accelerator.wait_for_everyone()

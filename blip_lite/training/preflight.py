@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 
 from blip_lite.captioner import Captioner
 from blip_lite.data.batches import Batch, Captions, epoch_batches, epoch_order, loader
@@ -48,7 +49,12 @@ def sanity(config: TrainConfig, seconds: float = 60) -> dict[str, Any]:
     found: list[str] = []
     run.accelerator.print(f"sanity: learning {len(wanted)} captions word for word, at most {seconds:.0f} s")
     began = time.perf_counter()
-    while time.perf_counter() - began < seconds:
+
+    def agreed(value: Any) -> Any:
+        """The main process's value: all leave the loop at one step."""
+        return broadcast_object_list([value])[0]
+
+    while agreed(time.perf_counter() - began < seconds):
         step = train_step(run, [batch], lr=peak * min(1.0, (len(losses) + 1) / 10))
         losses.append((step.loss / batch.num_targets()).item())
         if losses[-1] < 0.1 and len(losses) % 5 == 0:
@@ -57,9 +63,11 @@ def sanity(config: TrainConfig, seconds: float = 60) -> dict[str, Any]:
                 prompts = [config.decoding.prompt] * len(wanted)
                 rows = captioner.caption_pixels(batch.pixel_values, greedy, prompts, with_prompt=False)
             found = [row[0] for row in rows]
-            if found == wanted or losses[-1] < 0.005:  # learnt by heart: more steps change nothing
-                break
+        learnt = found == wanted or losses[-1] < 0.005  # below that, more steps change nothing
+        if agreed(learnt and len(losses) % 5 == 0):
+            break
     took = time.perf_counter() - began
+    found, wanted = agreed((found, wanted))
 
     if found != wanted:
         raise TrainingError(f"sanity: FAILED: {why_not_learnt(wanted, found, losses, took)}")
@@ -72,8 +80,7 @@ def sanity(config: TrainConfig, seconds: float = 60) -> dict[str, Any]:
 
 def few_captions(run: Run) -> Batch:
     """8 images with different captions, one caption each, through the loader that training uses. Raises TrainingError
-    if
-    its captions do not begin as generation does."""
+    if its captions do not begin as generation does."""
     prompt, processor = run.config.decoding.prompt, run.processor
     chosen: dict[str, int] = {}
     for index, picture in enumerate(run.train_set.examples):
@@ -183,11 +190,13 @@ def outlook(run: Run, seconds_per_step: float, longest: int) -> dict[str, Any]:
 def out_of_memory(config: TrainConfig) -> str:
     """What would fit, when the device's memory did not."""
     loading, accumulation = config.loading, int(config.optimisation.gradient_accumulation_steps or 1)
-    half = max(1, loading.batch_size // 2)
-    advice = [
-        f"--batch_size {half} --gradient_accumulation_steps {accumulation * loading.batch_size // half} (the same "
-        "effective batch)"
-    ]
+    advice = []
+    if loading.batch_size > 1:
+        half = loading.batch_size // 2
+        advice = [
+            f"--batch_size {half} --gradient_accumulation_steps {math.ceil(accumulation * loading.batch_size / half)} "
+            "(about the same effective batch)"
+        ]
     if not config.model.gradient_checkpointing:
         advice.insert(0, "--gradient_checkpointing")
     if config.model.mixed_precision == "no":

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import blip_lite
+from blip_lite.data.sources.shapes import SCENES
 from blip_lite.errors import CheckpointError, ConfigError
 from blip_lite.settings import TrainConfig
 from blip_lite.storage import checkpoints, lock, problem, read_run_config, recover, write_text
@@ -66,6 +67,13 @@ def check_output(run: Path, config: TrainConfig) -> None:
                 f"--resume: {run} would become another run: {'; '.join(wrong)}. --allow_config_change does "
                 "it all the same (not for freeze_vision: other weights have moments)"
             )
+
+
+def scenes_of(config: TrainConfig) -> int:
+    """How many scenes `--dataset shapes` draws: as asked for, else as in the run that is resumed."""
+    run = Path(str(config.run.output_dir))
+    resumed = read_run_config(run).data.scenes if config.run.resume and checkpoints(run) else None
+    return config.data.scenes or resumed or SCENES
 
 
 def open_run(of: Run, machine: dict[str, Any]) -> TextIO | None:

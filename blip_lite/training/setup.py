@@ -35,9 +35,10 @@ def start(config: TrainConfig) -> Accelerator:
     """Devices, precision and processes; random seeds."""
     for tracker in config.run.dashboards():
         if importlib.util.find_spec(tracker) is None:
-            raise ConfigError(f"--log_with {tracker}: it is not installed; pip install {tracker}")
+            extra = "train" if tracker == "wandb" else tracker
+            raise ConfigError(f"--log_with {tracker}: it is not installed; pip install 'blip_lite[{extra}]'")
     if config.run.country and importlib.util.find_spec("codecarbon") is None:
-        raise ConfigError("--country: codecarbon is not installed; pip install codecarbon")
+        raise ConfigError("--country: codecarbon is not installed; pip install 'blip_lite[energy]'")
     accelerator = Accelerator(
         mixed_precision=pick_precision(config.model.mixed_precision),
         log_with=config.run.dashboards() or None,
@@ -100,9 +101,10 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
     model, processor = build_model(config, data)
     generation = decoding(config.decoding, model, processor)
     size = sum(p.numel() for p in model.parameters()) / 1e6
-    accelerator.print(
-        f"{config.model.model}: {size:.1f}M parameters, {accelerator.device}, precision {accelerator.mixed_precision}"
+    precision = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}.get(
+        accelerator.mixed_precision, accelerator.mixed_precision
     )
+    accelerator.print(f"{config.model.model}: {size:.1f}M parameters, {accelerator.device}, {precision}")
     optimisation, batch_size = config.optimisation, config.loading.batch_size
     train_set = Captions(data.splits["train"], processor, config.decoding.prompt, optimisation.max_length)
     train_set.captions_per_image, train_set.seed = optimisation.captions_per_image, optimisation.seed

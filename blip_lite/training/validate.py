@@ -10,7 +10,7 @@ import torch
 
 from blip_lite.captioner import Captioner
 from blip_lite.data.batches import Captions, epoch_batches, loader
-from blip_lite.errors import DataError
+from blip_lite.errors import TrainingError
 from blip_lite.evaluation.captions import caption_batch, gather_captions
 from blip_lite.evaluation.metrics import failure_groups, sacrebleu
 from blip_lite.processing.picture import Picture
@@ -50,7 +50,7 @@ def validate(
     loss_sum, num_targets = accelerator.reduce(sums, "sum").tolist()
     captions, failures = gather_captions(mine, failed, [e.image_id for e in examples])
     if not captions:
-        raise DataError(f"no validation image could be decoded, e.g. {next(iter(failures.values()))}")
+        raise TrainingError(f"no validation image could be decoded, e.g. {next(iter(failures.values()))}")
     bleu = sacrebleu(list(captions.values()), [e.captions for e in examples if e.image_id in captions])
     groups = failure_groups(list(captions.values()))
     loss = loss_sum / max(1, num_targets)

@@ -20,8 +20,7 @@ from blip_lite.settings import TABLES, DataSettings
 def load_folder(folder: Path, settings: DataSettings) -> Listing:
     """A folder of images with `metadata.csv|jsonl|parquet` (the Hugging Face `imagefolder` convention) or a `.txt`
     beside each image; or a folder of Parquet files (a copy of a Hub data set) or `.tar` shards. Sub-folders named
-    train,
-    validation and test are the splits."""
+    train, validation and test are the splits."""
     parts = {SPLIT_NAMES[p.name]: p for p in sorted(folder.iterdir()) if p.is_dir() and p.name in SPLIT_NAMES}
     notes: list[str] = []
     if "train" in parts and not any((folder / f"metadata{suffix}").is_file() for suffix in TABLES):

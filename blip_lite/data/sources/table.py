@@ -77,7 +77,7 @@ def table_rows(
     Args:
         table: (where, row) pairs.
         root: the folder to which image paths are relative.
-        config: for the columns, and whether URLs may be followed.
+        settings: for the columns, and whether URLs may be followed.
         notes: what was guessed is added here.
         split: of all rows; else a column `split` is looked at.
         load: (number of the row, column) -> the bytes again, where the table holds images.
