@@ -34,10 +34,12 @@ FINE_TUNING: dict[str, Any] = {
 FROM_SCRATCH: dict[str, dict[str, Any]] = {
     # no workers: on 2 cores they get in the way of a model this small (measured: 129 images/s without, 68 to 99 with)
     "tiny": {
-        "learning_rate": 1.5e-3,
-        "epochs": 10,
-        "gradient_accumulation_steps": 1,
+        "learning_rate": 1e-3,
+        "epochs": 12,
+        "gradient_accumulation_steps": 2,
         "gradient_checkpointing": False,
+        "captions_per_image": 1,
+        "max_eval_images": 100,
         "num_workers": 0,
     },
     "small": {**FINE_TUNING, "learning_rate": 6e-4, "epochs": 10, "gradient_checkpointing": False},
@@ -93,7 +95,7 @@ class DataSettings:
         ("seed", "official", "karpathy"),
     )
     max_train_images: int | None = setting(None, "use only this many training images; default: all", least=1)
-    max_eval_images: int | None = setting(None, "validate on only this many images; default: all", least=1)
+    max_eval_images: int | None = setting(None, "validate on only this many images; default: all, tiny 100", least=1)
     max_bad_images: float = setting(
         0.01, "share of undecodable images, 0 to 1, above which a run ends", least=0, most=1
     )
@@ -141,14 +143,12 @@ class OptimisationSettings:
     """optimisation"""
 
     epochs: int | None = setting(
-        None, "passes over the training images; default: 4, tiny and small 10, base from nothing 40", least=1
+        None, "passes over the training images; default: 4, tiny 12, small 10, base from nothing 40", least=1
     )
     max_steps: int | None = setting(None, "stop after this many optimizer steps; default: what epochs needs", least=1)
-    gradient_accumulation_steps: int | None = setting(
-        None, "forward passes per optimizer step; default: 2, tiny 1", least=1
-    )
+    gradient_accumulation_steps: int | None = setting(None, "forward passes per optimizer step; default: 2", least=1)
     learning_rate: float | None = setting(
-        None, "peak learning rate; default: 5e-5, tiny 1.5e-3, small 6e-4, base (from nothing) 2e-4", above=0
+        None, "peak learning rate; default: 5e-5, tiny 1e-3, small 6e-4, base (from nothing) 2e-4", above=0
     )
     lr_schedule: str = setting("linear", "decay after warm-up", ("linear", "cosine", "constant"))
     warmup_ratio: float = setting(
@@ -159,7 +159,7 @@ class OptimisationSettings:
     max_grad_norm: float = setting(1.0, "clip the gradient's norm to this; 0: do not clip", least=0)
     seed: int = setting(42, "of the split, the order of images and random weights")
     captions_per_image: int | None = setting(
-        None, "captions of each image in an epoch, others in the next; default: all", least=1
+        None, "captions of each image in an epoch, others in the next; default: all, tiny 1", least=1
     )
     max_length: int = setting(40, "longest caption in tokens, [DEC], prompt and [SEP] included; longer ones are cut")
 

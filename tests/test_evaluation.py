@@ -70,8 +70,8 @@ def test_changing_every_reference_changes_no_caption(run: Path, monkeypatch: pyt
     before = evaluate(EvalConfig.of(run=str(run), max_eval_images=9))
     captions = (run / "captions.jsonl").read_text().splitlines()
 
-    def lied(settings: DataSettings, seed: int) -> DataSet:
-        data = load_data(settings, seed)
+    def lied(settings: DataSettings, seed: int, needed: tuple[str, ...]) -> DataSet:
+        data = load_data(settings, seed, needed)
         data.splits["test"] = [dataclasses.replace(e, captions=("a lie", "another lie")) for e in data.splits["test"]]
         return data
 

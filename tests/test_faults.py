@@ -49,6 +49,8 @@ ARGUMENTS = [
     "1",
     "--learning_rate",
     "1e-3",
+    "--gradient_accumulation_steps",
+    "1",
 ]
 THIRD_LOSS = 4.335743  # of the third step of fixtures/run-v1
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}

@@ -34,7 +34,9 @@ def frozen(tmp_path: Path, name: str, **changes: Any) -> Any:
 def test_trains_as_without_the_cache(tmp_path: Path) -> None:
     train(frozen(tmp_path, "cached"))
     train(frozen(tmp_path, "encoded", feature_cache_gb=0))
-    assert (tmp_path / "cached" / "features" / "features.f16").stat().st_size == 12 * 65 * 96 * 2
+    assert (
+        tmp_path / "cached" / "features" / "features.f16"
+    ).stat().st_size == 12 * 17 * 96 * 2  # images, patches and [CLS], width, bytes
     assert not (tmp_path / "encoded" / "features").exists()
     # half precision rounds the features by up to 2 ** -11
     assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "encoded"), rel=1e-3)

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from blip_lite.data.names import IMAGE_COLUMNS
+from blip_lite.data.names import IMAGE_COLUMNS, find_column
 from blip_lite.data.sources.shards import check_end, expand_braces, read_piece
 from blip_lite.data.sources.table import read_table, utf8
 from blip_lite.errors import ConfigError, ImageError
@@ -144,10 +144,12 @@ def in_table(
 
 
 def pick(columns: list[str], image_column: str | None, where: str) -> str:
-    column = image_column or next((c for c in IMAGE_COLUMNS if c in columns), None)
-    if column is None or column not in columns:
+    column = find_column([c for c in columns if c is not None], [image_column] if image_column else IMAGE_COLUMNS)
+    if column is None:
         there = ", ".join(map(str, columns))
-        raise ConfigError(f"{where}: no column {column or 'image'}; there are: {there}. Name it with --image_column")
+        raise ConfigError(
+            f"{where}: no column {image_column or 'image'}; there are: {there}. Name it with --image_column"
+        )
     return column
 
 

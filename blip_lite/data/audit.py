@@ -23,6 +23,7 @@ from blip_lite.captioner import Captioner
 from blip_lite.data.batches import Captions, epoch_batches, loader
 from blip_lite.data.dataset import DataSet
 from blip_lite.data.load import load_data
+from blip_lite.data.look import first_look
 from blip_lite.errors import CheckpointError, ImageError
 from blip_lite.model.pretrained import load_processor, read_config, resolve
 from blip_lite.processing.images import ImageInput, open_image
@@ -110,9 +111,10 @@ def audit(config: TrainConfig) -> dict[str, Any]:
     """
     config = config.resolved()
     config.validate()
-    data = load_data(config.data, config.optimisation.seed)
+    data = load_data(config.data, config.optimisation.seed, needed=())
     processor, captioner, unknown = tools(config)
-    result: dict[str, Any] = {"dataset": data.name, "data_fingerprint": data.fingerprint(), "notes": data.notes}
+    notes = [*data.notes, *first_look(data, processor, config.optimisation.max_length)]
+    result: dict[str, Any] = {"dataset": data.name, "data_fingerprint": data.fingerprint(), "notes": notes}
     looks: dict[str, list[Look]] = {}
     with ThreadPoolExecutor(8) as pool:
         for split in SPLITS:

@@ -33,11 +33,13 @@ class Listing:
 
 @dataclass
 class DataSet:
-    """`splits` maps train, validation and test to their images; `notes` says what was seen and left out."""
+    """`splits` maps train, validation and test to their images; `notes` says what was seen and left out; `drawn`,
+    whether the splits are ours, as the data name none."""
 
     name: str
     splits: dict[str, list[Picture]]
     notes: list[str]
+    drawn: bool = False
 
     def fingerprint(self) -> str:
         """A hash of every image id, caption and split: the same number, the same data."""
@@ -53,8 +55,13 @@ def split_of(digest: str, seed: int) -> str:
 
     So adding images moves no other image, and identical files under two names fall together.
     """
-    draw = int.from_bytes(hashlib.sha256(f"{seed}:{digest}".encode()).digest()[:8], "big") / 2**64
-    return "train" if draw < 0.90 else "validation" if draw < 0.95 else "test"
+    share = draw(digest, seed)
+    return "train" if share < 0.90 else "validation" if share < 0.95 else "test"
+
+
+def draw(digest: str, seed: int) -> float:
+    """From 0 to 1, the same at every call."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{digest}".encode()).digest()[:8], "big") / 2**64
 
 
 def image_digest(example: Picture) -> str:
@@ -75,6 +82,15 @@ def split_by_image(examples: Sequence[Picture], seed: int) -> dict[str, list[Pic
     splits: dict[str, list[Picture]] = {split: [] for split in SPLITS}
     for example, digest in zip(examples, digests, strict=True):
         splits[split_of(digest, seed)].append(example)
+    if not splits["validation"] and len(splits["train"]) > 1:  # few images: that with the largest draw, and its copies
+        last = max(digests, key=lambda digest: draw(digest, seed))
+        kept = [example for example, digest in zip(examples, digests, strict=True) if digest == last]
+        if len(kept) < len(examples):
+            splits = {split: [e for e in part if e not in kept] for split, part in splits.items()} | {
+                "validation": kept
+            }
+    if not splits["train"] and len(splits["validation"]) > 1:
+        splits["train"] = [splits["validation"].pop()]
     return splits
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from blip_lite.data.dataset import DataSet, Listing, split_by_image, subsample
@@ -23,23 +23,23 @@ from blip_lite.settings import DATASETS, SPLITS, TABLES, DataSettings, did_you_m
 MAX_PROBLEMS = 5  # that an error message lists
 
 
-def load_data(settings: DataSettings, seed: int) -> DataSet:
+def load_data(settings: DataSettings, seed: int, needed: Sequence[str] = ("train", "validation")) -> DataSet:
     """Find the data set that `settings.dataset` names, with its splits and `max_*_images` applied.
 
     Args:
         settings: which data, and how to read them.
         seed: of the split, and of the choice of `max_*_images`.
+        needed: the splits that must have images.
 
     Raises:
         DataError: unknown data set, missing file or column, an image without a caption, an empty split.
     """
     data = assemble(find(settings, seed), settings, seed)
-    if empty := [split for split in ("train", "validation") if not data.splits[split]]:
+    if empty := [split for split in needed if not data.splits[split]]:
         sizes = ", ".join(f"{split} {len(data.splits[split])}" for split in SPLITS)
         raise DataError(
             f"{settings.dataset}: no images in {' and '.join(empty)} ({sizes}). Is the data set complete? "
-            "A split is drawn "
-            "image by image, 90/5/5: with few images a part can be empty; add images, or try another --seed."
+            + ("Two images are the least that can be shared out." if data.drawn else "Its splits are those it names.")
         )
     return data
 
@@ -82,42 +82,82 @@ def assemble(listing: Listing, settings: DataSettings, seed: int) -> DataSet:
     """
     images: dict[str, Picture] = {}
     captions: dict[str, list[str]] = {}
-    notes, problems, empty = listing.notes, list[str](), 0
+    notes, problems, unusable, empty, repeated = listing.notes, list[str](), list[str](), 0, 0
     for row in listing.rows:
         first = images.setdefault(row.image_id, row)
         good = [c for c in row.captions if has_words(c)]
-        empty += len(row.captions) - len(good) or not row.captions
-        if not listing.published and (not good or len(good) < len(row.captions)):
-            problems.append(f"{row.where}: {row.image_id} has no caption. Add one, or remove the row.")
-        elif first is row and not row.url and isinstance(row.image, Path) and not row.image.is_file():
-            problems.append(f"{row.where}: there is no image {row.image}. Add it, or remove the row.")
-        elif first.split != row.split:
+        lacking = len(row.captions) - len(good) or not row.captions
+        if first.split != row.split:
             problems.append(f"{row.where}: {row.image_id} is in {row.split}, and in {first.split} in {first.where}")
-        captions.setdefault(row.image_id, []).extend(good)
-    if problems:
-        more = len(problems) - MAX_PROBLEMS
-        raise DataError("\n".join(problems[:MAX_PROBLEMS]) + (f"\nand {more} more such rows" if more > 0 else ""))
-    if empty:
+        elif first is row and not row.url and isinstance(row.image, Path) and not row.image.is_file():
+            unusable.append(f"{row.where}: there is no image {row.image}. Add it, or remove the row.")
+        elif row.image_id.startswith(f"{row.where}: no image"):
+            unusable.append(f"{row.image_id}. Add it, or remove the row.")
+        elif lacking and not listing.published:
+            odd = next((c for c in row.captions if c and not has_words(c)), None)
+            reason = f"its caption {odd!r} has no letter and no digit" if odd else f"{row.image_id} has no caption"
+            unusable.append(f"{row.where}: {reason}. Add one, or remove the row.")
+        empty += bool(lacking)
+        known = captions.setdefault(row.image_id, [])
+        for caption in good:  # data sets repeat captions to have five of each: no second opinion
+            repeated += caption in known
+            known += [caption] if caption not in known else []
+    problems += split_problems(images.values())
+    absent = {row.image_id for row in images.values() if unusable and is_absent(row)}
+    if problems or len(unusable) > settings.max_bad_images * max(1, len(images)):
+        raise DataError(reasons(problems + unusable, len(problems), len(absent) == len(images)))
+    if unusable:
+        notes.append(f"{len(unusable)} rows cannot be used; left out:\n" + "\n".join(unusable[:MAX_PROBLEMS]))
+    elif empty:
         notes.append(f"{empty} captions are empty; left out")
+    if repeated:
+        notes.append(f"{repeated} captions repeat another one of their image word for word; left out")
 
     splits: dict[str, list[Picture]] = {split: [] for split in SPLITS}
     for image_id, row in images.items():
-        if captions[image_id]:
+        if captions[image_id] and image_id not in absent:
             splits[row.split or "train"].append(Picture(image_id, row.image, tuple(captions[image_id]), row.where))
-    to_draw = not splits["validation"]
+    drawn = all(row.split is None for row in images.values())
+    to_draw = not splits["validation"] and bool(splits["train"])
     if urls := {str(row.image): row.url for row in images.values() if row.url}:
         if not to_draw:
             limit(splits, settings, seed)  # before anything is downloaded
         splits = downloaded(splits, urls, settings.max_bad_images, notes)
     if to_draw:
-        drawn = split_by_image(splits["train"], seed)
+        parts = split_by_image(splits["train"], seed)
         if splits["test"]:
             notes.append("no validation images are named; a tenth of those for training is drawn")
-            splits |= {"train": drawn["train"], "validation": drawn["validation"] + drawn["test"]}
+            splits |= {"train": parts["train"], "validation": parts["validation"] + parts["test"]}
         else:
-            splits = drawn
+            splits = parts
     limit(splits, settings, seed)
-    return DataSet(listing.name, splits, notes)
+    return DataSet(listing.name, splits, notes, drawn)
+
+
+def is_absent(row: Picture) -> bool:
+    missing = isinstance(row.image, Path) and not row.url and not row.image.is_file()
+    return missing or row.image_id.startswith(f"{row.where}: no image")
+
+
+def split_problems(rows: Iterable[Picture]) -> list[str]:
+    """Images without a split where others have one: what nobody named must not be trained on without a word."""
+    rows = list(rows)
+    silent = [row for row in rows if row.split is None]
+    if not silent or len(silent) == len(rows):
+        return []
+    return [
+        f"{len(silent)} of {len(rows)} images are in no split (train, validation or test), e.g. "
+        f"{silent[0].where or silent[0].image_id}. Name theirs too, as the others', or take them out"
+    ]
+
+
+def reasons(problems: list[str], firm: int, all_absent: bool) -> str:
+    """The first problems, how many more there are, and the remedy; `firm` of them cannot be allowed."""
+    more = len(problems) - MAX_PROBLEMS
+    text = "\n".join(problems[:MAX_PROBLEMS]) + (f"\nand {more} more such rows" if more > 0 else "")
+    if all_absent:
+        return f"{text}\nNo image is there: name the folder of the images with --image_root"
+    return text if firm else f"{text}\n--max_bad_images SHARE leaves such rows out"
 
 
 def downloaded(

@@ -1,13 +1,75 @@
-"""How people call splits, images and captions: matched here and nowhere else."""
+"""How people call splits, images and captions: matched here and nowhere else, without regard to case, blanks and
+signs."""
 
 from __future__ import annotations
 
-# How splits, and the columns of images and captions, are usually called. The first name that is there is taken.
-SPLIT_NAMES = {"train": "train", "training": "train", "restval": "train", "test": "test", "testing": "test"}
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import PurePosixPath
 
-SPLIT_NAMES |= dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
+_WORDS = {
+    "train": ("train", "training", "trainset", "trainingset", "restval", "trn"),
+    "validation": (
+        *("validation", "validate", "valid", "val", "dev", "devel", "development", "eval", "evaluation", "valset"),
+        *("validationset", "devset"),
+    ),
+    "test": ("test", "testing", "testset", "holdout", "heldout"),
+}
+SPLIT_WORDS = {word: split for split, words in _WORDS.items() for word in words}
 
-IMAGE_COLUMNS = ("image", "file_name", "filename", "image_path", "filepath", "path", "img", "jpg", "png", "image_url",
-"url")  # fmt: skip
+# Words that say nothing about the split: in the name of a folder they may stand beside one that does.
+_PLAIN = {
+    *("images", "image", "imgs", "img", "pictures", "photos", "jpegimages", "captions", "caption", "annotations"),
+    *("annotation", "data", "dataset", "set", "split", "splits", "part", "files", "coco", "flickr", "folder", "the"),
+}
 
-CAPTION_COLUMNS = ("caption", "captions", "text", "texts", "sentences", "raw", "description", "txt")
+# The first name that is there is taken.
+IMAGE_COLUMNS = (
+    *("image", "filename", "imagename", "imagefile", "imagefilename", "imagepath", "imgpath", "filepath", "path"),
+    *("file", "img", "jpg", "jpeg", "png", "webp", "imageurl", "imgurl", "url"),
+)
+CAPTION_COLUMNS = (
+    *("caption", "captions", "text", "texts", "sentences", "sentence", "raw", "description", "comment", "txt"),
+    *("captionstr", "captiontext", "imagecaption", "alttext"),
+    *("conversations", "conversation", "messages"),
+)
+SPLIT_COLUMNS = ("split", "splits", "datasplit", "datasetsplit")
+
+
+def plain(name: object) -> str:
+    """A name without case, blanks, signs and accents' spelling: `File Name`, `file_name` and `FILE-NAME` are one."""
+    return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", str(name)).casefold())
+
+
+def find_column(columns: Sequence[str], names: Iterable[str]) -> str | None:
+    """The column that is called by the first of `names` that is there."""
+    there = {plain(column): column for column in reversed(columns)}
+    return next((there[name] for name in map(plain, names) if name in there), None)
+
+
+def split_of_name(name: str, strict: bool = False) -> str | None:
+    """train, validation or test, if a name says one of them: `Val`, `test2017`, `train_captions`,
+    `cc3m-validation-0000`. None if it says none, or two (`trainval`, `train_val`).
+
+    Args:
+        name: of a split, a folder, a file without its suffix, a shard.
+        strict: nothing else may be said, but words like `images`: for folders, which may be about anything.
+    """
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", unicodedata.normalize("NFKC", name)).casefold()
+    if found := SPLIT_WORDS.get(re.sub(r"[\W\d_]+", "", name)):  # `hold-out`, `rest_val`, `2014val`
+        return found
+    words = re.findall(r"[^\W\d_]+", name)
+    if strict and not all(word in SPLIT_WORDS or word in _PLAIN for word in words):
+        return None
+    splits = {SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS}
+    if splits == {"test", "validation"} and {"test", "dev"} <= set(words):  # VQA's test-dev is a part of the test
+        return "test"
+    return splits.pop() if len(splits) == 1 else None
+
+
+def split_of_path(path: PurePosixPath) -> str | None:
+    """The split that the folders of a relative path name, at any depth. Of several, the test comes first, then
+    validation: what one folder keeps out of training, another must not bring in."""
+    splits = {split_of_name(part, strict=True) for part in path.parts[:-1]}
+    return next((split for split in ("test", "validation", "train") if split in splits), None)

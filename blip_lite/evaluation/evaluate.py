@@ -76,9 +76,9 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     Raises:
         ConfigError, DataError, CheckpointError: before any image is captioned.
     """
-    ckpt, run, run_config, data, examples = prepare(config)
+    ckpt, run, run_config, data, split, examples = prepare(config)
     state = PartialState()
-    split, folder = config.split or "test", Path(config.output_dir or run or ".")
+    folder = Path(config.output_dir or run or ".")
     about: dict[str, Any] = {"dataset": data.name, "split": split}
     failures: dict[str, str] = {}
     others: dict[str, dict[str, str]] = {}
@@ -140,8 +140,8 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     return result
 
 
-def prepare(config: EvalConfig) -> tuple[str, Path | None, TrainConfig, DataSet, list[Picture]]:
-    """The checkpoint, its run, the settings, the data, and the images of the split. Raises as `evaluate` does."""
+def prepare(config: EvalConfig) -> tuple[str, Path | None, TrainConfig, DataSet, str, list[Picture]]:
+    """The checkpoint, its run, the settings, the data, the split and its images. Raises as `evaluate` does."""
     # The variable is not read by PartialState itself. Days, as the others wait while one process computes SPICE.
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timedelta(days=30))
     ckpt, run = ("", None) if config.predictions else find_checkpoint(config)
@@ -156,13 +156,21 @@ def prepare(config: EvalConfig) -> tuple[str, Path | None, TrainConfig, DataSet,
     run_config = base.replace(**{"max_eval_images": None, **config.overrides})
     run_config.validate()
     with state.main_process_first():
-        data = load_data(run_config.data, run_config.optimisation.seed)
-    splits = SPLITS if config.split == "all" else (config.split or "test",)
+        data = load_data(run_config.data, run_config.optimisation.seed, needed=())
+    split, foreign = config.split or "test", run is None or run_config.data.dataset != base.data.dataset
+    if config.split is None and foreign and data.drawn:  # nobody trained on these, and a twentieth is no test
+        split = "all"
+        state.print(f"{data.name}: names no splits; all of its images are taken (--split test takes a twentieth)")
+    elif data.drawn and split != "all" and data.name != "shapes":
+        whole = sum(map(len, data.splits.values()))
+        part = f"{len(data.splits[split])} of {whole} images"
+        state.print(f"{data.name}: {part}, as the data name no splits; --split all takes all")
+    splits = SPLITS if split == "all" else (split,)
     examples = [e for split in splits for e in data.splits[split]]
     examples = subsample(examples, run_config.data.max_eval_images, run_config.optimisation.seed)
     if not examples:
-        raise ConfigError(f"{data.name}: the {config.split or 'test'} split has no images")
-    return ckpt, run, run_config, data, examples
+        raise ConfigError(f"{data.name}: the {split} split has no images")
+    return ckpt, run, run_config, data, split, examples
 
 
 def read_predictions(path: Path, examples: Sequence[Picture]) -> dict[str, str]:

@@ -35,7 +35,7 @@ def sweep(config: EvalConfig) -> list[dict[str, Any]]:
     """
     grid = parse_grid(config.sweep or [])
     config = config.replace(split=config.split or "validation")
-    ckpt, run, run_config, data, examples = prepare(config)
+    ckpt, run, run_config, data, _, examples = prepare(config)
     folder = Path(config.output_dir or run or ".")
     for values in grid:
         run_config.replace(**values).validate()

@@ -31,12 +31,13 @@ class KeyValueCache(Protocol):
         ...
 
 
-def grid_positions(c: VisionConfig) -> Tensor:
+def grid_positions(c: VisionConfig, longest: float = 10_000) -> Tensor:
     """Where a model that starts from nothing begins to know where a patch lies: sines and cosines of its row and of
-    its column, `[patches, D]` (Beyer et al. 2022, https://arxiv.org/abs/2205.01580). They stay trainable.
+    its column, `[patches, D]` (Beyer et al. 2022, https://arxiv.org/abs/2205.01580), the longest wave 2 pi `longest`
+    patches. They stay trainable.
     """
     side, quarter = c.image_size // c.patch_size, c.hidden_size // 4
-    frequencies = 10_000 ** -(torch.arange(quarter) / quarter)
+    frequencies = longest ** -(torch.arange(quarter) / quarter)
     angles = torch.arange(side)[:, None] * frequencies  # [side, D/4]
     waves = torch.cat([angles.sin(), angles.cos()], dim=1)  # [side, D/2]
     rows, columns = waves[:, None].expand(-1, side, -1), waves[None].expand(side, -1, -1)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from blip_lite.model.blip import Blip
+from blip_lite.model.blip import Blip, grid_positions
 from blip_lite.model.config import BlipConfig, TextConfig, VisionConfig
 from blip_lite.model.pretrained import Unfilled
 from blip_lite.processing.processor import SPECIAL_TOKENS, Processor, wordpiece
@@ -22,7 +22,7 @@ PRESETS: dict[str, tuple[VisionConfig, TextConfig, int]] = {
             num_hidden_layers=3,
             num_attention_heads=4,
             image_size=64,
-            patch_size=8,
+            patch_size=16,
         ),
         TextConfig(
             hidden_size=96,
@@ -90,4 +90,7 @@ def from_scratch(preset: str, captions: Iterable[str], seed: int) -> tuple[Blip,
     with Unfilled():
         model = Blip(config)
     model.init_weights(torch.Generator().manual_seed(seed))
+    if preset == "tiny":  # Four patches a side: waves no longer than the image, as strong as the white of its paper.
+        positions = 3 * grid_positions(vision, longest=vision.image_size // vision.patch_size)
+        model.vision_model.embeddings.position_embedding.data[0, 1:] = positions
     return model.eval(), Processor(wordpiece(vocab), vision.image_size, size, sep, pad)

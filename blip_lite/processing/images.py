@@ -14,7 +14,7 @@ from blip_lite.errors import ImageError
 ImageInput = str | Path | bytes | Image.Image | np.ndarray
 
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
 FORMATS = (

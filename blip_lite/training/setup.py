@@ -19,6 +19,7 @@ from blip_lite.captioner import cores
 from blip_lite.data.batches import Captions, epoch_batches
 from blip_lite.data.dataset import DataSet
 from blip_lite.data.load import load_data
+from blip_lite.data.look import first_look
 from blip_lite.errors import CheckpointError, ConfigError
 from blip_lite.evaluation.captions import decoding
 from blip_lite.model.blip import Blip
@@ -99,6 +100,8 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
     sizes = ", ".join(f"{split} {len(pictures)} images" for split, pictures in data.splits.items())
     accelerator.print(f"{data.name}: {sizes}")
     model, processor = build_model(config, data)
+    for line in first_look(data, processor, config.optimisation.max_length):
+        accelerator.print(f"{data.name}: {line}")
     generation = decoding(config.decoding, model, processor)
     size = sum(p.numel() for p in model.parameters()) / 1e6
     precision = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}.get(

@@ -2,53 +2,131 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from blip_lite.data.dataset import Listing
+from blip_lite.data.names import find_column, plain, split_of_name
 from blip_lite.data.sources.hub import datasets_rows, parquet
 from blip_lite.data.sources.karpathy import karpathy_rows
-from blip_lite.data.sources.table import inside, read_json, read_table, table_rows, utf8
+from blip_lite.data.sources.table import captions_in, image_path, inside, read_json, read_table, table_rows, utf8
 from blip_lite.errors import DataError
+from blip_lite.processing.images import IMAGE_SUFFIXES
 from blip_lite.processing.picture import Picture
 from blip_lite.settings import TABLES, DataSettings
+
+PROBE = 50  # rows that are looked at to find the folder of the images
 
 
 def file_rows(
     path: Path, root: Path, settings: DataSettings, notes: list[str], split: str | None = None
-) -> Iterator[Picture]:
-    """Rows of a captions file."""
-    if path.suffix == ".parquet":
-        return datasets_rows({"": parquet(path)}, str(path), root, settings, notes, split)
-    return table_rows(utf8(path, read_table(path)), root, settings, notes, split)
+) -> Iterable[Picture]:
+    """Rows of a captions file; its images are in `root`, or in the folder beside it that has them."""
+    suffix = path.suffix.lower()
+    content = read_json(path) if suffix == ".json" else None
+    rows: Iterable[Picture]
+    if suffix == ".parquet":
+        rows = datasets_rows({"": parquet(path)}, str(path), root, settings, notes, split)
+    elif isinstance(content, Mapping):
+        rows = object_rows(content, root, path, settings, notes, split)
+    else:
+        rows = table_rows(utf8(path, read_table(path, notes=notes)), root, settings, notes, split)
+    return rows if settings.image_root else in_right_folder(list(rows), root, notes)
 
 
 def load_file(path: Path, settings: DataSettings) -> Listing:
-    """A captions file: CSV, TSV, JSONL, Parquet, or JSON (a list of objects, COCO's annotations, or Karpathy's)."""
-    if path.suffix not in TABLES:
+    """A captions file: CSV, TSV, JSONL, Parquet, or JSON (a list of objects, COCO's annotations, Karpathy's, and more
+    in `object_rows`). One that says in its name that it is a test stays one."""
+    if path.suffix.lower() not in TABLES:
         raise DataError(f"--dataset {path}: a file is to be one of {', '.join(sorted(TABLES))}, .tar")
     root, notes = Path(settings.image_root).expanduser() if settings.image_root else path.parent, list[str]()
-    content = read_json(path) if path.suffix == ".json" else None
-    if isinstance(content, dict):
-        if settings.image_root is None:
-            raise DataError(f"--dataset {path}: name the folder of its images with --image_root")
-        rows: Iterable[Picture] = (
-            coco_rows(content, root, path)
-            if "annotations" in content
-            else karpathy_rows(content.get("images"), root, str(path))
-        )
-    else:
-        rows = file_rows(path, root, settings, notes)
+    split = split_of_name(path.stem)
+    rows = file_rows(path, root, settings, notes, "test" if split == "test" else None)
     return Listing(path.stem, rows, notes)
 
 
-def coco_rows(content: dict[str, Any], root: Path, path: Path) -> Iterator[Picture]:
-    """COCO's own annotations, e.g. `captions_train2014.json`."""
+def in_right_folder(rows: list[Picture], root: Path, notes: list[str]) -> list[Picture]:
+    """The rows; where none of the first has its image in `root`, with the folder below or beside it that has them."""
+    files = [row for row in rows if isinstance(row.image, Path) and not row.url]
+    probe = files[:PROBE]
+    if not probe or any(row.image.is_file() for row in probe if isinstance(row.image, Path)):
+        return rows
+    names = {id(row): os.path.relpath(str(row.image), root) for row in files}
+    beside = root.parent.glob("*/") if plain(root.name) in ("annotations", "annotation", "captions") else ()  # COCO
+    folders = sorted(p for p in {*root.glob("*/"), *root.glob("*/*/"), *beside} if p.is_dir())
+
+    def has(folder: Path) -> int:
+        return sum((folder / names[id(row)]).is_file() for row in probe)
+
+    best = max(folders, key=has, default=None)
+    if best is None or not has(best):
+        return rows
+    notes.append(f"images are in {best}; --image_root says another folder")
+    for row in files:
+        row.image = inside(best, names[id(row)], row.where)
+    return rows
+
+
+def object_rows(
+    content: Mapping[str, Any], root: Path, path: Path, settings: DataSettings, notes: list[str], split: str | None
+) -> Iterable[Picture]:
+    """JSON that is one object: COCO's annotations, Karpathy's images, `{"data": [rows]}`, or `{name: captions}`."""
+    if "annotations" in content and "images" in content:
+        return coco_rows(content, root, path, notes, split)
+    if "images" in content:
+        return karpathy_rows(content["images"], root, str(path))
+    for key in ("data", "annotations", "rows", "items"):
+        if isinstance(rows := content.get(key), list) and rows and all(isinstance(row, dict) for row in rows):
+            places = ((f"{path}, {key}, item {number}", row) for number, row in enumerate(rows, 1))
+            return table_rows(places, root, settings, notes, split)
+    if content and all(is_named(name, value) for name, value in content.items()):
+        return named_rows(content, root, path, split)
+    keys = ", ".join(map(repr, list(content)[:5]))
+    raise DataError(
+        f"{path}: an object with {keys}; expected COCO's images and annotations, Karpathy's images, "
+        '{"data": [{"image": ..., "caption": ...}]} or {"001.jpg": "a caption"}'
+    )
+
+
+def is_named(name: str, value: Any) -> bool:
+    """Whether an entry is an image's name with its captions."""
+    if isinstance(value, Mapping):
+        return find_column([*value], ("caption", "captions", "text", "sentences")) is not None
+    texts = value if isinstance(value, list) else [value]
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES and all(isinstance(text, (str, dict)) for text in texts)
+
+
+def named_rows(content: Mapping[str, Any], root: Path, path: Path, split: str | None) -> Iterator[Picture]:
+    """`{name: captions}`; a name without a suffix (kohya's `meta_cap.json`) is that of the image beside it."""
+    for name, value in content.items():
+        where = f"{path}, {name}"
+        image_id, file = image_path(root, name, where)
+        if not file.is_file() and file.suffix.lower() not in IMAGE_SUFFIXES:
+            beside = (file.with_name(file.name + suffix) for suffix in sorted(IMAGE_SUFFIXES))
+            file = next((other for other in beside if other.is_file()), file)
+        yield Picture(image_id, file, tuple(captions_in(value)), where, split)
+
+
+def coco_rows(
+    content: Mapping[str, Any], root: Path, path: Path, notes: list[str], split: str | None = None
+) -> Iterator[Picture]:
+    """COCO's own annotations, e.g. `captions_train2014.json`; and VizWiz's, whose judges marked captions as spam."""
+    rejected = precanned = 0
     try:
         names = {image["id"]: image["file_name"] for image in content["images"]}
         for number, one in enumerate(content["annotations"], 1):
+            if one.get("is_rejected"):
+                rejected += 1
+                continue
+            precanned += bool(one.get("is_precanned"))
             where, name = f"{path}, annotation {number}", names[one["image_id"]]
-            yield Picture(str(one["image_id"]), inside(root, name, where), (one["caption"].strip(),), where)
+            captions = tuple(captions_in(one["caption"]))
+            yield Picture(str(one["image_id"]), image_path(root, name, where)[1], captions, where, split)
     except (KeyError, TypeError) as error:
         raise DataError(f"{path}: not COCO's annotations: {type(error).__name__} {error}") from error
+    if rejected:
+        notes.append(f"{rejected} captions are marked as rejected; left out")
+    if precanned:
+        notes.append(f"{precanned} captions are marked as precanned (a stock sentence, not a description); kept")

@@ -1,70 +1,207 @@
-"""A folder of images with their captions."""
+"""A folder of images with their captions, as people have them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 
 from blip_lite.data.dataset import Listing
-from blip_lite.data.names import SPLIT_NAMES
+from blip_lite.data.names import IMAGE_COLUMNS, find_column, plain, split_of_name, split_of_path
 from blip_lite.data.sources.file import file_rows
-from blip_lite.data.sources.hub import datasets_rows, hub
+from blip_lite.data.sources.hub import datasets_rows, hub, parquet_columns, saved
 from blip_lite.data.sources.shards import tar_rows
-from blip_lite.data.sources.table import utf8
+from blip_lite.data.sources.table import delimiter_of, utf8
 from blip_lite.errors import DataError
 from blip_lite.processing.images import IMAGE_SUFFIXES
 from blip_lite.processing.picture import Picture
 from blip_lite.settings import TABLES, DataSettings
 
+SIDECARS = (".caption", ".txt")  # beside an image; of two, the first: kohya's .txt holds tags then
+IGNORED = {"__macosx", "thumbs.db", "desktop.ini"}
+QUIET = {".md", ".json", ".py", ".yaml", ".yml", ".html", ".pdf", ".log", ".sh", ""}  # that nobody takes for images
+
+
+@dataclass
+class Found:
+    """The files below a folder, by what they are; hidden ones and those of a Mac's zip are passed over."""
+
+    images: list[Path] = field(default_factory=list)
+    texts: set[Path] = field(default_factory=set)
+    tables: list[Path] = field(default_factory=list)
+    parquets: list[Path] = field(default_factory=list)
+    tars: list[Path] = field(default_factory=list)
+    others: Counter[str] = field(default_factory=Counter)
+
+
+def walk(folder: Path) -> Found:
+    found, seen = Found(), set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(f for f in folders if not f.startswith(".") and f.casefold() not in IGNORED)
+        for name in sorted(files):
+            path = Path(place, name)
+            suffix = path.suffix.lower()
+            if name.startswith(".") or name.casefold() in IGNORED:
+                continue
+            if suffix in IMAGE_SUFFIXES:
+                found.images.append(path)
+            elif suffix in SIDECARS:
+                found.texts.add(path)
+            elif suffix == ".parquet":
+                found.parquets.append(path)
+            elif suffix in TABLES:
+                found.tables.append(path)
+            elif suffix == ".tar":
+                found.tars.append(path)
+            else:
+                found.others[suffix] += 1
+    return found
+
 
 def load_folder(folder: Path, settings: DataSettings) -> Listing:
-    """A folder of images with `metadata.csv|jsonl|parquet` (the Hugging Face `imagefolder` convention) or a `.txt`
-    beside each image; or a folder of Parquet files (a copy of a Hub data set) or `.tar` shards. Sub-folders named
-    train, validation and test are the splits."""
-    parts = {SPLIT_NAMES[p.name]: p for p in sorted(folder.iterdir()) if p.is_dir() and p.name in SPLIT_NAMES}
+    """A folder: images with `metadata.csv|jsonl|parquet` (the Hugging Face `imagefolder` convention), with one table,
+    with tables named after the splits, or with a `.caption` or `.txt` beside each image; `.tar` shards; Parquet files
+    (a copy of a Hub data set); or what `datasets.save_to_disk` wrote. Folders called after splits, at any depth, are
+    the splits.
+    """
     notes: list[str] = []
-    if "train" in parts and not any((folder / f"metadata{suffix}").is_file() for suffix in TABLES):
-        rows = [row for split, part in parts.items() for row in folder_rows(part, folder, settings, notes, split)]
+    if any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        rows: Iterable[Picture] = datasets_rows(saved(folder), folder.name, folder, settings, notes)
+        return Listing(folder.resolve().name, rows, notes, published=True)
+    found = walk(folder)
+    logs = [p for p in found.parquets if {"url", "status"} <= {plain(c) for c in parquet_columns(p)}]
+    if found.tars or mostly_sidecars(found):
+        found.parquets = [p for p in found.parquets if p not in logs]  # img2dataset's logs of what it downloaded
+    metadata = [p for p in (*found.tables, *found.parquets) if p.stem.casefold() == "metadata"]
+    published = False
+    if metadata:
+        rows = metadata_rows(folder, metadata, found, settings, notes)
+    elif found.tars:
+        rows = tar_rows(found.tars, notes)
+    elif found.parquets:
+        if found.parquets == logs:
+            rows = [row for path in logs for row in file_rows(path, folder, settings, notes)]
+        else:
+            rows = datasets_rows(hub(str(folder), settings), folder.name, folder, settings, notes)
+        published = True
+    elif not mostly_sidecars(found) and (tables := captions_tables(found)):
+        rows = split_tables(folder, tables, settings, notes)
     else:
-        rows = list(folder_rows(folder, folder, settings, notes, None))
-    return Listing(folder.resolve().name, rows, notes)
+        rows = sidecar_rows(folder, found, notes)
+    rows = list(rows)
+    odd = {suffix: n for suffix, n in found.others.items() if suffix not in QUIET}
+    if odd and found.images:
+        notes.append("not read: " + ", ".join(f"{n} {suffix}" for suffix, n in sorted(odd.items())))
+    return Listing(folder.resolve().name, rows, notes, published)
 
 
-def folder_rows(
-    folder: Path, root: Path, settings: DataSettings, notes: list[str], split: str | None
+def mostly_sidecars(found: Found) -> bool:
+    """Whether half of the images or more have a text of their own."""
+    stems = {text.with_suffix("") for text in found.texts}
+    return 2 * sum(image.with_suffix("") in stems or image in stems for image in found.images) >= max(
+        1, len(found.images)
+    )
+
+
+def metadata_rows(
+    folder: Path, tables: Sequence[Path], found: Found, settings: DataSettings, notes: list[str]
 ) -> Iterator[Picture]:
-    images = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    for suffix in TABLES:
-        metadata = folder / f"metadata{suffix}"
-        if metadata.is_file():
-            named = set()
-            for row in file_rows(metadata, folder, settings, notes, split):
-                named.add(row.image)
-                if isinstance(row.image, Path) and not row.url:
-                    row.image_id = row.image.relative_to(root).as_posix()
-                    row.split = row.split or SPLIT_NAMES.get(row.image_id.split("/")[0])  # one file for all sub-folders
-                yield row
-            if silent := [p.relative_to(folder) for p in images if p not in named]:
-                notes.append(f"{len(silent)} images are not in {metadata.name}; left out (e.g. {silent[0]})")
-            return
-    if any(folder.rglob("*.parquet")):
-        yield from datasets_rows(hub(str(folder), settings), folder.name, folder, settings, notes, split)
-    elif shards := sorted(folder.rglob("*.tar")):
-        yield from tar_rows(shards, notes)
-    else:
-        silent = []
-        for image in images:
-            text = image.with_suffix(".txt")
-            if text.is_file():
-                lines = [line.strip() for line in utf8(text, iter(text.read_text("utf-8-sig").splitlines()))]
-                captions = tuple(line for line in lines if line)
-                yield Picture(image.relative_to(root).as_posix(), image, captions, str(text), split)
-            else:
-                silent.append(image)
-        if len(silent) == len(images):
-            raise DataError(
-                f"{folder}: has no metadata.csv, metadata.jsonl or metadata.parquet with columns file_name "
-                "and caption, and no image has a .txt with its caption beside it"
-            )
-        if silent:
-            notes.append(f"{len(silent)} images have no .txt beside them; left out (e.g. {silent[0].name})")
+    """`metadata.*` of the folder itself, else one in each folder of a split."""
+    tables = [p for p in tables if p.parent == folder][:1] or tables
+    named = set()
+    for table in tables:
+        inner = PurePosixPath(table.relative_to(folder).as_posix())
+        for row in file_rows(table, table.parent, settings, notes, split_of_path(inner)):
+            named.add(row.image)
+            if isinstance(row.image, Path) and not row.url:
+                row.image_id = Path(os.path.relpath(row.image, folder)).as_posix()
+                row.split = row.split or split_of_path(PurePosixPath(row.image_id))
+            yield row
+    if silent := [p.relative_to(folder) for p in found.images if p not in named]:
+        names = ", ".join(sorted({table.name for table in tables}))
+        notes.append(f"{len(silent)} images are not in {names}; left out (e.g. {silent[0]})")
+
+
+def captions_tables(found: Found) -> dict[Path, str | None]:
+    """The tables of a folder that has no `metadata.*`, with the split that the name of each says: those that name
+    splits, else the only one. Raises DataError where there are several and none says so."""
+    headed = [text for text in sorted(found.texts) if has_header(text)]  # Kaggle's captions.txt
+    tables = [table for table in (*found.tables, *headed) if looks_like_captions(table)]
+    splits = {table: split_of_name(table.stem) or split_of_path(PurePosixPath(table.as_posix())) for table in tables}
+    named = {table: split for table, split in splits.items() if split}
+    if len(set(named.values())) > 1 or (named and len(tables) == 1):
+        return dict(named)
+    if len(tables) > 1:
+        raise DataError(
+            f"{tables[0].parent}: which of {', '.join(sorted(table.name for table in tables))}? Name the file with "
+            "--dataset, or call them train, val and test"
+        )
+    return dict.fromkeys(tables)
+
+
+def split_tables(
+    folder: Path, tables: dict[Path, str | None], settings: DataSettings, notes: list[str]
+) -> Iterator[Picture]:
+    root = Path(settings.image_root).expanduser() if settings.image_root else None
+    for table, split in tables.items():
+        notes.append(f"captions are in {table.relative_to(folder)}" + (f", for {split}" if split else ""))
+        yield from file_rows(table, root or table.parent, settings, notes, split)
+
+
+def has_header(path: Path) -> bool:
+    """Whether a `.txt` is a table: its first line names a column of images."""
+    with open(path, "rb") as file:
+        line = file.readline(1000).decode("utf-8", "replace").strip("\ufeff \r\n")
+    cells = line.split(delimiter_of(line, ".csv"))
+    return len(cells) > 1 and find_column(cells, IMAGE_COLUMNS) is not None
+
+
+def looks_like_captions(table: Path) -> bool:
+    """Not the odds and ends that lie about in a data set's folder."""
+    return plain(table.stem) not in (
+        *("datasetinfo", "config", "classes", "labels", "package", "readme", "info", "stats", "category"),
+    ) and not table.stem.endswith("_stats")
+
+
+def sidecar_rows(folder: Path, found: Found, notes: list[str]) -> Iterator[Picture]:
+    """Images with a text of the same name beside them: one caption a line."""
+    silent, both, used = [], 0, set()
+    for image in found.images:
+        there = [text for text in (image.with_suffix(s) for s in SIDECARS) if text in found.texts]
+        there += [text for text in (Path(f"{image}{s}") for s in SIDECARS) if text in found.texts]  # a.jpg.txt
+        if not there:
+            silent.append(image)
+            continue
+        used.update(there)
+        both += len(there) > 1
+        text = there[0]
+        lines = [line.strip() for line in utf8(text, iter_lines(text))]
+        name = image.relative_to(folder).as_posix()
+        captions = tuple(line for line in lines if line)
+        yield Picture(name, image, captions, str(text), split_of_path(PurePosixPath(name)))
+    if len(silent) == len(found.images):
+        tables = ", ".join(path.name for path in found.tables[:5])
+        raise DataError(
+            f"{folder}: has no metadata.csv, metadata.jsonl or metadata.parquet with columns file_name "
+            "and caption, and no image has a .txt with its caption beside it"
+            + (f". There are {tables}" if tables else "")
+            + ("" if found.images else ". There are no images either")
+        )
+    if silent:
+        notes.append(f"{len(silent)} images have no .txt beside them; left out (e.g. {silent[0].name})")
+    if both:
+        notes.append(f"{both} images have a .caption and a .txt; the .caption is read")
+    if orphans := found.texts - used:
+        notes.append(f"{len(orphans)} .txt have no image; left out (e.g. {min(orphans).name})")
+
+
+def iter_lines(text: Path) -> Iterator[str]:
+    with open(text, encoding="utf-8-sig") as file:
+        yield from file

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from blip_lite.data.dataset import Listing
-from blip_lite.data.names import IMAGE_COLUMNS, SPLIT_NAMES
+from blip_lite.data.names import IMAGE_COLUMNS, find_column, split_of_name
 from blip_lite.data.sources.table import table_rows
 from blip_lite.errors import DataError
 from blip_lite.processing.picture import Picture
@@ -39,22 +39,49 @@ def parquet(path: Path) -> Any:
         raise DataError(f"{path}: cannot be read as Parquet ({str(error).strip().splitlines()[0]})") from error
 
 
+def parquet_columns(path: Path) -> list[str]:
+    import pyarrow.parquet
+
+    try:
+        return list(pyarrow.parquet.read_schema(path).names)
+    except Exception as error:
+        raise DataError(f"{path}: cannot be read as Parquet ({str(error).strip().splitlines()[0]})") from error
+
+
+def saved(folder: Path) -> dict[str, Any]:
+    """What `datasets.save_to_disk` wrote."""
+    import datasets
+
+    try:
+        found = datasets.load_from_disk(str(folder))
+    except Exception as error:
+        raise DataError(f"{folder}: cannot be read as a saved data set ({error})") from error
+    return dict(found) if isinstance(found, Mapping) else {"": found}
+
+
 def datasets_rows(
     tables: Mapping[str, Any], name: str, root: Path, settings: DataSettings, notes: list[str], split: str | None = None
 ) -> Iterator[Picture]:
-    """Rows of `datasets.Dataset`s by name. Where there are several, with names we know, the names are the splits: a
-    data set with a single part calls it train whatever it is."""
+    """Rows of `datasets.Dataset`s by name. Where there are several, the names are the splits; a data set with a single
+    part often calls it train whatever it is, so only a test is believed then."""
     import datasets
 
-    named = len(tables) > 1 and all(part in SPLIT_NAMES for part in tables)
+    splits = {part: split_of_name(part) for part in tables}
+    named = len(tables) > 1 or "test" in splits.values()
+    if named and not all(splits.values()):
+        odd = ", ".join(repr(part) for part, found in splits.items() if not found)
+        raise DataError(
+            f"{name}: its parts are {', '.join(tables)}, and {odd} is no split (train, validation, test). "
+            "--dataset_split chooses a part"
+        )
     for part, table in tables.items():
         pictures = [column for column, kind in table.features.items() if isinstance(kind, datasets.Image)]
         for column in pictures:
             table = table.cast_column(column, datasets.Image(decode=False))
-        if pictures and not settings.image_column and not set(IMAGE_COLUMNS) & set(table.column_names):
+        if pictures and not settings.image_column and not find_column(table.column_names, IMAGE_COLUMNS):
             table = table.rename_column(pictures[0], "image")
         rows = ((f"{f'{name} {part}'.strip()}, row {number}", row) for number, row in enumerate(table))
-        given = SPLIT_NAMES[part] if named else split
+        given = splits[part] if named else split
         yield from table_rows(rows, root, settings, notes, given, partial(read_cell, table))
 
 

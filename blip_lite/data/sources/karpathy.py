@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from blip_lite.data.dataset import Listing
-from blip_lite.data.names import SPLIT_NAMES
 from blip_lite.data.sources.hub import hub
-from blip_lite.data.sources.table import captions_in, inside, read_json
+from blip_lite.data.sources.table import captions_in, inside, read_json, split_in
 from blip_lite.errors import DataError
 from blip_lite.processing.download import cache_dir
 from blip_lite.processing.picture import Picture
@@ -54,6 +53,6 @@ def karpathy_rows(images: Any, root: Path, where: str, download_missing: bool = 
             if download_missing:
                 url = image.get("url") or f"http://images.cocodataset.org/{name}"
             image_id, captions = str(image.get("cocoid", image["filename"])), tuple(captions_in(image["sentences"]))
-            yield Picture(image_id, inside(root, name, at), captions, at, SPLIT_NAMES[image["split"]], url)
+            yield Picture(image_id, inside(root, name, at), captions, at, split_in(image["split"], at), url)
     except (KeyError, TypeError) as error:
         raise DataError(f"{where}: not in Karpathy's form: {type(error).__name__} {error}") from error

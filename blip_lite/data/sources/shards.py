@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from blip_lite.data.dataset import Listing
-from blip_lite.data.names import SPLIT_NAMES
+from blip_lite.data.names import split_of_name
 from blip_lite.data.sources.table import captions_in
 from blip_lite.errors import DataError
 from blip_lite.processing.images import IMAGE_SUFFIXES
@@ -41,17 +41,18 @@ def load_tars(pattern: str) -> Listing:
 
 
 def tar_rows(paths: Sequence[Path], notes: list[str]) -> Iterator[Picture]:
-    """One row a sample: consecutive files of one name up to the first dot. The split is what the shard's name begins
-    with, if it is one (`train-0000.tar`)."""
+    """One row a sample: consecutive files of one name up to the first dot. The split is what the shard's name says,
+    or its folder's (`train-0000.tar`)."""
     lacking = 0
     for path in paths:
-        begins = re.match(r"[a-z]+", path.name, re.IGNORECASE)
-        split = SPLIT_NAMES.get(begins[0].lower()) if begins else None
+        split = split_of_name(path.stem) or split_of_name(path.parent.name, strict=True)
         try:
             with tarfile.open(path, "r:") as tar:  # not compressed: a compressed one cannot be read in any order
                 for key, parts in samples(tar):
                     piece = {ext: partial(read_piece, path, m.offset_data, m.size) for ext, m in parts.items()}
-                    image = next((p for ext, p in piece.items() if f".{ext}" in IMAGE_SUFFIXES), None)
+                    image = next(
+                        (p for ext, p in piece.items() if f".{ext.rpartition('.')[2]}" in IMAGE_SUFFIXES), None
+                    )
                     captions = tar_captions(piece, f"{path}, {key}")
                     if image is None or not any(map(has_words, captions)):
                         lacking += 1
@@ -71,7 +72,7 @@ def samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.TarIn
     for member in tar:
         folder, _, name = member.name.rpartition("/")
         stem, _, extension = name.partition(".")
-        if not member.isfile() or not extension:
+        if not member.isfile() or not extension or name.startswith("."):
             continue
         if f"{folder}/{stem}" != key and parts:
             yield key, parts
@@ -83,11 +84,13 @@ def samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.TarIn
 
 
 def tar_captions(pieces: Mapping[str, Callable[[], bytes]], where: str) -> list[str]:
-    """The lines of a sample's `.txt`, or what its `.json` has."""
+    """The lines of a sample's `.caption`, `.txt` or `.text`, or what its `.json` has. A key may have dots in it."""
+    kinds = {extension.rpartition(".")[2]: piece for extension, piece in pieces.items()}
     try:
-        if "txt" in pieces:
-            return [line.strip() for line in pieces["txt"]().decode("utf-8-sig").splitlines() if line.strip()]
-        return captions_in(json.loads(pieces["json"]())) if "json" in pieces else []
+        for kind in ("caption", "txt", "text"):
+            if kind in kinds:
+                return [line.strip() for line in kinds[kind]().decode("utf-8-sig").splitlines() if line.strip()]
+        return captions_in(json.loads(kinds["json"]())) if "json" in kinds else []
     except ValueError as error:  # not UTF-8, not JSON
         raise DataError(f"{where}: its caption cannot be read ({error})") from error
 

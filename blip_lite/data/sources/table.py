@@ -2,38 +2,66 @@
 
 from __future__ import annotations
 
+import ast
+import codecs
 import contextlib
 import csv
 import hashlib
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any, TypeVar
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, TextIO, TypeVar
 
-from blip_lite.data.names import CAPTION_COLUMNS, IMAGE_COLUMNS, SPLIT_NAMES
-from blip_lite.errors import DataError
+from blip_lite.data.names import (
+    CAPTION_COLUMNS,
+    IMAGE_COLUMNS,
+    SPLIT_COLUMNS,
+    find_column,
+    plain,
+    split_of_name,
+    split_of_path,
+)
+from blip_lite.errors import DataError, ImageError
 from blip_lite.processing.download import cached
+from blip_lite.processing.images import IMAGE_SUFFIXES
 from blip_lite.processing.picture import Picture
 from blip_lite.settings import DataSettings
 
 T = TypeVar("T")
 
+NULLS = {"", "nan", "none", "null", "<na>", "n/a", "na"}  # how programs write a cell that is empty
+
+# A text that several files swallowed: the name of an image and a separator, in a line of its own.
+_SWALLOWED = re.compile(r"\n[^\n]*\.(?:jpe?g|png|webp|bmp|gif|tiff?)[\"']?\s*[,;|\t]", re.IGNORECASE)
+_QUOTED = re.compile(r"""\"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'""")
+
 
 def pick_columns(columns: Sequence[str], settings: DataSettings, where: str, notes: list[str]) -> tuple[str, list[str]]:
     """The column of the image and those of the captions: as told, else by their usual names."""
-    image = settings.image_column or next((c for c in IMAGE_COLUMNS if c in columns), None)
-    numbered = [c for c in columns if re.fullmatch(r"(caption|text|sentence)[_ ]?\d+", c)]
-    captions = settings.caption_column.split(",") if settings.caption_column else []
-    captions = captions or [c for c in CAPTION_COLUMNS if c in columns][:1] or numbered
+    columns = [column for column in columns if column is not None]
+    image = find_column(columns, [settings.image_column] if settings.image_column else IMAGE_COLUMNS)
+    if settings.caption_column:
+        wanted = settings.caption_column.split(",")
+        captions = [found for name in wanted if (found := find_column(columns, [name]))]
+        captions = captions if len(captions) == len(wanted) else []
+    else:
+        first = find_column(columns, CAPTION_COLUMNS)
+        numbered = [c for c in columns if re.fullmatch(r"(caption|text|sentence|comment)\d+", plain(c))]
+        captions = [first] if first else numbered
     there = f"there are: {', '.join(map(str, columns))}"
-    if image is None or image not in columns:
-        raise DataError(f"{where}: no column {image or 'file_name or image'}; {there}. Name it with --image_column")
-    if not captions or not set(captions) <= set(columns):
+    if (image is None or not captions) and any(Path(str(c).strip()).suffix.lower() in IMAGE_SUFFIXES for c in columns):
+        raise DataError(f"{where}: the first line looks like data, not a header. Put a line `image,caption` before it")
+    if image is None:
         raise DataError(
-            f"{where}: no column {', '.join(captions) or 'caption (or captions, or text)'}; {there}. Name "
+            f"{where}: no column {settings.image_column or 'file_name or image'}; {there}. Name it with --image_column"
+        )
+    if not captions:
+        raise DataError(
+            f"{where}: no column {settings.caption_column or 'caption (or captions, or text)'}; {there}. Name "
             "it with --caption_column"
         )
     if not (settings.image_column and settings.caption_column):
@@ -42,17 +70,67 @@ def pick_columns(columns: Sequence[str], settings: DataSettings, where: str, not
 
 
 def captions_in(value: Any) -> list[str]:
-    """All captions in a cell: a text, a list of them (as JSON text too), or Karpathy's `{"raw": ...}`."""
+    """All captions in a cell: a text, a list of them (as JSON, pandas or numpy write it, too), Karpathy's
+    `{"raw": ...}`, or a conversation with one answer. Raises ValueError for one with several."""
     if isinstance(value, str):
-        if value.startswith('["'):
-            with contextlib.suppress(ValueError):
-                return captions_in(json.loads(value))
-        return [value.strip()]
+        return list_in(value.strip())
     if isinstance(value, Mapping):
-        return captions_in(next((value[c] for c in ("raw", *CAPTION_COLUMNS) if c in value), None))
-    if value is None:
+        columns = [*value]
+        name = find_column(columns, ("raw", *CAPTION_COLUMNS))
+        return captions_in(value[name]) if name is not None else []
+    if value is None or value != value:  # NaN
         return []
-    return [c for item in value for c in captions_in(item)] if isinstance(value, Iterable) else [str(value)]
+    if isinstance(value, Iterable):
+        items = list(value)
+        if items and all(isinstance(item, Mapping) and ("from" in item or "role" in item) for item in items):
+            return [answer_in(items)]
+        return [c for item in items for c in captions_in(item)]
+    return [str(value)]
+
+
+def list_in(text: str) -> list[str]:
+    """`['a dog', "two dogs"]`, `["a dog"]` and numpy's `['a dog' 'two dogs']` are lists; any other text is itself."""
+    if text[:1] == "[" and text[-1:] == "]" and text[1:].lstrip()[:1] in ("'", '"', "{"):
+        with contextlib.suppress(ValueError):
+            return captions_in(json.loads(text))
+        found = _QUOTED.findall(text)
+        if found and not re.sub(r"[\s,]", "", _QUOTED.sub("", text[1:-1])):
+            with contextlib.suppress(ValueError, SyntaxError):
+                return [str(ast.literal_eval(one)).strip() for one in found]
+    return [] if text.casefold() in NULLS else [text]
+
+
+def answer_in(turns: Sequence[Mapping[str, Any]]) -> str:
+    """What the assistant says, as LLaVA and chat data keep it."""
+    answers = [t for t in turns if str(t.get("from", t.get("role"))).casefold() in ("gpt", "assistant", "model")]
+    if len(answers) != 1:
+        raise ValueError(f"a conversation with {len(answers)} answers; one is expected")
+    content = answers[0].get("value", answers[0].get("content"))
+    if isinstance(content, Iterable) and not isinstance(content, str):  # [{"type": "text", "text": ...}]
+        content = " ".join(str(part.get("text", "")) for part in content if isinstance(part, Mapping))
+    return str(content).strip()
+
+
+def split_in(value: Any, where: str) -> str:
+    """The split that a cell names. Raises DataError, as what is not understood must not be trained on."""
+    if isinstance(value, str) and (split := split_of_name(value)):
+        return split
+    raise DataError(
+        f"{where}: its split is {value!r}; expected train, validation or test (or val, dev, eval, ...). Mend the "
+        "cell, or rename the column if it means something else"
+    )
+
+
+def image_path(root: Path, name: str, where: str) -> tuple[str, Path]:
+    """(the image's id, its file): `a.jpg`, `./a.jpg` and another Unicode spelling of it are one image."""
+    name = name.strip()
+    if "\\" in name and "/" not in name:  # written on Windows
+        name = name.replace("\\", "/")
+    path = inside(root, name, where)
+    if not path.exists():  # a file system that keeps the letters and their accents apart, or together
+        spelt = (inside(root, unicodedata.normalize(form, name), where) for form in ("NFC", "NFD"))
+        path = next((other for other in spelt if other.exists()), path)
+    return unicodedata.normalize("NFC", os.path.normpath(name)), path
 
 
 def inside(root: Path, name: str, where: str) -> Path:
@@ -83,42 +161,107 @@ def table_rows(
         load: (number of the row, column) -> the bytes again, where the table holds images.
     """
     columns: tuple[str, list[str]] | None = None
+    failed = rejected = 0
     for number, (where, row) in enumerate(table):
-        columns = columns or pick_columns(list(row), settings, where, notes)
+        if columns is None:
+            columns, names_there = pick_columns(list(row), settings, where, notes), [c for c in row if c is not None]
+            split_column = find_column(names_there, SPLIT_COLUMNS)
+            log = {"url", "status"} <= {plain(c) for c in names_there}  # of img2dataset: what was downloaded
         image, names = columns
+        if log and plain(row.get("status")) != "success":
+            failed += 1
+            continue
+        if row.get("is_rejected"):  # VizWiz: spam, by its own judges
+            rejected += 1
+            continue
         value = row.get(image)
-        captions = tuple(c for name in names for c in captions_in(row.get(name)))
-        if len(names) > 1:  # caption_0 to caption_4, of which some images have fewer
-            captions = tuple(c for c in captions if c)
-        named = row.get("split")
-        in_split = split or (SPLIT_NAMES.get(named) if isinstance(named, str) else None)
+        try:
+            captions = tuple(c for name in names for c in captions_in(row.get(name)))
+        except ValueError as error:
+            raise DataError(f"{where}: {error}") from error
+        in_split = split or (split_in(row[split_column], where) if split_column else None)
         if isinstance(value, Mapping):  # {"bytes", "path"}, as `datasets` keeps an image
             value = value.get("bytes") or value.get("path")
-        if not value:
-            raise DataError(f"{where}: no image in column {image}. Add it, or remove the row.")
-        if isinstance(value, bytes):
+        if value is None or value != value or (isinstance(value, str) and value.strip().casefold() in NULLS):
+            yield Picture(f"{where}: no image in column {image}", broken(where), captions, where, in_split)
+        elif isinstance(value, bytes):
             assert load is not None
             key = hashlib.sha256(value).hexdigest()[:16]
             yield Picture(key, partial(load, number, image), captions, where, in_split)
         elif not isinstance(value, str):
             raise DataError(f"{where}: column {image} holds {type(value).__name__}; expected a path, a URL or bytes")
-        elif re.match(r"https?://", value, re.IGNORECASE):
+        elif re.match(r"https?://", value.strip(), re.IGNORECASE):
             if not settings.allow_urls:
                 raise DataError(
                     f"{where}: the image is a URL, {value}; --allow_urls downloads such images into a cache"
                 )
-            yield Picture(value, cached(value), captions, where, in_split, url=value)
+            yield Picture(value.strip(), cached(value.strip()), captions, where, in_split, url=value.strip())
         elif re.match(r"[a-z]{2,}:", value, re.IGNORECASE):
             raise DataError(f"{where}: {value}: only paths, http and https URLs are read")
         else:
-            yield Picture(value, inside(root, value, where), captions, where, in_split)
+            image_id, path = image_path(root, value, where)
+            yield Picture(image_id, path, captions, where, in_split or split_of_path(PurePosixPath(image_id)))
+    if failed:
+        notes.append(f"{failed} images were not downloaded (status is not success); left out")
+    if rejected:
+        notes.append(f"{rejected} captions are marked as rejected; left out")
 
 
-def read_table(path: Path, strict: bool = True) -> Iterator[tuple[str, dict[Any, Any]]]:
+def broken(where: str) -> Callable[[], bytes]:
+    """Stands for an image that a row does not name."""
+
+    def fail() -> bytes:
+        raise ImageError(f"{where}: no image")
+
+    return fail
+
+
+CP1252_SIGNS = "‘’“”–—…€£°½¼·´\xa0"  # that people write
+
+
+def encoding_of(path: Path, notes: list[str] | None = None) -> str:
+    """UTF-8, with or without a mark, UTF-16 with one, or Windows' cp1252 if that makes words. Raises DataError."""
+    decoder, odd = codecs.getincrementaldecoder("utf-8-sig")(), b""
+    with open(path, "rb") as file:
+        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            return "utf-16"
+        file.seek(0)
+        try:
+            while block := file.read(1 << 20):
+                decoder.decode(block)
+            decoder.decode(b"", final=True)
+            return "utf-8-sig"
+        except UnicodeDecodeError as error:
+            reason = error
+        file.seek(0)
+        odd = b"".join(re.findall(rb"[^\n]*[\x80-\xff][^\n]*", file.read(1 << 24)))
+    with contextlib.suppress(UnicodeDecodeError):
+        text = odd.decode("cp1252")
+        signs = [c for c in text if ord(c) > 127]
+        # Another 8-bit writing (Shift-JIS, KOI8) would give many signs, few of them letters between letters.
+        if len(signs) < 0.1 * len(text) and all(c.isalpha() or c in CP1252_SIGNS for c in signs):
+            if notes is not None:
+                notes.append(f"{path.name} is not UTF-8; read as Windows' cp1252")
+            return "cp1252"
+    raise DataError(f"{path}: cannot be read ({reason}); save it as UTF-8")
+
+
+def delimiter_of(header: str, suffix: str) -> str:
+    """What separates the columns: that which gives columns we know, else the usual one, else the most frequent."""
+    usual = "\t" if suffix == ".tsv" else ","
+    several = sorted((d for d in ",;\t|" if d in header), key=lambda d: (d != usual, -header.count(d)))
+    for delimiter in several:
+        columns = [cell.strip().strip('"') for cell in header.split(delimiter)]
+        if find_column(columns, IMAGE_COLUMNS) and len(columns) > 1:
+            return delimiter
+    return several[0] if several else usual
+
+
+def read_table(path: Path, strict: bool = True, notes: list[str] | None = None) -> Iterator[tuple[str, dict[Any, Any]]]:
     """("FILE, line N", row) of a CSV, TSV, JSONL or JSON file (a list of objects).
 
-    Raises DataError for a bad row; if not `strict`, a JSONL row that cannot be read is `{None: REASON}`, and a CSV row
-    with too many fields has those under None.
+    Raises DataError for a bad row; if not `strict`, a row that cannot be read is `{None: REASON}`, and a CSV row with
+    too many fields has those under None.
     """
 
     def bad(where: str, reason: str) -> tuple[str, dict[Any, Any]]:
@@ -126,19 +269,19 @@ def read_table(path: Path, strict: bool = True) -> Iterator[tuple[str, dict[Any,
             raise DataError(f"{where}: {reason}")
         return where, {None: reason}
 
-    if path.suffix == ".json":
+    suffix = path.suffix.lower()
+    if suffix == ".json":
         content = read_json(path)
         if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
             raise DataError(f"{path}: expected a list of objects, or the JSON of COCO or Karpathy")
         yield from ((f"{path}, item {number}", row) for number, row in enumerate(content, 1))
         return
-    with open(path, encoding="utf-8-sig", newline="", errors="strict" if strict else "surrogateescape") as file:
-        if path.suffix != ".jsonl":
-            for row in (reader := csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")):
-                where = f"{path}, line {reader.line_num}"
-                if None in row and strict:  # a comma in a caption without quotes would cut it
-                    raise DataError(f"{where}: more fields than columns; put captions with commas in quotes")
-                yield where, row
+    with open(path, "rb") as raw:
+        wide = raw.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    encoding = encoding_of(path, notes) if strict else "utf-16" if wide else "utf-8-sig"
+    with open(path, encoding=encoding, newline="", errors="strict" if strict or wide else "surrogateescape") as file:
+        if suffix != ".jsonl":
+            yield from csv_rows(path, file, suffix, strict, bad)
             return
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -154,6 +297,44 @@ def read_table(path: Path, strict: bool = True) -> Iterator[tuple[str, dict[Any,
             )
 
 
+def csv_rows(
+    path: Path, file: TextIO, suffix: str, strict: bool, bad: Callable[[str, str], tuple[str, dict[Any, Any]]]
+) -> Iterator[tuple[str, dict[Any, Any]]]:
+    """Rows of a table with a header. A tab-separated one has no quoting (as CC3M's), but for whole cells."""
+    delimiter = delimiter_of(file.readline(), suffix)
+    file.seek(0)
+    quoting: Literal[0, 3] = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+    reader = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=strict)
+    header: list[str] | None = None
+    while True:
+        line = reader.line_num + 1
+        where = f"{path}, line {line}"
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise DataError(f"{where}: a quotation mark opens here and is not closed ({error})") from error
+        if not cells:
+            continue
+        if delimiter == "\t":
+            cells = [c[1:-1].replace('""', '"') if len(c) > 1 and c[0] == c[-1] == '"' else c for c in cells]
+        if header is None:
+            header = [cell.strip() for cell in cells]
+            continue
+        if any(_SWALLOWED.search(cell) for cell in cells):
+            if strict:
+                raise DataError(f"{where}: a quotation mark opens here and swallows rows up to {reader.line_num}")
+            yield bad(where, f"a quotation mark opens here and swallows rows up to {reader.line_num}")
+            continue
+        row: dict[Any, Any] = dict.fromkeys(header) | dict(zip(header, cells))
+        if len(cells) > len(header):  # a comma in a caption without quotes would cut it
+            if strict:
+                raise DataError(f"{where}: more fields than columns; put captions with {delimiter!r} in quotes")
+            row[None] = cells[len(header) :]
+        yield where, row
+
+
 def utf8(path: Path, rows: Iterator[T]) -> Iterator[T]:
     """The rows; what the file's text is at fault for becomes a DataError."""
     try:
@@ -163,7 +344,16 @@ def utf8(path: Path, rows: Iterator[T]) -> Iterator[T]:
 
 
 def read_json(path: Path) -> Any:
+    """A JSON file; or one of JSON lines that is called so, as a list."""
     try:
-        return json.loads(path.read_text("utf-8-sig"))
-    except (ValueError, OSError) as error:
+        text = path.read_text(encoding_of(path))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        with contextlib.suppress(ValueError):
+            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+            if rows and all(isinstance(row, dict) for row in rows):
+                return rows
         raise DataError(f"{path}: cannot be read as JSON ({error})") from error

@@ -1,0 +1,235 @@
+"""Data as people have them: names of splits and columns, tables, folders, JSON. No image that is named a test is trained
+on, in whatever way it is named."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from blip_lite.data.look import first_look
+from blip_lite.data.names import SPLIT_WORDS, find_column, split_of_name, split_of_path
+from blip_lite.data.sources.shapes import draw_scene, scene_captions, scene_ids
+from blip_lite.data.sources.table import captions_in, delimiter_of
+from blip_lite.errors import DataError
+from blip_lite.settings import SPLITS
+from conftest import load
+
+SCENES = scene_ids(12, 3)
+FEW_EXAMPLES = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+words = st.sampled_from(sorted(SPLIT_WORDS))
+cases = st.sampled_from([str.lower, str.upper, str.title])
+around = st.sampled_from(
+    ["{}", " {} ", "{}2017", "{}_set", "images_{}", "{}-00000-of-00004", "captions_{}", "my {} part"]
+)
+
+
+@given(word=words, case=cases, around=around)
+def test_a_split_is_known_however_it_is_written(word: str, case: Any, around: str) -> None:
+    assert split_of_name(around.format(case(word))) == SPLIT_WORDS[word]
+
+
+@pytest.mark.parametrize(
+    "name", ["trainval", "train_val", "trainVal", "contest", "extra", "a", "2017", "", "evaluated"]
+)
+def test_what_names_no_split_or_two_is_none(name: str) -> None:
+    assert split_of_name(name) is None
+
+
+def test_folders_about_something_else_are_no_splits() -> None:
+    assert split_of_name("test tubes", strict=True) is None and split_of_name("steam-train-photos", strict=True) is None
+    assert split_of_name("Test Images", strict=True) == "test"
+
+
+@given(st.text(alphabet="FileName_- ", min_size=1, max_size=3), cases)
+def test_columns_are_found_without_regard_to_case_and_blanks(noise: str, case: Any) -> None:
+    written = case("file" + "".join(c for c in noise if not c.isalpha()) + "name")
+    assert find_column(["x", written], ["image", "filename"]) == written
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=12), min_size=1, max_size=5))
+def test_a_list_in_a_cell_is_a_list(captions: list[str]) -> None:
+    captions = [f"a {caption}" for caption in captions]
+    assert captions_in(repr(captions)) == captions  # pandas
+    assert captions_in(json.dumps(captions)) == captions
+    assert captions_in("[" + " ".join(map(repr, captions)) + "]") == captions  # numpy
+
+
+def test_nulls_are_no_words_and_conversations_have_one_answer() -> None:
+    assert captions_in(float("nan")) == captions_in("NaN") == captions_in("null") == captions_in(None) == []
+    turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "a dog"}]
+    assert captions_in(turns) == ["a dog"]
+    assert captions_in([{"role": "assistant", "content": [{"type": "text", "text": "a cat"}]}]) == ["a cat"]
+    with pytest.raises(ValueError, match="2 answers"):
+        captions_in([*turns, turns[1]])
+
+
+def draw(folder: Path, name: str, scene: str) -> None:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    draw_scene(scene, 32).save(folder / name)
+
+
+Row = tuple[str, str, str]  # name of the image, caption, split as it is written
+
+
+def column(folder: Path, rows: list[Row], header: str) -> Path:
+    for name, caption, _ in rows:
+        draw(folder, name, caption_to_scene[caption])
+    lines = [f"image;caption;{header}", *(f"{name};{caption};{split}" for name, caption, split in rows)]
+    (folder / "captions.csv").write_text("\n".join(lines))
+    return folder / "captions.csv"
+
+
+def folders(folder: Path, rows: list[Row], above: str) -> Path:
+    for name, caption, split in rows:
+        draw(folder, f"{above}{split}/{name}", caption_to_scene[caption])
+        (folder / f"{above}{split}/{name}").with_suffix(".txt").write_text(caption)
+    return folder
+
+
+def files(folder: Path, rows: list[Row], pattern: str) -> Path:
+    tables: dict[str, list[Row]] = {}
+    for name, caption, split in rows:
+        draw(folder, f"images/{name}", caption_to_scene[caption])
+        tables.setdefault(split, []).append((name, caption, split))
+    for split, part in tables.items():
+        path = folder / pattern.format(split)
+        if path.suffix == ".csv":
+            path.write_text("\n".join(["file_name,caption", *(f"{name},{caption}" for name, caption, _ in part)]))
+        elif path.suffix == ".json":
+            path.write_text(json.dumps({name: [caption] for name, caption, _ in part}))
+        else:
+            path.write_text("\n".join(json.dumps({"image": name, "text": caption}) for name, caption, _ in part))
+    return folder
+
+
+caption_to_scene = {scene_captions(scene)[0]: scene for scene in SCENES}
+LAYOUTS = [
+    *((column, header) for header in ("split", "Split", "SPLIT", "data_split")),
+    *((folders, above) for above in ("", "images/", "data/images/", "Data/")),
+    *((files, pattern) for pattern in ("{}.csv", "{}.json", "_annotations.{}.jsonl", "captions_{}2017.json")),
+]
+
+
+@given(layout=st.sampled_from(LAYOUTS), case=cases, seed=st.integers(0, 10**6), data=st.data())
+@FEW_EXAMPLES
+def test_no_image_that_is_named_a_test_is_trained_on(
+    tmp_path_factory: pytest.TempPathFactory, layout: Any, case: Any, seed: int, data: Any
+) -> None:
+    write, detail = layout
+    written = {
+        split: case(data.draw(st.sampled_from([w for w in SPLIT_WORDS if SPLIT_WORDS[w] == split]))) for split in SPLITS
+    }
+    order = list(caption_to_scene)
+    random.Random(seed).shuffle(order)
+    expected = {caption: SPLITS[n % 3] for n, caption in enumerate(order)}
+    rows = [(f"{n}.png", caption, written[expected[caption]]) for n, caption in enumerate(order)]
+    found = load(write(tmp_path_factory.mktemp("layout"), rows, detail)).splits
+    assert {c: split for split in SPLITS for e in found[split] for c in e.captions} == expected
+
+
+@pytest.mark.parametrize("layout", [LAYOUTS[0], LAYOUTS[4]])
+def test_a_split_that_is_not_understood_is_refused_by_name(tmp_path: Path, layout: Any) -> None:
+    write, detail = layout
+    names = ["train", "val", "bonus"]
+    rows = [(f"{n}.png", caption, names[n % 3]) for n, caption in enumerate(caption_to_scene)]
+    with pytest.raises(DataError, match="bonus"):
+        load(write(tmp_path, rows, detail))
+
+
+@given(
+    delimiter=st.sampled_from([",", ";", "\t", "|"]),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+    header=st.sampled_from([("image", "caption"), ("URL", "TEXT"), ("Image Name", " Comment")]),
+    end=st.sampled_from(["\n", "\r\n"]),
+)
+@FEW_EXAMPLES
+def test_tables_as_programs_write_them(
+    tmp_path_factory: pytest.TempPathFactory, delimiter: str, encoding: str, header: tuple[str, str], end: str
+) -> None:
+    folder = tmp_path_factory.mktemp("table")
+    lines = [delimiter.join(header)]
+    for n, (caption, scene) in enumerate(caption_to_scene.items()):
+        draw(folder, f"{n}.png", scene)
+        lines.append(delimiter.join((f"{n}.png", f'"{caption}"' if n % 2 else caption)))
+    (folder / "c.csv").write_bytes(end.join(lines).encode(encoding))
+    found = load(folder / "c.csv").splits
+    assert sorted(c for split in SPLITS for e in found[split] for c in e.captions) == sorted(caption_to_scene)
+    assert delimiter_of(lines[0], ".csv") == delimiter
+
+
+def test_a_quote_that_never_closes_and_a_missing_header_are_named(tmp_path: Path) -> None:
+    for n, scene in enumerate(SCENES):
+        draw(tmp_path, f"{n}.png", scene)
+    rows = [f"{n}.png,a dog" for n in range(12)]
+    (tmp_path / "c.csv").write_text("\n".join(["image,caption", *rows[:4], '4.png,"a dog', *rows[5:]]))
+    with pytest.raises(DataError, match="line 6: a quotation mark opens here"):
+        load(tmp_path / "c.csv")
+    (tmp_path / "c.csv").write_text("\n".join(["image,caption", *rows[:4], '4.png,"a dog', *rows[5:9], 'x.png,a cat"']))
+    with pytest.raises(DataError, match="line 6: a quotation mark opens here"):
+        load(tmp_path / "c.csv")
+    (tmp_path / "c.csv").write_text("\n".join(rows))
+    with pytest.raises(DataError, match="the first line looks like data, not a header"):
+        load(tmp_path / "c.csv")
+
+
+def test_cells_that_are_empty_are_left_out_within_the_share_and_listed_beyond_it(tmp_path: Path) -> None:
+    lines = ["image,caption"]
+    for n, (caption, scene) in enumerate(caption_to_scene.items()):
+        draw(tmp_path, f"{n}.png", scene)
+        lines.append(f"{n}.png,{'NaN' if n == 3 else caption}")
+    (tmp_path / "c.csv").write_text("\n".join([*lines, "99.png,a dog"]))
+    with pytest.raises(
+        DataError, match=r"(?s)line 5: 3.png has no caption.*line 14: there is no image.*--max_bad_images"
+    ):
+        load(tmp_path / "c.csv")
+    found = load(tmp_path / "c.csv", max_bad_images=0.2)
+    assert sum(map(len, found.splits.values())) == 11 and any("2 rows cannot be used" in note for note in found.notes)
+
+
+def test_repeated_captions_and_spellings_of_one_image_are_one(tmp_path: Path) -> None:
+    for n, scene in enumerate(SCENES):
+        draw(tmp_path, f"{n}.png", scene)
+    rows = [f"{name},a dog" for n in range(12) for name in (f"{n}.png", f"./{n}.png")]
+    (tmp_path / "c.csv").write_text("\n".join(["image,caption", *rows]))
+    found = load(tmp_path / "c.csv")
+    examples = [e for split in SPLITS for e in found.splits[split]]
+    assert len(examples) == 12 and all(e.captions == ("a dog",) for e in examples)
+    assert any(note.startswith("12 captions repeat") for note in found.notes)
+
+
+@pytest.mark.parametrize("count", [2, 3, 6, 30])
+def test_two_images_can_be_shared_out(tmp_path: Path, count: int) -> None:
+    for n, scene in enumerate(scene_ids(count, 9)):
+        draw(tmp_path, f"{n}.png", scene)
+        (tmp_path / f"{n}.caption").write_text(scene_captions(scene)[0])
+        (tmp_path / f"{n}.txt").write_text("1girl, solo")
+    for hidden in ("__MACOSX/._0.png", ".ipynb_checkpoints/0.png"):
+        (tmp_path / hidden).parent.mkdir()
+        (tmp_path / hidden).write_bytes(b"\0")
+    found = load(tmp_path)
+    assert found.splits["train"] and found.splits["validation"] and found.drawn
+    assert sum(map(len, found.splits.values())) == count
+    assert any("the .caption is read" in note for note in found.notes)
+
+
+def test_what_is_no_caption_is_seen(tmp_path: Path) -> None:
+    for n, scene in enumerate(SCENES):
+        draw(tmp_path, f"{n}.png", scene)
+    for text, warning in (("http://x.org/{}", "URLs"), ("0 0.5 0.{} 0.3", "numbers"), ("img/{}.jpg", "names of files")):
+        (tmp_path / "c.csv").write_text("\n".join(["image,text", *(f"{n}.png,{text.format(n)}" for n in range(12))]))
+        lines = first_look(load(tmp_path / "c.csv"), None, 40)
+        assert any(f"100% of the captions are {warning}" in line for line in lines), lines
+    assert sum("png: " in line for line in lines) == 3
+
+
+@pytest.mark.parametrize("path", ["data/test/train/a.jpg", "train/test/a.jpg"])
+def test_of_two_folders_the_test_counts(path: str) -> None:
+    from pathlib import PurePosixPath
+
+    assert split_of_path(PurePosixPath(path)) == "test"
