@@ -29,14 +29,16 @@ FINE_TUNING: dict[str, Any] = {
     "epochs": 4,
     "gradient_accumulation_steps": 2,
     "gradient_checkpointing": True,
+    "batch_size": 8,
     "num_workers": 2,
 }
 FROM_SCRATCH: dict[str, dict[str, Any]] = {
     # no workers: on 2 cores they get in the way of a model this small (measured: 129 images/s without, 68 to 99 with)
     "tiny": {
         "learning_rate": 1e-3,
-        "epochs": 12,
-        "gradient_accumulation_steps": 2,
+        "epochs": 7,
+        "batch_size": 16,
+        "gradient_accumulation_steps": 1,
         "gradient_checkpointing": False,
         "captions_per_image": 1,
         "max_eval_images": 100,
@@ -105,8 +107,10 @@ class DataSettings:
 class LoadingSettings:
     """loading"""
 
-    batch_size: int = setting(
-        8, "images per device and forward pass, each with all of its captions; also in evaluation", least=1
+    batch_size: int = setting(  # None until `TrainConfig.resolved`
+        None,
+        "images per device and forward pass, with their captions; also in evaluation; default: 8, tiny 16",
+        least=1,
     )
     num_workers: int | None = setting(
         None, "processes that decode images ahead, per training process; 0: none; default: 2, tiny 0", least=0
@@ -143,10 +147,12 @@ class OptimisationSettings:
     """optimisation"""
 
     epochs: int | None = setting(
-        None, "passes over the training images; default: 4, tiny 12, small 10, base from nothing 40", least=1
+        None, "passes over the training images; default: 4, tiny 7, small 10, base from nothing 40", least=1
     )
     max_steps: int | None = setting(None, "stop after this many optimizer steps; default: what epochs needs", least=1)
-    gradient_accumulation_steps: int | None = setting(None, "forward passes per optimizer step; default: 2", least=1)
+    gradient_accumulation_steps: int | None = setting(
+        None, "forward passes per optimizer step; default: 2, tiny 1", least=1
+    )
     learning_rate: float | None = setting(
         None, "peak learning rate; default: 5e-5, tiny 1e-3, small 6e-4, base (from nothing) 2e-4", above=0
     )

@@ -133,6 +133,7 @@ def tiny_config(tmp_path: Path, **changes: object) -> TrainConfig:
         "max_eval_images": 6,
         "batch_size": 4,
         "max_steps": 4,
+        "gradient_accumulation_steps": 1,
         "logging_steps": 1,
         "num_workers": 0,
         "num_beams": 2,

@@ -82,7 +82,7 @@ def assemble(listing: Listing, settings: DataSettings, seed: int) -> DataSet:
     """
     images: dict[str, Picture] = {}
     captions: dict[str, list[str]] = {}
-    notes, problems, unusable, empty, repeated = listing.notes, list[str](), list[str](), 0, 0
+    notes, problems, unusable, empty, repeated, nameless = listing.notes, list[str](), list[str](), 0, 0, 0
     for row in listing.rows:
         first = images.setdefault(row.image_id, row)
         good = [c for c in row.captions if has_words(c)]
@@ -92,7 +92,8 @@ def assemble(listing: Listing, settings: DataSettings, seed: int) -> DataSet:
         elif first is row and not row.url and isinstance(row.image, Path) and not row.image.is_file():
             unusable.append(f"{row.where}: there is no image {row.image}. Add it, or remove the row.")
         elif row.image_id.startswith(f"{row.where}: no image"):
-            unusable.append(f"{row.image_id}. Add it, or remove the row.")
+            nameless += listing.published
+            unusable += [] if listing.published else [f"{row.image_id}. Add it, or remove the row."]
         elif lacking and not listing.published:
             odd = next((c for c in row.captions if c and not has_words(c)), None)
             reason = f"its caption {odd!r} has no letter and no digit" if odd else f"{row.image_id} has no caption"
@@ -103,13 +104,15 @@ def assemble(listing: Listing, settings: DataSettings, seed: int) -> DataSet:
             repeated += caption in known
             known += [caption] if caption not in known else []
     problems += split_problems(images.values())
-    absent = {row.image_id for row in images.values() if unusable and is_absent(row)}
+    absent = {row.image_id for row in images.values() if (unusable or nameless) and is_absent(row)}
     if problems or len(unusable) > settings.max_bad_images * max(1, len(images)):
         raise DataError(reasons(problems + unusable, len(problems), len(absent) == len(images)))
     if unusable:
         notes.append(f"{len(unusable)} rows cannot be used; left out:\n" + "\n".join(unusable[:MAX_PROBLEMS]))
     elif empty:
         notes.append(f"{empty} captions are empty; left out")
+    if nameless:
+        notes.append(f"{nameless} rows name no image; left out")
     if repeated:
         notes.append(f"{repeated} captions repeat another one of their image word for word; left out")
 

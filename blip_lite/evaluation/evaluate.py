@@ -151,7 +151,7 @@ def prepare(config: EvalConfig) -> tuple[str, Path | None, TrainConfig, DataSet,
         raise ConfigError(
             f"{config.predictions or f'--ckpt {ckpt}'} belongs to no run: say which images with --dataset"
         )
-    base = read_run_config(run) if run else TrainConfig()
+    base = read_run_config(run) if run else TrainConfig.of(batch_size=8)
     # All images, unless told otherwise: a run's limit was for its validations.
     run_config = base.replace(**{"max_eval_images": None, **config.overrides})
     run_config.validate()

@@ -11,7 +11,16 @@ from blip_lite.data.dataset import Listing
 from blip_lite.data.names import find_column, plain, split_of_name
 from blip_lite.data.sources.hub import datasets_rows, parquet
 from blip_lite.data.sources.karpathy import karpathy_rows
-from blip_lite.data.sources.table import captions_in, image_path, inside, read_json, read_table, table_rows, utf8
+from blip_lite.data.sources.table import (
+    captions_in,
+    image_path,
+    inside,
+    on_disk,
+    read_json,
+    read_table,
+    table_rows,
+    utf8,
+)
 from blip_lite.errors import DataError
 from blip_lite.processing.images import IMAGE_SUFFIXES
 from blip_lite.processing.picture import Picture
@@ -58,14 +67,15 @@ def in_right_folder(rows: list[Picture], root: Path, notes: list[str]) -> list[P
     folders = sorted(p for p in {*root.glob("*/"), *root.glob("*/*/"), *beside} if p.is_dir())
 
     def has(folder: Path) -> int:
-        return sum((folder / names[id(row)]).is_file() for row in probe)
+        return sum(on_disk(folder / names[id(row)]) is not None for row in probe)
 
     best = max(folders, key=has, default=None)
     if best is None or not has(best):
         return rows
     notes.append(f"images are in {best}; --image_root says another folder")
     for row in files:
-        row.image = inside(best, names[id(row)], row.where)
+        path = inside(best, names[id(row)], row.where)
+        row.image = on_disk(path) or path
     return rows
 
 
@@ -76,6 +86,8 @@ def object_rows(
     if "annotations" in content and "images" in content:
         return coco_rows(content, root, path, notes, split)
     if "images" in content:
+        if not any("sentences" in image for image in content["images"] if isinstance(image, dict)):
+            raise DataError(f"{path}: its images have no captions (neither `sentences` nor `annotations`)")
         return karpathy_rows(content["images"], root, str(path))
     for key in ("data", "annotations", "rows", "items"):
         if isinstance(rows := content.get(key), list) and rows and all(isinstance(row, dict) for row in rows):
@@ -99,13 +111,10 @@ def is_named(name: str, value: Any) -> bool:
 
 
 def named_rows(content: Mapping[str, Any], root: Path, path: Path, split: str | None) -> Iterator[Picture]:
-    """`{name: captions}`; a name without a suffix (kohya's `meta_cap.json`) is that of the image beside it."""
+    """`{name: captions}`, as kohya's `meta_cap.json`."""
     for name, value in content.items():
         where = f"{path}, {name}"
         image_id, file = image_path(root, name, where)
-        if not file.is_file() and file.suffix.lower() not in IMAGE_SUFFIXES:
-            beside = (file.with_name(file.name + suffix) for suffix in sorted(IMAGE_SUFFIXES))
-            file = next((other for other in beside if other.is_file()), file)
         yield Picture(image_id, file, tuple(captions_in(value)), where, split)
 
 

@@ -80,7 +80,7 @@ def load_folder(folder: Path, settings: DataSettings) -> Listing:
     if found.tars or mostly_sidecars(found):
         found.parquets = [p for p in found.parquets if p not in logs]  # img2dataset's logs of what it downloaded
     metadata = [p for p in (*found.tables, *found.parquets) if p.stem.casefold() == "metadata"]
-    published = False
+    published = bool(logs)
     if metadata:
         rows = metadata_rows(folder, metadata, found, settings, notes)
     elif found.tars:

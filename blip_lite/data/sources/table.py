@@ -127,10 +127,18 @@ def image_path(root: Path, name: str, where: str) -> tuple[str, Path]:
     if "\\" in name and "/" not in name:  # written on Windows
         name = name.replace("\\", "/")
     path = inside(root, name, where)
-    if not path.exists():  # a file system that keeps the letters and their accents apart, or together
-        spelt = (inside(root, unicodedata.normalize(form, name), where) for form in ("NFC", "NFD"))
-        path = next((other for other in spelt if other.exists()), path)
-    return unicodedata.normalize("NFC", os.path.normpath(name)), path
+    return unicodedata.normalize("NFC", os.path.normpath(name)), on_disk(path) or path
+
+
+def on_disk(path: Path) -> Path | None:
+    """The file of that name: in another Unicode spelling, as file systems differ, or with an image's suffix, if the
+    name has none."""
+    if path.exists():
+        return path
+    spelt = [path.with_name(unicodedata.normalize(form, path.name)) for form in ("NFC", "NFD")]
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        spelt += [path.with_name(path.name + suffix) for suffix in sorted(IMAGE_SUFFIXES)]
+    return next((other for other in spelt if other.exists()), None)
 
 
 def inside(root: Path, name: str, where: str) -> Path:
