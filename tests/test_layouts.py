@@ -233,3 +233,14 @@ def test_of_two_folders_the_test_counts(path: str) -> None:
     from pathlib import PurePosixPath
 
     assert split_of_path(PurePosixPath(path)) == "test"
+
+
+def test_the_folders_above_a_data_set_say_nothing_and_tables_may_have_images_of_one_name(tmp_path: Path) -> None:
+    folder = tmp_path / "test" / "mine"
+    for n, (caption, scene) in enumerate(caption_to_scene.items()):
+        part = ("train", "val")[n % 2]
+        draw(folder, f"{part}/{n // 2}.png", scene)
+        with open(folder / part / "captions.csv", "a") as file:
+            file.write(f"image,caption\n{n // 2}.png,{caption}\n" if n < 2 else f"{n // 2}.png,{caption}\n")
+    found = load(folder).splits
+    assert {split: len(found[split]) for split in SPLITS} == {"train": 6, "validation": 6, "test": 0}

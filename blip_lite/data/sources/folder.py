@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -91,7 +92,7 @@ def load_folder(folder: Path, settings: DataSettings) -> Listing:
         else:
             rows = datasets_rows(hub(str(folder), settings), folder.name, folder, settings, notes)
         published = True
-    elif not mostly_sidecars(found) and (tables := captions_tables(found)):
+    elif not mostly_sidecars(found) and (tables := captions_tables(folder, found, notes)):
         rows = split_tables(folder, tables, settings, notes)
     else:
         rows = sidecar_rows(folder, found, notes)
@@ -121,7 +122,7 @@ def metadata_rows(
         for row in file_rows(table, table.parent, settings, notes, split_of_path(inner)):
             named.add(row.image)
             if isinstance(row.image, Path) and not row.url:
-                row.image_id = Path(os.path.relpath(row.image, folder)).as_posix()
+                row.image_id = id_in(folder, row)
                 row.split = row.split or split_of_path(PurePosixPath(row.image_id))
             yield row
     if silent := [p.relative_to(folder) for p in found.images if p not in named]:
@@ -129,14 +130,17 @@ def metadata_rows(
         notes.append(f"{len(silent)} images are not in {names}; left out (e.g. {silent[0]})")
 
 
-def captions_tables(found: Found) -> dict[Path, str | None]:
+def captions_tables(folder: Path, found: Found, notes: list[str]) -> dict[Path, str | None]:
     """The tables of a folder that has no `metadata.*`, with the split that the name of each says: those that name
     splits, else the only one. Raises DataError where there are several and none says so."""
     headed = [text for text in sorted(found.texts) if has_header(text)]  # Kaggle's captions.txt
     tables = [table for table in (*found.tables, *headed) if looks_like_captions(table)]
-    splits = {table: split_of_name(table.stem) or split_of_path(PurePosixPath(table.as_posix())) for table in tables}
+    inner = {table: PurePosixPath(table.relative_to(folder).as_posix()) for table in tables}
+    splits = {table: split_of_name(table.stem) or split_of_path(inner[table]) for table in tables}
     named = {table: split for table, split in splits.items() if split}
     if len(set(named.values())) > 1 or (named and len(tables) == 1):
+        if others := [str(inner[table]) for table, split in splits.items() if not split]:
+            notes.append(f"in no split, left out: {', '.join(others)}")
         return dict(named)
     if len(tables) > 1:
         raise DataError(
@@ -152,7 +156,16 @@ def split_tables(
     root = Path(settings.image_root).expanduser() if settings.image_root else None
     for table, split in tables.items():
         notes.append(f"captions are in {table.relative_to(folder)}" + (f", for {split}" if split else ""))
-        yield from file_rows(table, root or table.parent, settings, notes, split)
+        for row in file_rows(table, root or table.parent, settings, notes, split):
+            if isinstance(row.image, Path) and not row.url:
+                row.image_id = id_in(folder, row)
+            yield row
+
+
+def id_in(folder: Path, row: Picture) -> str:
+    """What an image of the folder is called: its path there, as two tables may each have a `1.jpg`."""
+    path = PurePosixPath(Path(os.path.relpath(str(row.image), folder)).as_posix())
+    return row.image_id if path.parts[:1] == ("..",) else unicodedata.normalize("NFC", str(path))
 
 
 def has_header(path: Path) -> bool:
