@@ -58,7 +58,7 @@ def test_command_line_over_yaml_over_defaults(tmp_path: Path) -> None:
         1e-4,
         True,
     )
-    assert config.decoding.early_stopping is False and config.loading.batch_size == 8
+    assert config.decoding.early_stopping is False and config.resolved().loading.batch_size == 8
 
 
 @pytest.mark.parametrize(
