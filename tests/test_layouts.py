@@ -244,3 +244,117 @@ def test_the_folders_above_a_data_set_say_nothing_and_tables_may_have_images_of_
             file.write(f"image,caption\n{n // 2}.png,{caption}\n" if n < 2 else f"{n // 2}.png,{caption}\n")
     found = load(folder).splits
     assert {split: len(found[split]) for split in SPLITS} == {"train": 6, "validation": 6, "test": 0}
+
+
+def table(folder: Path, name: str, rows: list[tuple[str, ...]], header: str = "image,caption") -> None:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text("\n".join([header, *(",".join(row) for row in rows)]))
+
+
+def splits_of(found: Any) -> dict[str, str]:
+    return {c: split for split in SPLITS for e in found.splits[split] for c in e.captions}
+
+
+def test_the_rows_own_word_counts_before_that_of_its_file(tmp_path: Path) -> None:
+    for n, scene in enumerate(SCENES):
+        draw(tmp_path, f"{n}.png", scene)
+    words = ("train", "val", "test")
+    rows = [(f"{n}.png", caption, words[n % 3]) for n, caption in enumerate(caption_to_scene)]
+    table(tmp_path, "train_captions.csv", rows, "image,caption,split")
+    expected = {caption: SPLITS[n % 3] for n, caption in enumerate(caption_to_scene)}
+    assert splits_of(load(tmp_path)) == expected
+    lines = [json.dumps({"image": i, "caption": c} | ({"split": s} if n else {})) for n, (i, c, s) in enumerate(rows)]
+    (tmp_path / "train_captions.csv").write_text("")
+    (tmp_path / "train_captions.csv").unlink()
+    (tmp_path / "captions.jsonl").write_text("\n".join(lines))
+    with pytest.raises(DataError, match="1 of 12 images are in no split"):
+        load(tmp_path / "captions.jsonl")
+
+
+@pytest.mark.parametrize(
+    "names", [("trainA", "testA"), ("x_train", "x_test"), ("traindata", "testimages"), ("train_256px", "val_256px")]
+)
+def test_folders_that_differ_only_in_the_split_are_splits(tmp_path: Path, names: tuple[str, str]) -> None:
+    for n, (caption, scene) in enumerate(caption_to_scene.items()):
+        draw(tmp_path, f"{names[n % 2]}/{n}.png", scene)
+        (tmp_path / f"{names[n % 2]}/{n}.txt").write_text(caption)
+    found = splits_of(load(tmp_path))
+    held = {"trainA": "test", "x_train": "test", "traindata": "test"}.get(names[0], "validation")
+    assert [found[c] for c in list(caption_to_scene)[1::2]] == [held] * 6
+    assert held not in [found[c] for c in list(caption_to_scene)[::2]] or held == "validation"
+
+
+def test_a_tests_image_that_a_table_calls_training_is_refused(tmp_path: Path) -> None:
+    for n, scene in enumerate(SCENES):
+        draw(tmp_path, f"test/{n}.png", scene)
+    table(tmp_path, "train.csv", [(f"test/{n}.png", c) for n, c in enumerate(caption_to_scene)])
+    with pytest.raises(DataError, match="is in train, but its folder says test"):
+        load(tmp_path)
+    table(tmp_path, "train.csv", [(f"{n}.png", c) for n, c in enumerate(caption_to_scene)])
+    with pytest.raises(DataError, match="there is no image"):  # test/ has images of these names, but not these
+        load(tmp_path)
+
+
+def test_each_tables_images_are_looked_for_in_its_own_folder(tmp_path: Path) -> None:
+    for n, (caption, scene) in enumerate(caption_to_scene.items()):
+        part = ("train", "test")[n % 2]
+        draw(tmp_path, f"{part}2017/{n // 2}.png", scene)
+        with open(tmp_path / f"{part}.csv", "a") as file:
+            file.write(("image,caption\n" if n < 2 else "") + f"{n // 2}.png,{caption}\n")
+    found = load(tmp_path)
+    expected = [("train", "test")[n % 2] == "test" for n in range(12)]
+    assert [splits_of(found)[c] == "test" for c in caption_to_scene] == expected
+    images = {c: e.image for split in SPLITS for e in found.splits[split] for c in e.captions}
+    assert all(("test2017" in str(images[c])) == test for c, test in zip(caption_to_scene, expected, strict=True))
+
+
+def test_a_folder_of_coco_with_its_other_annotations(tmp_path: Path) -> None:
+    for n, scene in enumerate(SCENES):
+        draw(tmp_path, f"{('train', 'val')[n % 2]}2017/{n}.png", scene)
+    for r, part in enumerate(("train", "val")):
+        images = [{"id": n, "file_name": f"{n}.png"} for n in range(r, 12, 2)]
+        notes = [{"id": n, "image_id": n, "caption": list(caption_to_scene)[n]} for n in range(r, 12, 2)]
+        (tmp_path / "annotations").mkdir(exist_ok=True)
+        (tmp_path / f"annotations/captions_{part}2017.json").write_text(
+            json.dumps({"images": images, "annotations": notes})
+        )
+        boxes = [{"id": n, "image_id": n, "bbox": [0, 0, 1, 1]} for n in range(r, 12, 2)]
+        (tmp_path / f"annotations/instances_{part}2017.json").write_text(
+            json.dumps({"images": images, "annotations": boxes})
+        )
+    found = splits_of(load(tmp_path))
+    assert [found[c] for c in caption_to_scene] == ["train", "validation"] * 6
+
+
+@pytest.mark.parametrize("names", [("Train", "Test"), ("trainset", "heldout"), ("data/train/0", "data/test/0")])
+def test_parquet_files_are_the_splits_that_they_are_called(tmp_path: Path, names: tuple[str, str]) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    for n, scene in enumerate(SCENES):
+        draw(tmp_path, f"images/{n}.png", scene)
+    for r, name in enumerate(names):
+        rows = [(f"images/{n}.png", c) for n, c in enumerate(caption_to_scene) if n % 2 == r]
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        parquet.write_table(
+            pyarrow.table({"image": [i for i, _ in rows], "caption": [c for _, c in rows]}),
+            tmp_path / f"{name}.parquet",
+        )
+    found = splits_of(load(tmp_path))
+    assert all((found[c] == "test") == bool(n % 2) for n, c in enumerate(caption_to_scene))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{"images": None}, {"images": [{"id": 1, "file_name": None}], "annotations": [{"image_id": 1, "caption": "a"}]},
+     {"images": [{"id": 1, "file_name": "a.png"}], "annotations": ["x"]}, {"images": [{"filename": "a", "sentences": [], "split": "train"}, "x"]}],
+)  # fmt: skip
+def test_json_of_another_shape_is_one_error(tmp_path: Path, content: Any) -> None:
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"c\.json"):
+        load(tmp_path / "c.json")
+
+
+def test_a_cell_that_is_no_path_is_one_error(tmp_path: Path) -> None:
+    table(tmp_path, "c.csv", [("A" * 5000, "a dog")])
+    with pytest.raises(DataError, match=r"line 2: 'A{60}' is no path"):
+        load(tmp_path / "c.csv")
+    assert captions_in("['a dog', nan, None]") == ["a dog"] and captions_in("[nan]") == captions_in("#N/A") == []

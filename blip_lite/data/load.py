@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from blip_lite.data.dataset import DataSet, Listing, split_by_image, subsample
+from blip_lite.data.names import sibling_splits, split_of_path
 from blip_lite.data.sources.file import load_file
 from blip_lite.data.sources.flickr import load_flickr8k
 from blip_lite.data.sources.folder import load_folder
@@ -40,6 +41,7 @@ def load_data(settings: DataSettings, seed: int, needed: Sequence[str] = ("train
         raise DataError(
             f"{settings.dataset}: no images in {' and '.join(empty)} ({sizes}). Is the data set complete? "
             + ("Two images are the least that can be shared out." if data.drawn else "Its splits are those it names.")
+            + "".join(f"\n{note}" for note in data.notes)
         )
     return data
 
@@ -83,7 +85,16 @@ def assemble(listing: Listing, settings: DataSettings, seed: int) -> DataSet:
     images: dict[str, Picture] = {}
     captions: dict[str, list[str]] = {}
     notes, problems, unusable, empty, repeated, nameless = listing.notes, list[str](), list[str](), 0, 0, 0
-    for row in listing.rows:
+    rows = list(listing.rows)
+    in_folders = [PurePosixPath(row.image_id) for row in rows if isinstance(row.image, Path) and not row.url]
+    siblings = sibling_splits(in_folders)
+    for row in rows:
+        if isinstance(row.image, Path) and not row.url:
+            path = PurePosixPath(row.image_id)
+            of_path = split_of_path(path) or next((siblings[p] for p in path.parents if p in siblings), None)
+            if of_path == "test" and row.split not in (None, "test"):
+                problems.append(f"{row.where}: {row.image_id} is in {row.split}, but its folder says test")
+            row.split = row.split or of_path
         first = images.setdefault(row.image_id, row)
         good = [c for c in row.captions if has_words(c)]
         lacking = len(row.captions) - len(good) or not row.captions

@@ -34,7 +34,8 @@ CAPTION_COLUMNS = (
     *("captionstr", "captiontext", "imagecaption", "alttext"),
     *("conversations", "conversation", "messages"),
 )
-SPLIT_COLUMNS = ("split", "splits", "datasplit", "datasetsplit")
+SPLIT_COLUMNS = ("split", "splits", "datasplit", "datasetsplit", "splitname")
+MAYBE_SPLIT_COLUMNS = ("partition", "subset", "set", "phase", "fold")  # which may be about something else
 
 
 def plain(name: object) -> str:
@@ -59,13 +60,33 @@ def split_of_name(name: str, strict: bool = False) -> str | None:
     name = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", unicodedata.normalize("NFKC", name)).casefold()
     if found := SPLIT_WORDS.get(re.sub(r"[\W\d_]+", "", name)):  # `hold-out`, `rest_val`, `2014val`
         return found
-    words = re.findall(r"[^\W\d_]+", name)
+    words = [part for word in re.findall(r"[^\W\d_]+", name) for part in parted(word)]
     if strict and not all(word in SPLIT_WORDS or word in _PLAIN for word in words):
         return None
     splits = {SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS}
     if splits == {"test", "validation"} and {"test", "dev"} <= set(words):  # VQA's test-dev is a part of the test
         return "test"
     return splits.pop() if len(splits) == 1 else None
+
+
+def parted(word: str) -> tuple[str, ...]:
+    """`testimages` -> `test`, `images`; any other word is itself."""
+    for split in SPLIT_WORDS:
+        if word.startswith(split) and word[len(split) :] in _PLAIN:
+            return split, word[len(split) :]
+        if word.endswith(split) and word[: -len(split)] in _PLAIN:
+            return word[: -len(split)], split
+    return (word,)
+
+
+def sibling_splits(paths: Iterable[PurePosixPath]) -> dict[PurePosixPath, str]:
+    """Folders that are splits because their names differ in that beside each other: `x_train/` and `x_test/`."""
+    folders = {parent for path in paths for parent in path.parents if parent.name}
+    beside: dict[PurePosixPath, dict[PurePosixPath, str]] = {}
+    for folder in folders:
+        if split := split_of_name(folder.name):
+            beside.setdefault(folder.parent, {})[folder] = split
+    return {f: split for named in beside.values() if len(set(named.values())) > 1 for f, split in named.items()}
 
 
 def split_of_path(path: PurePosixPath) -> str | None:

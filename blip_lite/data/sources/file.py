@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from blip_lite.data.dataset import Listing
-from blip_lite.data.names import find_column, plain, split_of_name
+from blip_lite.data.names import find_column, plain, split_of_name, split_of_path
 from blip_lite.data.sources.hub import datasets_rows, parquet
 from blip_lite.data.sources.karpathy import karpathy_rows
 from blip_lite.data.sources.table import (
@@ -18,6 +18,7 @@ from blip_lite.data.sources.table import (
     on_disk,
     read_json,
     read_table,
+    split_in,
     table_rows,
     utf8,
 )
@@ -42,7 +43,7 @@ def file_rows(
         rows = object_rows(content, root, path, settings, notes, split)
     else:
         rows = table_rows(utf8(path, read_table(path, notes=notes)), root, settings, notes, split)
-    return rows if settings.image_root else in_right_folder(list(rows), root, notes)
+    return rows if settings.image_root else in_right_folder(list(rows), root, notes, split)
 
 
 def load_file(path: Path, settings: DataSettings) -> Listing:
@@ -56,8 +57,9 @@ def load_file(path: Path, settings: DataSettings) -> Listing:
     return Listing(path.stem, rows, notes)
 
 
-def in_right_folder(rows: list[Picture], root: Path, notes: list[str]) -> list[Picture]:
-    """The rows; where none of the first has its image in `root`, with the folder below or beside it that has them."""
+def in_right_folder(rows: list[Picture], root: Path, notes: list[str], split: str | None = None) -> list[Picture]:
+    """The rows; where none of the first has its image in `root`, with the folder below or beside it that has them.
+    Raises DataError where several have, and none is called after images or the table's split."""
     files = [row for row in rows if isinstance(row.image, Path) and not row.url]
     probe = files[:PROBE]
     if not probe or any(row.image.is_file() for row in probe if isinstance(row.image, Path)):
@@ -66,13 +68,29 @@ def in_right_folder(rows: list[Picture], root: Path, notes: list[str]) -> list[P
     beside = root.parent.glob("*/") if plain(root.name) in ("annotations", "annotation", "captions") else ()  # COCO
     folders = sorted(p for p in {*root.glob("*/"), *root.glob("*/*/"), *beside} if p.is_dir())
 
-    def has(folder: Path) -> int:
-        return sum(on_disk(folder / names[id(row)]) is not None for row in probe)
+    folders = [f for f in folders if not any(part[:1] in (".", "_") for part in f.relative_to(root.parent).parts[1:])]
+    if split:  # another split's folder has other images of these names
+        folders = [folder for folder in folders if split_of_name(folder.name, strict=True) in (None, split)]
 
-    best = max(folders, key=has, default=None)
-    if best is None or not has(best):
+    def fit(folder: Path) -> tuple[int, bool, bool]:
+        has = sum(on_disk(folder / names[id(row)]) is not None for row in probe)
+        named = split_of_name(folder.name, strict=True)
+        return has, bool(split) and named == split, plain(folder.name) in ("images", "image", "imgs", "photos", "data")
+
+    fits = sorted(((fit(folder), folder) for folder in folders), reverse=True)
+    if not fits or not fits[0][0][0]:
         return rows
+    best = fits[0][1]
+    if len(fits) > 1 and fits[1][0] == fits[0][0]:
+        raise DataError(
+            f"{rows[0].where}: images of these names are in {best} and in {fits[1][1]}; say which with --image_root"
+        )
     notes.append(f"images are in {best}; --image_root says another folder")
+    if split_of_name(best.name, strict=True) == "test":
+        if wrong := next((row for row in rows if row.split not in (None, "test")), None):
+            raise DataError(f"{wrong.where}: {wrong.image_id} is in {wrong.split}, but its folder {best} says test")
+        for row in rows:
+            row.split = "test"
     for row in files:
         path = inside(best, names[id(row)], row.where)
         row.image = on_disk(path) or path
@@ -85,7 +103,7 @@ def object_rows(
     """JSON that is one object: COCO's annotations, Karpathy's images, `{"data": [rows]}`, or `{name: captions}`."""
     if "annotations" in content and "images" in content:
         return coco_rows(content, root, path, notes, split)
-    if "images" in content:
+    if isinstance(content.get("images"), list):
         if not any("sentences" in image for image in content["images"] if isinstance(image, dict)):
             raise DataError(f"{path}: its images have no captions (neither `sentences` nor `annotations`)")
         return karpathy_rows(content["images"], root, str(path))
@@ -115,7 +133,8 @@ def named_rows(content: Mapping[str, Any], root: Path, path: Path, split: str | 
     for name, value in content.items():
         where = f"{path}, {name}"
         image_id, file = image_path(root, name, where)
-        yield Picture(image_id, file, tuple(captions_in(value)), where, split)
+        own = value.get("split") if isinstance(value, Mapping) else None
+        yield Picture(image_id, file, tuple(captions_in(value)), where, split_in(own, where) if own else split)
 
 
 def coco_rows(
@@ -125,6 +144,9 @@ def coco_rows(
     rejected = precanned = 0
     try:
         names = {image["id"]: image["file_name"] for image in content["images"]}
+        own = {image["id"]: image.get("split") for image in content["images"]}
+        if len(names) < len(content["images"]):
+            raise DataError(f"{path}: two images have one id")
         for number, one in enumerate(content["annotations"], 1):
             if one.get("is_rejected"):
                 rejected += 1
@@ -132,8 +154,10 @@ def coco_rows(
             precanned += bool(one.get("is_precanned"))
             where, name = f"{path}, annotation {number}", names[one["image_id"]]
             captions = tuple(captions_in(one["caption"]))
-            yield Picture(str(one["image_id"]), image_path(root, name, where)[1], captions, where, split)
-    except (KeyError, TypeError) as error:
+            named = own[one["image_id"]]
+            part = split_in(named, where) if named else split or split_of_path(PurePosixPath(name))
+            yield Picture(str(one["image_id"]), image_path(root, name, where)[1], captions, where, part)
+    except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: not COCO's annotations: {type(error).__name__} {error}") from error
     if rejected:
         notes.append(f"{rejected} captions are marked as rejected; left out")

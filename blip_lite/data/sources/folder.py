@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from blip_lite.data.dataset import Listing
-from blip_lite.data.names import IMAGE_COLUMNS, find_column, plain, split_of_name, split_of_path
+from blip_lite.data.names import CAPTION_COLUMNS, IMAGE_COLUMNS, find_column, plain, split_of_name, split_of_path
 from blip_lite.data.sources.file import file_rows
 from blip_lite.data.sources.hub import datasets_rows, hub, parquet_columns, saved
 from blip_lite.data.sources.shards import tar_rows
@@ -51,7 +51,9 @@ def walk(folder: Path) -> Found:
             suffix = path.suffix.lower()
             if name.startswith(".") or name.casefold() in IGNORED:
                 continue
-            if suffix in IMAGE_SUFFIXES:
+            if not path.is_file():  # a link to nothing, a pipe
+                found.others["(no file)"] += 1
+            elif suffix in IMAGE_SUFFIXES:
                 found.images.append(path)
             elif suffix in SIDECARS:
                 found.texts.add(path)
@@ -80,18 +82,18 @@ def load_folder(folder: Path, settings: DataSettings) -> Listing:
     logs = [p for p in found.parquets if {"url", "status"} <= {plain(c) for c in parquet_columns(p)}]
     if found.tars or mostly_sidecars(found):
         found.parquets = [p for p in found.parquets if p not in logs]  # img2dataset's logs of what it downloaded
-    metadata = [p for p in (*found.tables, *found.parquets) if p.stem.casefold() == "metadata"]
+    metadata = [
+        p for p in (*found.tables, *found.parquets) if p.stem.casefold() == "metadata" and p.suffix.lower() != ".json"
+    ]
     published = bool(logs)
     if metadata:
         rows = metadata_rows(folder, metadata, found, settings, notes)
     elif found.tars:
-        rows = tar_rows(found.tars, notes)
-    elif found.parquets:
-        if found.parquets == logs:
-            rows = [row for path in logs for row in file_rows(path, folder, settings, notes)]
-        else:
-            rows = datasets_rows(hub(str(folder), settings), folder.name, folder, settings, notes)
-        published = True
+        rows = tar_rows(found.tars, notes, folder)
+    elif found.parquets and (settings.dataset_config or settings.dataset_split):
+        rows, published = datasets_rows(hub(str(folder), settings), folder.name, folder, settings, notes), True
+    elif captioned := [p for p in found.parquets if settings.caption_column or has_captions(p)]:
+        rows, published = parquet_rows(folder, captioned, settings, notes), True
     elif not mostly_sidecars(found) and (tables := captions_tables(folder, found, notes)):
         rows = split_tables(folder, tables, settings, notes)
     else:
@@ -101,6 +103,20 @@ def load_folder(folder: Path, settings: DataSettings) -> Listing:
     if odd and found.images:
         notes.append("not read: " + ", ".join(f"{n} {suffix}" for suffix, n in sorted(odd.items())))
     return Listing(folder.resolve().name, rows, notes, published)
+
+
+def has_captions(path: Path) -> bool:
+    columns = parquet_columns(path)
+    return bool(find_column(columns, CAPTION_COLUMNS) or any(plain(c).startswith("caption") for c in columns))
+
+
+def parquet_rows(folder: Path, files: Sequence[Path], settings: DataSettings, notes: list[str]) -> Iterator[Picture]:
+    """A copy of a Hub data set: the splits are in the names of its files and folders; a lone train says nothing."""
+    inner = {path: PurePosixPath(path.relative_to(folder).as_posix()) for path in files}
+    splits = {path: split_of_path(inner[path]) or split_of_name(path.stem) for path in files}
+    lone = set(splits.values()) <= {"train", None} or set(splits.values()) <= {"validation"}
+    for path in files:
+        yield from file_rows(path, folder, settings, notes, None if lone else splits[path])
 
 
 def mostly_sidecars(found: Found) -> bool:
@@ -180,7 +196,7 @@ def looks_like_captions(table: Path) -> bool:
     """Not the odds and ends that lie about in a data set's folder."""
     return plain(table.stem) not in (
         *("datasetinfo", "config", "classes", "labels", "package", "readme", "info", "stats", "category"),
-    ) and not table.stem.endswith("_stats")
+    ) and not plain(table.stem).startswith(("instances", "personkeypoints", "imageinfo", "stuff", "panoptic"))
 
 
 def sidecar_rows(folder: Path, found: Found, notes: list[str]) -> Iterator[Picture]:

@@ -52,7 +52,7 @@ def karpathy_rows(images: Any, root: Path, where: str, download_missing: bool = 
             url = None
             if download_missing:
                 url = image.get("url") or f"http://images.cocodataset.org/{name}"
-            image_id, captions = str(image.get("cocoid", image["filename"])), tuple(captions_in(image["sentences"]))
+            image_id, captions = str(image.get("cocoid", name)), tuple(captions_in(image["sentences"]))
             yield Picture(image_id, inside(root, name, at), captions, at, split_in(image["split"], at), url)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{where}: not in Karpathy's form: {type(error).__name__} {error}") from error

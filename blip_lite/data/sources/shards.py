@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from blip_lite.data.dataset import Listing
-from blip_lite.data.names import split_of_name
+from blip_lite.data.names import split_of_name, split_of_path
 from blip_lite.data.sources.table import captions_in
 from blip_lite.errors import DataError
 from blip_lite.processing.images import IMAGE_SUFFIXES
@@ -40,12 +41,13 @@ def load_tars(pattern: str) -> Listing:
     return Listing(name, tar_rows(paths, notes), notes)
 
 
-def tar_rows(paths: Sequence[Path], notes: list[str]) -> Iterator[Picture]:
+def tar_rows(paths: Sequence[Path], notes: list[str], root: Path | None = None) -> Iterator[Picture]:
     """One row a sample: consecutive files of one name up to the first dot. The split is what the shard's name says,
     or its folder's (`train-0000.tar`)."""
     lacking = 0
     for path in paths:
-        split = split_of_name(path.stem) or split_of_name(path.parent.name, strict=True)
+        inner = PurePosixPath(os.path.relpath(path, root)) if root else PurePosixPath(path.parent.name, path.name)
+        split = split_of_name(path.stem) or split_of_path(inner)
         try:
             with tarfile.open(path, "r:") as tar:  # not compressed: a compressed one cannot be read in any order
                 for key, parts in samples(tar):
@@ -58,7 +60,13 @@ def tar_rows(paths: Sequence[Path], notes: list[str]) -> Iterator[Picture]:
                         lacking += 1
                         continue
                     digest = hashlib.sha256(image()).hexdigest()[:16]
-                    yield Picture(digest, image, tuple(c for c in captions if has_words(c)), f"{path}, {key}", split)
+                    yield Picture(
+                        digest,
+                        image,
+                        tuple(c for c in captions if has_words(c)),
+                        f"{path}, {key}",
+                        split or split_of_path(PurePosixPath(key)),
+                    )
                 check_end(tar, path)
         except (tarfile.TarError, OSError) as error:
             raise DataError(f"{path}: not a whole, uncompressed tar file ({error})") from error

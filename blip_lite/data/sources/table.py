@@ -13,17 +13,17 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal, TextIO, TypeVar
 
 from blip_lite.data.names import (
     CAPTION_COLUMNS,
     IMAGE_COLUMNS,
+    MAYBE_SPLIT_COLUMNS,
     SPLIT_COLUMNS,
     find_column,
     plain,
     split_of_name,
-    split_of_path,
 )
 from blip_lite.errors import DataError, ImageError
 from blip_lite.processing.download import cached
@@ -33,10 +33,10 @@ from blip_lite.settings import DataSettings
 
 T = TypeVar("T")
 
-NULLS = {"", "nan", "none", "null", "<na>", "n/a", "na"}  # how programs write a cell that is empty
+NULLS = {"", "nan", "none", "null", "<na>", "n/a", "na", "#n/a", "-nan"}  # how programs write a cell that is empty
 
 # A text that several files swallowed: the name of an image and a separator, in a line of its own.
-_SWALLOWED = re.compile(r"\n[^\n]*\.(?:jpe?g|png|webp|bmp|gif|tiff?)[\"']?\s*[,;|\t]", re.IGNORECASE)
+_SWALLOWED = re.compile(r"\n[^\n]*\.(?:jpe?g|png|webp|bmp|gif|tiff?)[\"']?\s*(?:[,;|\t\n]|\Z)", re.IGNORECASE)
 _QUOTED = re.compile(r"""\"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'""")
 
 
@@ -51,7 +51,7 @@ def pick_columns(columns: Sequence[str], settings: DataSettings, where: str, not
     else:
         first = find_column(columns, CAPTION_COLUMNS)
         numbered = [c for c in columns if re.fullmatch(r"(caption|text|sentence|comment)\d+", plain(c))]
-        captions = [first] if first else numbered
+        captions = [*([first] if first else []), *(c for c in numbered if c != first)]
     there = f"there are: {', '.join(map(str, columns))}"
     if (image is None or not captions) and any(Path(str(c).strip()).suffix.lower() in IMAGE_SUFFIXES for c in columns):
         raise DataError(f"{where}: the first line looks like data, not a header. Put a line `image,caption` before it")
@@ -90,11 +90,13 @@ def captions_in(value: Any) -> list[str]:
 
 def list_in(text: str) -> list[str]:
     """`['a dog', "two dogs"]`, `["a dog"]` and numpy's `['a dog' 'two dogs']` are lists; any other text is itself."""
-    if text[:1] == "[" and text[-1:] == "]" and text[1:].lstrip()[:1] in ("'", '"', "{"):
+    if text[:1] == "[" and text[-1:] == "]":
+        if not re.sub(r"\b(?:nan|None|null)\b|[\s,]", "", text[1:-1]):
+            return []
         with contextlib.suppress(ValueError):
             return captions_in(json.loads(text))
         found = _QUOTED.findall(text)
-        if found and not re.sub(r"[\s,]", "", _QUOTED.sub("", text[1:-1])):
+        if found and not re.sub(r"\b(?:nan|None|null)\b|[\s,]", "", _QUOTED.sub("", text[1:-1])):
             with contextlib.suppress(ValueError, SyntaxError):
                 return [str(ast.literal_eval(one)).strip() for one in found]
     return [] if text.casefold() in NULLS else [text]
@@ -127,7 +129,10 @@ def image_path(root: Path, name: str, where: str) -> tuple[str, Path]:
     if "\\" in name and "/" not in name:  # written on Windows
         name = name.replace("\\", "/")
     path = inside(root, name, where)
-    return unicodedata.normalize("NFC", os.path.normpath(name)), on_disk(path) or path
+    try:
+        return unicodedata.normalize("NFC", os.path.normpath(name)), on_disk(path) or path
+    except OSError as error:  # too long a name: base64, a text
+        raise DataError(f"{where}: {name[:60]!r} is no path ({error.strerror})") from error
 
 
 def on_disk(path: Path) -> Path | None:
@@ -170,16 +175,21 @@ def table_rows(
     """
     columns: tuple[str, list[str]] | None = None
     failed = rejected = 0
+    keys: list[Any] = []
     for number, (where, row) in enumerate(table):
         if columns is None:
-            columns, names_there = pick_columns(list(row), settings, where, notes), [c for c in row if c is not None]
-            split_column = find_column(names_there, SPLIT_COLUMNS)
-            log = {"url", "status"} <= {plain(c) for c in names_there}  # of img2dataset: what was downloaded
+            columns = pick_columns(list(row), settings, where, notes)
+            # of img2dataset: what was downloaded
+            log = {"url", "status", "errormessage"} <= {plain(c) for c in row if c is not None}
+        if keys != list(row):  # objects may differ
+            keys = list(row)
+            there = [c for c in keys if c is not None]
+            split_column, maybe = find_column(there, SPLIT_COLUMNS), find_column(there, MAYBE_SPLIT_COLUMNS)
         image, names = columns
         if log and plain(row.get("status")) != "success":
             failed += 1
             continue
-        if row.get("is_rejected"):  # VizWiz: spam, by its own judges
+        if is_true(row.get("is_rejected")):  # VizWiz: spam, by its own judges
             rejected += 1
             continue
         value = row.get(image)
@@ -187,7 +197,8 @@ def table_rows(
             captions = tuple(c for name in names for c in captions_in(row.get(name)))
         except ValueError as error:
             raise DataError(f"{where}: {error}") from error
-        in_split = split or (split_in(row[split_column], where) if split_column else None)
+        own = split_in(row[split_column], where) if split_column else split_of_name(str(row[maybe])) if maybe else None
+        in_split = own or split  # the row's own word before that of its file, folder or part
         if isinstance(value, Mapping):  # {"bytes", "path"}, as `datasets` keeps an image
             value = value.get("bytes") or value.get("path")
         if value is None or value != value or (isinstance(value, str) and value.strip().casefold() in NULLS):
@@ -208,11 +219,15 @@ def table_rows(
             raise DataError(f"{where}: {value}: only paths, http and https URLs are read")
         else:
             image_id, path = image_path(root, value, where)
-            yield Picture(image_id, path, captions, where, in_split or split_of_path(PurePosixPath(image_id)))
+            yield Picture(image_id, path, captions, where, in_split)
     if failed:
         notes.append(f"{failed} images were not downloaded (status is not success); left out")
     if rejected:
         notes.append(f"{rejected} captions are marked as rejected; left out")
+
+
+def is_true(value: Any) -> bool:
+    return value.strip().casefold() in ("true", "yes", "1") if isinstance(value, str) else bool(value)
 
 
 def broken(where: str) -> Callable[[], bytes]:
@@ -224,7 +239,7 @@ def broken(where: str) -> Callable[[], bytes]:
     return fail
 
 
-CP1252_SIGNS = "‘’“”–—…€£°½¼·´\xa0"  # that people write
+CP1252_SIGNS = "‘’“”«»¿¡–—…€£°½¼·´\xa0"  # that people write
 
 
 def encoding_of(path: Path, notes: list[str] | None = None) -> str:
@@ -328,7 +343,9 @@ def csv_rows(
         if delimiter == "\t":
             cells = [c[1:-1].replace('""', '"') if len(c) > 1 and c[0] == c[-1] == '"' else c for c in cells]
         if header is None:
-            header = [cell.strip() for cell in cells]
+            header = []
+            for cell in map(str.strip, cells):
+                header.append(f"{cell}_{header.count(cell) + 1}" if cell and cell in header else cell)
             continue
         if any(_SWALLOWED.search(cell) for cell in cells):
             if strict:
@@ -359,9 +376,9 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     try:
         return json.loads(text)
-    except ValueError as error:
-        with contextlib.suppress(ValueError):
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+    except (ValueError, RecursionError) as error:
+        with contextlib.suppress(ValueError, RecursionError):
+            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
             if rows and all(isinstance(row, dict) for row in rows):
                 return rows
         raise DataError(f"{path}: cannot be read as JSON ({error})") from error
