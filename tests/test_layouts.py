@@ -61,7 +61,8 @@ def test_a_list_in_a_cell_is_a_list(captions: list[str]) -> None:
 
 
 def test_nulls_are_no_words_and_conversations_have_one_answer() -> None:
-    assert captions_in(float("nan")) == captions_in("NaN") == captions_in("null") == captions_in(None) == []
+    assert captions_in(float("nan")) == captions_in(None) == []
+    assert captions_in("NaN") == captions_in("null") == captions_in(" ") == [""]
     turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "a dog"}]
     assert captions_in(turns) == ["a dog"]
     assert captions_in([{"role": "assistant", "content": [{"type": "text", "text": "a cat"}]}]) == ["a cat"]
@@ -357,4 +358,6 @@ def test_a_cell_that_is_no_path_is_one_error(tmp_path: Path) -> None:
     table(tmp_path, "c.csv", [("A" * 5000, "a dog")])
     with pytest.raises(DataError, match=r"line 2: 'A{60}' is no path"):
         load(tmp_path / "c.csv")
-    assert captions_in("['a dog', nan, None]") == ["a dog"] and captions_in("[nan]") == captions_in("#N/A") == []
+    assert (
+        captions_in("['a dog', nan, None]") == ["a dog"] and captions_in("[nan]") == [] and captions_in("#N/A") == [""]
+    )

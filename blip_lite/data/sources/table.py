@@ -99,7 +99,7 @@ def list_in(text: str) -> list[str]:
         if found and not re.sub(r"\b(?:nan|None|null)\b|[\s,]", "", _QUOTED.sub("", text[1:-1])):
             with contextlib.suppress(ValueError, SyntaxError):
                 return [str(ast.literal_eval(one)).strip() for one in found]
-    return [] if text.casefold() in NULLS else [text]
+    return [""] if text.casefold() in NULLS else [text]  # empty: to be counted, not to vanish
 
 
 def answer_in(turns: Sequence[Mapping[str, Any]]) -> str:
