@@ -72,8 +72,7 @@ def test_the_co2_of_a_resumed_runs_segments_is_added(tmp_path: Path, monkeypatch
         def flush(self) -> float:
             return 0.25  # kg since the start
 
-    monkeypatch.setitem(sys.modules, "codecarbon", types.SimpleNamespace(OfflineEmissionsTracker=Meter))
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: True)
+    monkeypatch.setitem(sys.modules, "codecarbon", types.SimpleNamespace(OfflineEmissionsTracker=Meter, __spec__=True))
     config = tiny_config(tmp_path, max_steps=2, country="FRA")
     train(config)
     train(config.replace(max_steps=4, resume=True))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from blip_lite.data.dataset import DataSet, Listing, split_by_image, subsample
-from blip_lite.data.names import sibling_splits, split_of_path
+from blip_lite.data.names import splits_of_folders
 from blip_lite.data.sources.file import load_file
 from blip_lite.data.sources.flickr import load_flickr8k
 from blip_lite.data.sources.folder import load_folder
@@ -86,12 +86,13 @@ def assemble(listing: Listing, settings: DataSettings, seed: int) -> DataSet:
     captions: dict[str, list[str]] = {}
     notes, problems, unusable, empty, repeated, nameless = listing.notes, list[str](), list[str](), 0, 0, 0
     rows = list(listing.rows)
-    in_folders = [PurePosixPath(row.image_id) for row in rows if isinstance(row.image, Path) and not row.url]
-    siblings = sibling_splits(in_folders)
+    in_folders = {
+        id(row): row.image_id.rpartition("/")[0] for row in rows if isinstance(row.image, Path) and not row.url
+    }
+    of_folders = splits_of_folders(in_folders.values())
     for row in rows:
-        if isinstance(row.image, Path) and not row.url:
-            path = PurePosixPath(row.image_id)
-            of_path = split_of_path(path) or next((siblings[p] for p in path.parents if p in siblings), None)
+        if id(row) in in_folders:
+            of_path = of_folders[in_folders[id(row)]]
             if of_path == "test" and row.split not in (None, "test"):
                 problems.append(f"{row.where}: {row.image_id} is in {row.split}, but its folder says test")
             row.split = row.split or of_path

@@ -79,14 +79,19 @@ def parted(word: str) -> tuple[str, ...]:
     return (word,)
 
 
-def sibling_splits(paths: Iterable[PurePosixPath]) -> dict[PurePosixPath, str]:
-    """Folders that are splits because their names differ in that beside each other: `x_train/` and `x_test/`."""
-    folders = {parent for path in paths for parent in path.parents if parent.name}
+def splits_of_folders(folders: Iterable[str]) -> dict[str, str | None]:
+    """The split that each relative folder's path says, by itself or because its name differs in that from the names
+    beside it (`x_train/`, `x_test/`)."""
+    paths = {folder: PurePosixPath(folder, "image") for folder in set(folders)}
     beside: dict[PurePosixPath, dict[PurePosixPath, str]] = {}
-    for folder in folders:
+    for folder in {parent for path in paths.values() for parent in path.parents if parent.name}:
         if split := split_of_name(folder.name):
             beside.setdefault(folder.parent, {})[folder] = split
-    return {f: split for named in beside.values() if len(set(named.values())) > 1 for f, split in named.items()}
+    siblings = {f: split for named in beside.values() if len(set(named.values())) > 1 for f, split in named.items()}
+    return {
+        folder: split_of_path(path) or next((siblings[p] for p in path.parents if p in siblings), None)
+        for folder, path in paths.items()
+    }
 
 
 def split_of_path(path: PurePosixPath) -> str | None:
