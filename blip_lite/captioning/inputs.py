@@ -19,9 +19,9 @@ from blip_lite.errors import ConfigError, ImageError
 from blip_lite.processing.download import fetch_again
 from blip_lite.processing.images import IMAGE_SUFFIXES, ImageInput
 from blip_lite.processing.picture import Picture
-from blip_lite.settings import TABLES as DATA_TABLES
+from blip_lite.settings import TABLES
 
-TABLES = tuple(suffix for suffix in DATA_TABLES if suffix != ".json")  # a JSON file is no list of images
+PATH_TABLES = tuple(suffix for suffix in TABLES if suffix != ".json")  # a JSON file is no list of images
 
 
 def expand(arguments: Iterable[str], allow_urls: bool = False, image_column: str | None = None) -> Iterator[Picture]:
@@ -47,7 +47,7 @@ def expand(arguments: Iterable[str], allow_urls: bool = False, image_column: str
     for argument in arguments:  # all of them, before the first image
         if is_url(argument) and not allow_urls:
             raise ConfigError(f"{argument}: a URL; --allow_urls fetches such images")
-        listed = Path(argument).suffix.lower() in {".txt", *TABLES} and not is_url(argument)
+        listed = Path(argument).suffix.lower() in {".txt", *PATH_TABLES} and not is_url(argument)
         if listed and not os.path.exists(argument):
             raise ConfigError(f"{argument}: there is no such file")
         if Path(argument).suffix.lower() == ".parquet":
@@ -70,7 +70,7 @@ def expand(arguments: Iterable[str], allow_urls: bool = False, image_column: str
         elif suffix == ".tar":
             for shard in expand_braces(argument):
                 yield from in_tar(shard)
-        elif suffix in TABLES:
+        elif suffix in PATH_TABLES:
             rows = (
                 in_parquet(path, image_column) if suffix == ".parquet" else utf8(path, read_table(path, strict=False))
             )

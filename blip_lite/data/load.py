@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from blip_lite.data.dataset import DataSet, Listing, split_by_image, subsample
@@ -15,6 +15,7 @@ from blip_lite.data.sources.hub import load_hub
 from blip_lite.data.sources.karpathy import load_karpathy
 from blip_lite.data.sources.shapes import SCENES, load_shapes
 from blip_lite.data.sources.shards import load_tars
+from blip_lite.data.sources.table import no_image
 from blip_lite.errors import DataError
 from blip_lite.processing.download import download
 from blip_lite.processing.picture import Picture
@@ -83,6 +84,7 @@ def assemble(listing: Listing, settings: DataSettings, seed: int) -> DataSet:
         DataError: a row without a caption or an image, an image in two splits, too many failed downloads.
     """
     images: dict[str, Picture] = {}
+    absent: set[str] = set()  # of them, those that are not there
     captions: dict[str, list[str]] = {}
     notes, problems, unusable, empty, repeated, nameless = listing.notes, list[str](), list[str](), 0, 0, 0
     rows = list(listing.rows)
@@ -102,8 +104,10 @@ def assemble(listing: Listing, settings: DataSettings, seed: int) -> DataSet:
         if first.split != row.split:
             problems.append(f"{row.where}: {row.image_id} is in {row.split}, and in {first.split} in {first.where}")
         elif first is row and not row.url and isinstance(row.image, Path) and not row.image.is_file():
+            absent.add(row.image_id)
             unusable.append(f"{row.where}: there is no image {row.image}. Add it, or remove the row.")
-        elif row.image_id.startswith(f"{row.where}: no image"):
+        elif row.image is no_image:
+            absent.add(row.image_id)
             nameless += listing.published
             unusable += [] if listing.published else [f"{row.image_id}. Add it, or remove the row."]
         elif lacking and not listing.published:
@@ -116,7 +120,6 @@ def assemble(listing: Listing, settings: DataSettings, seed: int) -> DataSet:
             repeated += caption in known
             known += [caption] if caption not in known else []
     problems += split_problems(images.values())
-    absent = {row.image_id for row in images.values() if (unusable or nameless) and is_absent(row)}
     if problems or len(unusable) > settings.max_bad_images * max(1, len(images)):
         raise DataError(reasons(problems + unusable, len(problems), len(absent) == len(images)))
     if unusable:
@@ -149,14 +152,8 @@ def assemble(listing: Listing, settings: DataSettings, seed: int) -> DataSet:
     return DataSet(listing.name, splits, notes, drawn)
 
 
-def is_absent(row: Picture) -> bool:
-    missing = isinstance(row.image, Path) and not row.url and not row.image.is_file()
-    return missing or row.image_id.startswith(f"{row.where}: no image")
-
-
-def split_problems(rows: Iterable[Picture]) -> list[str]:
+def split_problems(rows: Collection[Picture]) -> list[str]:
     """Images without a split where others have one: what nobody named must not be trained on without a word."""
-    rows = list(rows)
     silent = [row for row in rows if row.split is None]
     if not silent or len(silent) == len(rows):
         return []

@@ -79,8 +79,10 @@ def load_folder(folder: Path, settings: DataSettings) -> Listing:
         rows: Iterable[Picture] = datasets_rows(saved(folder), folder.name, folder, settings, notes)
         return Listing(folder.resolve().name, rows, notes, published=True)
     found = walk(folder)
-    logs = [p for p in found.parquets if {"url", "status"} <= {plain(c) for c in parquet_columns(p)}]
-    if found.tars or mostly_sidecars(found):
+    columns = {path: parquet_columns(path) for path in found.parquets}
+    logs = [p for p in found.parquets if {"url", "status"} <= {plain(c) for c in columns[p]}]
+    sidecars = mostly_sidecars(found)
+    if found.tars or sidecars:
         found.parquets = [p for p in found.parquets if p not in logs]  # img2dataset's logs of what it downloaded
     metadata = [
         p for p in (*found.tables, *found.parquets) if p.stem.casefold() == "metadata" and p.suffix.lower() != ".json"
@@ -92,9 +94,9 @@ def load_folder(folder: Path, settings: DataSettings) -> Listing:
         rows = tar_rows(found.tars, notes, folder)
     elif found.parquets and (settings.dataset_config or settings.dataset_split):
         rows, published = datasets_rows(hub(str(folder), settings), folder.name, folder, settings, notes), True
-    elif captioned := [p for p in found.parquets if settings.caption_column or has_captions(p)]:
+    elif captioned := [p for p in found.parquets if settings.caption_column or has_captions(columns[p])]:
         rows, published = parquet_rows(folder, captioned, settings, notes), True
-    elif not mostly_sidecars(found) and (tables := captions_tables(folder, found, notes)):
+    elif not sidecars and (tables := captions_tables(folder, found, notes)):
         rows = split_tables(folder, tables, settings, notes)
     else:
         rows = sidecar_rows(folder, found, notes)
@@ -105,8 +107,7 @@ def load_folder(folder: Path, settings: DataSettings) -> Listing:
     return Listing(folder.resolve().name, rows, notes, published)
 
 
-def has_captions(path: Path) -> bool:
-    columns = parquet_columns(path)
+def has_captions(columns: Sequence[str]) -> bool:
     return bool(find_column(columns, CAPTION_COLUMNS) or any(plain(c).startswith("caption") for c in columns))
 
 
@@ -139,7 +140,6 @@ def metadata_rows(
             named.add(row.image)
             if isinstance(row.image, Path) and not row.url:
                 row.image_id = id_in(folder, row)
-                row.split = row.split or split_of_path(PurePosixPath(row.image_id))
             yield row
     if silent := [p.relative_to(folder) for p in found.images if p not in named]:
         names = ", ".join(sorted({table.name for table in tables}))
@@ -214,7 +214,7 @@ def sidecar_rows(folder: Path, found: Found, notes: list[str]) -> Iterator[Pictu
         lines = [line.strip() for line in utf8(text, iter_lines(text))]
         name = image.relative_to(folder).as_posix()
         captions = tuple(line for line in lines if line)
-        yield Picture(name, image, captions, str(text), split_of_path(PurePosixPath(name)))
+        yield Picture(name, image, captions, str(text))
     if len(silent) == len(found.images):
         tables = ", ".join(path.name for path in found.tables[:5])
         raise DataError(

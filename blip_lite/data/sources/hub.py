@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -30,22 +31,26 @@ def hub(dataset: str, settings: DataSettings) -> dict[str, Any]:
     return {"": found} if settings.dataset_split else dict(found)
 
 
+@contextlib.contextmanager
+def reading_parquet(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # pyarrow's and datasets' own kinds
+        raise DataError(f"{path}: cannot be read as Parquet ({str(error).strip().splitlines()[0]})") from error
+
+
 def parquet(path: Path) -> Any:
     import datasets
 
-    try:
+    with reading_parquet(path):
         return datasets.Dataset.from_parquet(str(path))
-    except Exception as error:  # pyarrow's and datasets' own kinds
-        raise DataError(f"{path}: cannot be read as Parquet ({str(error).strip().splitlines()[0]})") from error
 
 
 def parquet_columns(path: Path) -> list[str]:
     import pyarrow.parquet
 
-    try:
+    with reading_parquet(path):
         return list(pyarrow.parquet.read_schema(path).names)
-    except Exception as error:
-        raise DataError(f"{path}: cannot be read as Parquet ({str(error).strip().splitlines()[0]})") from error
 
 
 def saved(folder: Path) -> dict[str, Any]:

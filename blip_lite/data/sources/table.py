@@ -202,7 +202,7 @@ def table_rows(
         if isinstance(value, Mapping):  # {"bytes", "path"}, as `datasets` keeps an image
             value = value.get("bytes") or value.get("path")
         if value is None or value != value or (isinstance(value, str) and value.strip().casefold() in NULLS):
-            yield Picture(f"{where}: no image in column {image}", broken(where), captions, where, in_split)
+            yield Picture(f"{where}: no image in column {image}", no_image, captions, where, in_split)
         elif isinstance(value, bytes):
             assert load is not None
             key = hashlib.sha256(value).hexdigest()[:16]
@@ -230,13 +230,9 @@ def is_true(value: Any) -> bool:
     return value.strip().casefold() in ("true", "yes", "1") if isinstance(value, str) else bool(value)
 
 
-def broken(where: str) -> Callable[[], bytes]:
-    """Stands for an image that a row does not name."""
-
-    def fail() -> bytes:
-        raise ImageError(f"{where}: no image")
-
-    return fail
+def no_image() -> bytes:
+    """Stands for the image that a row does not name."""
+    raise ImageError("no image")
 
 
 CP1252_SIGNS = "‘’“”«»¿¡–—…€£°½¼·´\xa0"  # that people write
@@ -244,11 +240,10 @@ CP1252_SIGNS = "‘’“”«»¿¡–—…€£°½¼·´\xa0"  # that people
 
 def encoding_of(path: Path, notes: list[str] | None = None) -> str:
     """UTF-8, with or without a mark, UTF-16 with one, or Windows' cp1252 if that makes words. Raises DataError."""
-    decoder, odd = codecs.getincrementaldecoder("utf-8-sig")(), b""
+    if is_utf16(path):
+        return "utf-16"
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
     with open(path, "rb") as file:
-        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-            return "utf-16"
-        file.seek(0)
         try:
             while block := file.read(1 << 20):
                 decoder.decode(block)
@@ -267,6 +262,12 @@ def encoding_of(path: Path, notes: list[str] | None = None) -> str:
                 notes.append(f"{path.name} is not UTF-8; read as Windows' cp1252")
             return "cp1252"
     raise DataError(f"{path}: cannot be read ({reason}); save it as UTF-8")
+
+
+def is_utf16(path: Path) -> bool:
+    """Whether it begins with UTF-16's mark."""
+    with open(path, "rb") as file:
+        return file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def delimiter_of(header: str, suffix: str) -> str:
@@ -299,10 +300,9 @@ def read_table(path: Path, strict: bool = True, notes: list[str] | None = None) 
             raise DataError(f"{path}: expected a list of objects, or the JSON of COCO or Karpathy")
         yield from ((f"{path}, item {number}", row) for number, row in enumerate(content, 1))
         return
-    with open(path, "rb") as raw:
-        wide = raw.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-    encoding = encoding_of(path, notes) if strict else "utf-16" if wide else "utf-8-sig"
-    with open(path, encoding=encoding, newline="", errors="strict" if strict or wide else "surrogateescape") as file:
+    encoding = encoding_of(path, notes) if strict else "utf-16" if is_utf16(path) else "utf-8-sig"
+    errors = "strict" if strict or encoding == "utf-16" else "surrogateescape"
+    with open(path, encoding=encoding, newline="", errors=errors) as file:
         if suffix != ".jsonl":
             yield from csv_rows(path, file, suffix, strict, bad)
             return
@@ -348,8 +348,6 @@ def csv_rows(
                 header.append(f"{cell}_{header.count(cell) + 1}" if cell and cell in header else cell)
             continue
         if any(_SWALLOWED.search(cell) for cell in cells):
-            if strict:
-                raise DataError(f"{where}: a quotation mark opens here and swallows rows up to {reader.line_num}")
             yield bad(where, f"a quotation mark opens here and swallows rows up to {reader.line_num}")
             continue
         row: dict[Any, Any] = dict.fromkeys(header) | dict(zip(header, cells))
