@@ -96,6 +96,12 @@ class DataSettings:
         "flickr8k: 90/5/5 by image and seed, the official 6000/1000/1000 lists, or Karpathy's",
         ("seed", "official", "karpathy"),
     )
+    validation_share: float = setting(
+        0.05,
+        "where the data name no splits: share of the images drawn for validation, and as many for test",
+        above=0,
+        most=0.4,
+    )
     max_train_images: int | None = setting(None, "use only this many training images; default: all", least=1)
     max_eval_images: int | None = setting(None, "validate on only this many images; default: all, tiny 100", least=1)
     max_bad_images: float = setting(
@@ -168,6 +174,9 @@ class OptimisationSettings:
         None, "captions of each image in an epoch, others in the next; default: all, tiny 1", least=1
     )
     max_length: int = setting(40, "longest caption in tokens, [DEC], prompt and [SEP] included; longer ones are cut")
+    max_words: int = setting(
+        30, "longest caption in words, BLIP's own rule; longer ones are cut. Scores always compare 30", least=1
+    )
 
 
 @dataclass
@@ -288,6 +297,8 @@ class Grouped:
                 found.append(f"--{name} {low.get(int(least), f'must be at least {least}')}")
             elif above is not None and value <= above:
                 found.append(f"--{name} must be above {above}")
+            elif most is not None and value > most:
+                found.append(f"--{name} must be at most {most}")
         return found
 
 

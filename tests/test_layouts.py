@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import random
+import tarfile
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from blip_lite.data.look import first_look
+from blip_lite.data.dataset import split_by_image
+from blip_lite.data.look import first_look, refuse_what_is_no_caption
 from blip_lite.data.names import SPLIT_WORDS, find_column, split_of_name, split_of_path
 from blip_lite.data.sources.shapes import draw_scene, scene_captions, scene_ids
 from blip_lite.data.sources.table import captions_in, delimiter_of
 from blip_lite.errors import DataError
-from blip_lite.settings import SPLITS
+from blip_lite.processing.picture import Picture
+from blip_lite.settings import SPLITS, OptimisationSettings
 from conftest import load
 
 SCENES = scene_ids(12, 3)
@@ -224,7 +228,7 @@ def test_what_is_no_caption_is_seen(tmp_path: Path) -> None:
         draw(tmp_path, f"{n}.png", scene)
     for text, warning in (("http://x.org/{}", "URLs"), ("0 0.5 0.{} 0.3", "numbers"), ("img/{}.jpg", "names of files")):
         (tmp_path / "c.csv").write_text("\n".join(["image,text", *(f"{n}.png,{text.format(n)}" for n in range(12))]))
-        lines = first_look(load(tmp_path / "c.csv"), None, 40)
+        lines = first_look(load(tmp_path / "c.csv"), None, OptimisationSettings())
         assert any(f"100% of the captions are {warning}" in line for line in lines), lines
     assert sum("png: " in line for line in lines) == 3
 
@@ -361,3 +365,184 @@ def test_a_cell_that_is_no_path_is_one_error(tmp_path: Path) -> None:
     assert (
         captions_in("['a dog', nan, None]") == ["a dog"] and captions_in("[nan]") == [] and captions_in("#N/A") == [""]
     )
+
+
+def caption_all(folder: Path, names: dict[str, str], header: str = "image,caption", to: str = "captions.csv") -> None:
+    """One drawn scene a file; `names`: where it lies -> what the table calls it."""
+    rows = []
+    for (file, written), (caption, scene) in zip(names.items(), caption_to_scene.items(), strict=False):
+        draw(folder, file, scene)
+        rows.append((written, caption))
+    table(folder, to, rows, header)
+
+
+@pytest.mark.parametrize("prefix", ["C:\\Users\\me\\images\\", "/content/drive/images/", "data/flickr/images/",
+                                    "/data/local-files/?d=images/", "images\\"])  # fmt: skip
+@pytest.mark.parametrize("inner", ["", "a/"])
+def test_paths_of_another_machine_are_found_by_their_ends(tmp_path: Path, prefix: str, inner: str) -> None:
+    slash = inner.replace("/", "\\") if "\\" in prefix else inner
+    caption_all(tmp_path, {f"images/{inner}{n}.png": f"{prefix}{slash}{n}.png" for n in range(12)})
+    for dataset in (tmp_path, tmp_path / "captions.csv"):
+        found = load(dataset)
+        images = {c: e.image for split in SPLITS for e in found.splits[split] for c in e.captions}
+        assert images == {c: tmp_path / f"images/{inner}{n}.png" for n, c in enumerate(caption_to_scene)}
+
+
+def test_what_label_studio_uploaded_and_a_table_beside_the_images_folder(tmp_path: Path) -> None:
+    caption_all(tmp_path, {f"images/{n}.png": f"/data/upload/3/{n:08x}-{n}.png" for n in range(12)})
+    assert sum(map(len, load(tmp_path).splits.values())) == 12
+    caption_all(tmp_path / "b", {f"images/{n}.png": f"../images/{n}.png" for n in range(12)}, to="annotations/c.csv")
+    assert sum(map(len, load(tmp_path / "b").splits.values())) == 12
+    table(tmp_path / "b/annotations", "c.csv", [("../../captions.csv", "a dog")])
+    with pytest.raises(DataError, match="lies outside"):
+        load(tmp_path / "b")
+
+
+def test_the_leading_folder_of_a_test_is_never_left_out(tmp_path: Path) -> None:
+    caption_all(tmp_path, {f"images/{n}.png": f"/x/test/{n}.png" for n in range(12)})
+    with pytest.raises(DataError, match="there is no image"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("pattern", ["{}_{:04d}.png", "COCO_{}2014_{:012d}.png", "{:03d}-{}.png"])
+def test_splits_in_the_names_of_flat_files(tmp_path: Path, pattern: str) -> None:
+    words, parts = ("train", "val", "test"), {}
+    for n, (caption, scene) in enumerate(caption_to_scene.items()):
+        word = words[n % 3]
+        name = pattern.format(n, word) if pattern.startswith("{:") else pattern.format(word, n)
+        draw(tmp_path, name, scene)
+        (tmp_path / name).with_suffix(".txt").write_text(caption)
+        parts[caption] = SPLITS[n % 3]
+    assert splits_of(load(tmp_path)) == parts
+    draw(tmp_path, "other.png", SCENES[0])
+    (tmp_path / "other.txt").write_text("something else")
+    assert any("others do not (other.png)" in note for note in load(tmp_path).notes)
+
+
+@given(
+    suffixes=st.sampled_from([(".JPG", ".TXT"), (".png", ".TXT"), (".JPEG", ".Caption")]),
+    form=st.sampled_from(["NFC", "NFD"]),
+)
+@FEW_EXAMPLES
+def test_sidecars_in_capitals_and_in_another_spelling(
+    tmp_path_factory: pytest.TempPathFactory, suffixes: tuple[str, str], form: Any
+) -> None:
+    folder = tmp_path_factory.mktemp("sidecars")
+    for n, (caption, scene) in enumerate(caption_to_scene.items()):
+        draw(folder, f"caf\u00e9{n}.png", scene)
+        (folder / f"caf\u00e9{n}.png").rename(folder / f"caf\u00e9{n}{suffixes[0]}")
+        (folder / unicodedata.normalize(form, f"caf\u00e9{n}{suffixes[1]}")).write_text(caption)
+    assert set(splits_of(load(folder))) == set(caption_to_scene)
+
+
+def test_a_detectors_boxes_beside_a_table_are_not_read(tmp_path: Path) -> None:
+    caption_all(tmp_path, {f"{n}.png": f"{n}.png" for n in range(12)})
+    for n in range(12):
+        (tmp_path / f"{n}.txt").write_text("0 0.5 0.5 0.1 0.2\n1 0.25 0.5 1e-1 0.2\n")
+    assert set(splits_of(load(tmp_path))) == set(caption_to_scene)
+
+
+@given(
+    before=st.sampled_from(["", "\n", "sep=;\n", "\r\n\r\n", '"sep=;"\r\n']),
+    after=st.sampled_from(["", ";", ";;"]),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "cp1252"]),
+)
+@FEW_EXAMPLES
+def test_tables_as_excel_writes_them(
+    tmp_path_factory: pytest.TempPathFactory, before: str, after: str, encoding: str
+) -> None:
+    folder = tmp_path_factory.mktemp("excel")
+    lines = [f"Image;Caption{after}"]
+    for n, (caption, scene) in enumerate(caption_to_scene.items()):
+        draw(folder, f"{n}.png", scene)
+        lines.append(f"{n}.png;{caption} at the caf\u00e9{after}")
+    (folder / "c.csv").write_bytes((before + "\r\n".join(lines)).encode(encoding))
+    assert set(splits_of(load(folder / "c.csv"))) == {f"{c} at the caf\u00e9" for c in caption_to_scene}
+
+
+@given(st.lists(st.integers(0, 99), min_size=3, max_size=8, unique=True), st.sampled_from(["{:03d}", "im{}", "a/b{}"]))
+def test_a_quote_that_swallows_rows_without_suffixes_is_named(numbers: list[int], pattern: str) -> None:
+    from blip_lite.data.sources.table import swallowed
+
+    lines = [f"{pattern.format(n)},a dog" for n in numbers]
+    cells = [pattern.format(7), "a dog\n" + "\n".join(lines) + " of 6"]
+    assert swallowed(cells[1], cells, ",", 2)
+    assert not swallowed("a dog,\nrunning, fast", [pattern.format(7), "a dog,\nrunning, fast"], ",", 2)
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=12), min_size=1, max_size=5))
+def test_other_writings_of_a_list_in_a_cell(captions: list[str]) -> None:
+    captions = [f"a {caption}" for caption in captions]
+    assert captions_in(repr(tuple(captions))) == captions
+    assert captions_in(f"array({captions!r}, dtype=object)") == captions
+    assert captions_in(json.dumps({"text": captions})) == captions
+    assert captions_in("(a dog)") == ["(a dog)"] and captions_in("{a dog}") == ["{a dog}"]
+
+
+@given(st.randoms())
+@FEW_EXAMPLES
+def test_moving_the_rows_of_a_table_moves_no_example(tmp_path_factory: pytest.TempPathFactory, rng: Any) -> None:
+    folder, rows = tmp_path_factory.mktemp("rows"), []
+    for n, (caption, scene) in enumerate(caption_to_scene.items()):
+        draw(folder, f"{n}.png", scene)
+        rows += [(f"{n}.png", caption), (f"{n}.png", f"again {caption}")]
+    table(folder, "c.csv", rows)
+    before = load(folder / "c.csv")
+    rng.shuffle(rows)
+    table(folder, "c.csv", rows)
+    after = load(folder / "c.csv")
+    assert before.fingerprint() == after.fingerprint()
+    assert all([e.image_id for e in before.splits[s]] == [e.image_id for e in after.splits[s]] for s in SPLITS)
+
+
+def test_a_row_of_a_test_file_that_says_train_is_refused(tmp_path: Path) -> None:
+    for n, scene in enumerate(SCENES):
+        draw(tmp_path, f"{n}.png", scene)
+    table(
+        tmp_path, "test.csv", [(f"{n}.png", c, "train") for n, c in enumerate(caption_to_scene)], "image,caption,split"
+    )
+    with pytest.raises(DataError, match="its split is train, but the file or part it is in says test"):
+        load(tmp_path / "test.csv")
+
+
+def test_a_shards_json_may_name_the_split(tmp_path: Path) -> None:
+    expected = {}
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for n, (caption, scene) in enumerate(caption_to_scene.items()):
+            draw(tmp_path, f"{n}.png", scene)
+            about = json.dumps({"caption": caption, "split": ("train", "val", "test")[n % 3]})
+            (tmp_path / f"{n}.json").write_text(about)
+            for suffix in ("png", "json"):
+                tar.add(tmp_path / f"{n}.{suffix}", f"{n}.{suffix}")
+            expected[caption] = SPLITS[n % 3]
+    assert splits_of(load(tmp_path / "0.tar")) == expected
+
+
+def test_saved_data_sets_one_folder_down(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    for name, part in (("train", list(caption_to_scene)[:9]), ("test", list(caption_to_scene)[9:])):
+        for n, caption in enumerate(part):
+            draw(tmp_path, f"{name}{n}.png", caption_to_scene[caption])
+        rows = {"image": [{"bytes": (tmp_path / f"{name}{n}.png").read_bytes(), "path": None} for n in range(len(part))],
+                "caption": part}  # fmt: skip
+        datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image()).save_to_disk(str(tmp_path / "d" / name))
+    found = splits_of(load(tmp_path / "d"))
+    assert {c for c, split in found.items() if split == "test"} == set(list(caption_to_scene)[9:])
+
+
+def test_captions_that_are_none_are_refused_in_training(tmp_path: Path) -> None:
+    caption_all(tmp_path, {f"{n}.png": f"{n}.png" for n in range(12)})
+    refuse_what_is_no_caption(load(tmp_path / "captions.csv"))
+    for kind, text in (("URLs", "https://x.org/{}"), ("numbers", "0 0.5 0.{}"), ("lists", "[{{'x': {}}}]")):
+        table(tmp_path, "captions.csv", [(f"{n}.png", text.format(n)) for n in range(12)])
+        with pytest.raises(DataError, match=f"100% of the captions are {kind}"):
+            refuse_what_is_no_caption(load(tmp_path / "captions.csv"))
+
+
+def test_the_share_of_validation_is_as_asked_for() -> None:
+    pictures = [Picture(name, bytes) for name in scene_ids(400, 9)]
+    parts = {share: split_by_image(pictures, 42, share) for share in (0.05, 0.2)}
+    for share, part in parts.items():
+        assert all(abs(len(part[split]) - 400 * share) < 30 for split in ("validation", "test"))
+    train = [{e.image_id for e in parts[share]["train"]} for share in (0.2, 0.05)]
+    assert train[0] < train[1]  # a larger share moves nothing into training

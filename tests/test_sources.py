@@ -316,7 +316,7 @@ def test_any_hub_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert data.name == "pictures" and len(data.splits["test"]) == 10
     assert len(data.splits["train"]) + len(data.splits["validation"]) == 30 and data.splits["validation"]
     assert any("no validation images are named" in note for note in data.notes)
-    assert data.splits["test"][0].captions == tuple(scene_captions(SCENES[30]))
+    assert {e.captions for e in data.splits["test"]} == {tuple(scene_captions(s)) for s in SCENES[30:]}
     part = load("somebody/pictures", dataset_split="train[:20]")
     assert len(everything(part.splits)) == 20
 

@@ -113,7 +113,7 @@ def audit(config: TrainConfig) -> dict[str, Any]:
     config.validate()
     data = load_data(config.data, config.optimisation.seed, needed=())
     processor, captioner, unknown = tools(config)
-    notes = [*data.notes, *first_look(data, processor, config.optimisation.max_length)]
+    notes = [*data.notes, *first_look(data, processor, config.optimisation)]
     result: dict[str, Any] = {"dataset": data.name, "data_fingerprint": data.fingerprint(), "notes": notes}
     looks: dict[str, list[Look]] = {}
     with ThreadPoolExecutor(8) as pool:
@@ -190,7 +190,8 @@ def counts(
     if processor:
         start = len(processor.prompt_ids(config.decoding.prompt)) + 1  # and [SEP]
         tokens = [start + len(processor.words(normalize_caption(caption, 10_000))) for caption in captions]
-        cut = [t > config.optimisation.max_length or len(c.split()) > 30 for t, c in zip(tokens, captions, strict=True)]
+        longest, words = config.optimisation.max_length, config.optimisation.max_words
+        cut = [t > longest or len(c.split()) > words for t, c in zip(tokens, captions, strict=True)]
         found |= {"tokens": spread(tokens), "truncated_share": sum(cut) / max(1, len(cut))}
     return found
 
@@ -231,8 +232,7 @@ def highest_losses(captioner: Captioner, data: DataSet, config: TrainConfig) -> 
             for index, row in zip(indices, scores.tolist(), strict=True):
                 example = examples[index]
                 if example.image_id not in batch.bad:
-                    wanted = [c for c in example.captions if normalize_caption(c)]
-                    found += [(-score, split, example, c) for score, c in zip(row, wanted)]
+                    found += [(-score, split, example, c) for score, c in zip(row, dataset.captions(example))]
         found = sorted(found, key=lambda item: -item[0])[:AUDIT_PAIRS]
     return found
 

@@ -63,11 +63,15 @@ class Captions(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.examples)
 
+    def captions(self, example: Picture) -> list[str]:
+        """Those of an image that this epoch takes."""
+        usable = [c for c in example.captions if normalize_caption(c)]
+        if not self.captions_per_image:
+            return usable
+        return draw_captions(usable, self.captions_per_image, f"{self.seed}/{example.image_id}", self.epoch)
+
     def tokens(self, example: Picture) -> list[list[int]]:
-        wanted: Sequence[str] = [c for c in example.captions if normalize_caption(c)]
-        if self.captions_per_image:
-            wanted = draw_captions(wanted, self.captions_per_image, f"{self.seed}/{example.image_id}", self.epoch)
-        return [self.processor.encode(caption, self.prompt, self.max_length) for caption in wanted]
+        return [self.processor.encode(caption, self.prompt, self.max_length) for caption in self.captions(example)]
 
     def __getitem__(self, index: int) -> tuple[str, Tensor | str, list[list[int]]]:
         # A negative index -1-i asks for a place-holder: image i without captions (see `epoch_batches`).

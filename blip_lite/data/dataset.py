@@ -41,22 +41,28 @@ class DataSet:
     notes: list[str]
     drawn: bool = False
 
-    def fingerprint(self) -> str:
-        """A hash of every image id, caption and split: the same number, the same data."""
+    def fingerprint(self, in_row_order: bool = False) -> str:
+        """A hash of every image id, caption and split: the same number, the same data, in the same order.
+
+        Args:
+            in_row_order: as versions before 0.2 took it: an image's captions as a table's rows have them.
+        """
         digest = hashlib.sha256()
         for split in SPLITS:
             for example in sorted(self.splits[split], key=lambda e: e.image_id):
-                digest.update(json.dumps([split, example.image_id, example.captions]).encode())
+                captions = list(example.captions) if in_row_order else sorted(example.captions)
+                digest.update(json.dumps([split, example.image_id, captions]).encode())
         return digest.hexdigest()[:16]
 
 
-def split_of(digest: str, seed: int) -> str:
+def split_of(digest: str, seed: int, validation_share: float = 0.05) -> str:
     """train, validation or test (90/5/5): a pure function of the image's content and the seed.
 
     So adding images moves no other image, and identical files under two names fall together.
     """
     share = draw(digest, seed)
-    return "train" if share < 0.90 else "validation" if share < 0.95 else "test"
+    first, second = 1 - 2 * validation_share, 1 - validation_share
+    return "train" if share < first else "validation" if share < second else "test"
 
 
 def draw(digest: str, seed: int) -> float:
@@ -75,13 +81,13 @@ def image_digest(example: Picture) -> str:
         raise DataError(f"{example.image}: cannot be read ({error.strerror})") from error
 
 
-def split_by_image(examples: Sequence[Picture], seed: int) -> dict[str, list[Picture]]:
+def split_by_image(examples: Sequence[Picture], seed: int, validation_share: float = 0.05) -> dict[str, list[Picture]]:
     """Share examples out to train, validation and test by `split_of`."""
     with ThreadPoolExecutor(8) as pool:  # hashing waits for the disk
         digests = list(pool.map(image_digest, examples))
     splits: dict[str, list[Picture]] = {split: [] for split in SPLITS}
     for example, digest in zip(examples, digests, strict=True):
-        splits[split_of(digest, seed)].append(example)
+        splits[split_of(digest, seed, validation_share)].append(example)
     if not splits["validation"] and len(splits["train"]) > 1:  # few images: that with the largest draw, and its copies
         last = max(digests, key=lambda digest: draw(digest, seed))
         kept = [example for example, digest in zip(examples, digests, strict=True) if digest == last]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from blip_lite.data.dataset import DataSet, Listing, split_by_image, subsample
-from blip_lite.data.names import splits_of_folders
+from blip_lite.data.names import split_of_name, splits_of_folders
 from blip_lite.data.sources.file import load_file
 from blip_lite.data.sources.flickr import load_flickr8k
 from blip_lite.data.sources.folder import load_folder
@@ -87,7 +87,7 @@ def assemble(listing: Listing, settings: DataSettings, seed: int) -> DataSet:
     absent: set[str] = set()  # of them, those that are not there
     captions: dict[str, list[str]] = {}
     notes, problems, unusable, empty, repeated, nameless = listing.notes, list[str](), list[str](), 0, 0, 0
-    rows = list(listing.rows)
+    rows = sorted(listing.rows, key=lambda row: row.image_id)  # so moving a table's rows moves no example
     in_folders = {
         id(row): row.image_id.rpartition("/")[0] for row in rows if isinstance(row.image, Path) and not row.url
     }
@@ -119,6 +119,8 @@ def assemble(listing: Listing, settings: DataSettings, seed: int) -> DataSet:
         for caption in good:  # data sets repeat captions to have five of each: no second opinion
             repeated += caption in known
             known += [caption] if caption not in known else []
+    if all(row.split is None for row in images.values()):
+        splits_of_files(images, in_folders, notes)
     problems += split_problems(images.values())
     if problems or len(unusable) > settings.max_bad_images * max(1, len(images)):
         raise DataError(reasons(problems + unusable, len(problems), len(absent) == len(images)))
@@ -142,14 +144,32 @@ def assemble(listing: Listing, settings: DataSettings, seed: int) -> DataSet:
             limit(splits, settings, seed)  # before anything is downloaded
         splits = downloaded(splits, urls, settings.max_bad_images, notes)
     if to_draw:
-        parts = split_by_image(splits["train"], seed)
+        parts = split_by_image(splits["train"], seed, settings.validation_share)
         if splits["test"]:
-            notes.append("no validation images are named; a tenth of those for training is drawn")
+            share = 2 * settings.validation_share
+            notes.append(f"no validation images are named; {share:.0%} of those for training are drawn")
             splits |= {"train": parts["train"], "validation": parts["validation"] + parts["test"]}
         else:
             splits = parts
     limit(splits, settings, seed)
     return DataSet(listing.name, splits, notes, drawn)
+
+
+def splits_of_files(images: Mapping[str, Picture], files: Mapping[int, str], notes: list[str]) -> None:
+    """Where nothing else names a split, the files' own names may (`test_0001.png`, `COCO_val2014_000000000042.jpg`):
+    if all do, and not all the same one that may be trained on, they are believed."""
+    found = {row.image_id: split_of_name(PurePath(row.image_id).stem, strict=True) for row in images.values()}
+    named = {split for split in found.values() if split}
+    if not all(id(row) in files for row in images.values()) or not (len(named) > 1 or "test" in named):
+        return
+    if None in found.values():
+        silent = next(image_id for image_id, split in found.items() if not split)
+        odd = next(image_id for image_id, split in found.items() if split)
+        notes.append(f"some files name a split ({odd}), others do not ({silent}); the names are not looked at")
+        return
+    notes.append(f"the names of the files say their splits: {', '.join(sorted(named))}")
+    for row in images.values():
+        row.split = found[row.image_id]
 
 
 def split_problems(rows: Collection[Picture]) -> list[str]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 from blip_lite.data.dataset import DataSet
+from blip_lite.errors import DataError
 from blip_lite.processing.processor import Processor
 from blip_lite.processing.text import normalize_caption
-from blip_lite.settings import SPLITS
+from blip_lite.settings import SPLITS, OptimisationSettings
 
 T = TypeVar("T")
 
@@ -18,53 +21,93 @@ FEW = 50  # validation images, below which the best checkpoint is a matter of ch
 LOOKED_AT = 2000  # captions, evenly spaced
 MANY = 0.05  # a share worth a word
 
-_URL = re.compile(r"(https?://|www\.)\S+$", re.IGNORECASE)
-_PATH = re.compile(r"\S*[/\\]?\S+\.(jpe?g|png|webp|gif|bmp|tiff?|txt|json)$", re.IGNORECASE)
-_NUMBERS = re.compile(r"[\d\s.,;:+\-/#]+$")
+KINDS = {  # what people mistake for captions
+    "URLs": re.compile(r"(https?://|www\.)\S+$", re.IGNORECASE),
+    "numbers": re.compile(r"[\d\s.,;:+\-/#e]+$"),
+    "names of files": re.compile(r"\S*[/\\]?\S+\.(jpe?g|png|webp|gif|bmp|tiff?|txt|json)$", re.IGNORECASE),
+    "lists or objects": re.compile(r"[\[{].*[\]}]$", re.DOTALL),
+}
 
 
-def first_look(data: DataSet, processor: Processor | None, max_length: int) -> list[str]:
-    """Three pictures with their captions, and warnings where captions are no captions, or do not fit the vocabulary.
-
-    Args:
-        data: all splits are looked at.
-        processor: of the model; None if it makes its vocabulary from the captions.
-        max_length: of a caption, in tokens.
-    """
-    examples = [example for split in SPLITS for example in data.splits[split]]
-    captions = spread([caption for example in examples for caption in example.captions], LOOKED_AT)
-    lines = [f"{e.image_id}: {shortened(e.captions[0])!r}" for e in spread(data.splits["train"] or examples, SAMPLES)]
-    lines += [f"warning: {text}" for text in warnings(captions, processor, max_length)] if captions else []
-    if 0 < len(data.splits["validation"]) < FEW:
+def first_look(data: DataSet, processor: Processor | None, settings: OptimisationSettings) -> list[str]:
+    """Three pictures with their captions, and warnings where captions are no captions, or do not fit the vocabulary
+    of `processor` (None if that is made from them)."""
+    captions, images = some_captions(data), [example for split in SPLITS for example in data.splits[split]]
+    lines = [f"{e.image_id}: {shortened(e.captions[0])!r}" for e in spread(data.splits["train"] or images, SAMPLES)]
+    if captions:
+        lines += lost(captions)
+        lines += [f"warning: {text}" for text in warnings(captions, processor, settings)]
+    if 0 < (count := len(data.splits["validation"])) < FEW:
         lines.append(
-            f"warning: only {len(data.splits['validation'])} validation images: which checkpoint is best is left to "
-            "chance. Name more, in a folder `validation` or a column `split`"
+            f"warning: only {count} validation images: a share of them is known to ±{100 / count**0.5:.0f} points only, "
+            "so which checkpoint is best is left to chance; the loss decides, as the score would be worse. "
+            "Name more, in a folder `validation` or a column `split`"
+            + (", or draw more with --validation_share" if data.drawn else "")
         )
     return lines
 
 
-def warnings(captions: Sequence[str], processor: Processor | None, max_length: int) -> Iterator[str]:
+def some_captions(data: DataSet) -> list[str]:
+    return spread([c for split in SPLITS for example in data.splits[split] for c in example.captions], LOOKED_AT)
+
+
+def refuse_what_is_no_caption(data: DataSet) -> None:
+    """Raises DataError where more than half of the captions are URLs, numbers, names of files, or lists."""
+    for kind, part in shares_of_kinds(some_captions(data)).items():
+        if part > 0.5:
+            raise DataError(
+                f"{data.name}: {part:.0%} of the captions are {kind}, e.g. {shortened(some_captions(data)[0])!r}. "
+                "Name the column of the captions with --caption_column"
+            )
+
+
+def shares_of_kinds(captions: Sequence[str]) -> dict[str, float]:
+    return {
+        kind: share(pattern.match(caption.strip()) is not None for caption in captions)
+        for kind, pattern in KINDS.items()
+    }
+
+
+def lost(captions: Sequence[str]) -> Iterator[str]:
+    """What BLIP's rule and the uncased vocabulary take out of captions, if it is more than capitals and full stops."""
+    accents = share(any(map(unicodedata.combining, unicodedata.normalize("NFD", c))) for c in captions)
+    signs = share(re.search(r"[!\"()*#:;~]", caption) is not None for caption in captions)
+    if accents > MANY:
+        yield f"{accents:.0%} of the captions lose accents: the vocabulary is uncased, and writes é as e"
+    if signs > MANY:
+        yield f"{signs:.0%} of the captions lose signs: BLIP's rule takes out . ! \" ( ) * # : ; ~"
+
+
+def warnings(captions: Sequence[str], processor: Processor | None, settings: OptimisationSettings) -> Iterator[str]:
     """What is odd about captions, in one line each."""
-    kinds = (("URLs", _URL), ("numbers", _NUMBERS), ("names of files", _PATH))
-    for kind, pattern in kinds:
-        if (part := share(pattern.match(caption) is not None for caption in captions)) > MANY:
+    for kind, part in shares_of_kinds(captions).items():
+        if part > MANY:
             yield f"{part:.0%} of the captions are {kind}. Name the column of the captions with --caption_column"
     if (part := share(len(re.findall(r"[^\W\d_]{2,}", caption)) == 0 for caption in captions)) > 0.5:
         yield f"{part:.0%} of the captions hold no word of letters"
-    cut = share(len(normalize_caption(c, 10**6).split()) > len(normalize_caption(c).split()) for c in captions)
+    commonest, count = Counter(map(normalize_caption, captions)).most_common(1)[0]
+    if count > 0.5 * len(captions) and len(captions) > 4:
+        yield f"{count / len(captions):.0%} of the captions are {shortened(commonest)!r}"
+    longest = settings.max_words
+    cut = share(len(normalize_caption(c, longest + 1).split()) > longest for c in captions)
     if cut > MANY:
-        yield f"{cut:.0%} of the captions are cut after 30 words, BLIP's own rule"
-    if processor is None:
-        return
-    tokens = [processor.words(normalize_caption(caption)) for caption in captions]
+        yield f"{cut:.0%} of the captions are cut after {longest} words, BLIP's own rule; --max_words allows more"
+    if processor:
+        yield from token_warnings(captions, processor, settings)
+
+
+def token_warnings(captions: Sequence[str], processor: Processor, settings: OptimisationSettings) -> Iterator[str]:
+    """What the vocabulary lacks, and what is cut."""
+    longest = settings.max_words
+    tokens = [processor.words(normalize_caption(caption, longest)) for caption in captions]
     total, unknown = sum(map(len, tokens)), processor.tokenizer.token_to_id("[UNK]")
     if (part := sum(token == unknown for ids in tokens for token in ids) / max(1, total)) > MANY / 5:
         yield (
             f"{part:.0%} of the tokens are [UNK]: this vocabulary lacks the script or the signs of these captions, and "
             "the model cannot say them"
         )
-    if (part := share(len(ids) + 2 > max_length for ids in tokens)) > MANY:
-        yield f"{part:.0%} of the captions are cut at {max_length} tokens; --max_length allows more"
+    if (part := share(len(ids) + 2 > settings.max_length for ids in tokens)) > MANY:
+        yield f"{part:.0%} of the captions are cut at {settings.max_length} tokens; --max_length allows more"
 
 
 def share(found: Iterator[bool]) -> float:

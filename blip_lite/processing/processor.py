@@ -51,6 +51,7 @@ class Processor:
     image_std: tuple[float, ...] = CLIP_STD
     resample: int = Image.Resampling.BICUBIC
     rescale_factor: float = 1 / 255
+    max_words: int = 30  # of a training caption, BLIP's own rule
     _table: np.ndarray = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -91,7 +92,7 @@ class Processor:
         room = max_length - len(start) - 1
         if room < 1:
             raise ValueError(f"the prompt takes {len(start)} of max_length={max_length} tokens: no room for a caption")
-        return [*start, *self.words(normalize_caption(caption))[:room], self.sep_token_id]
+        return [*start, *self.words(normalize_caption(caption, self.max_words))[:room], self.sep_token_id]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Token ids -> text for people; stops at `[SEP]`, leaves out special and unknown tokens.

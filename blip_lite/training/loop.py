@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from blip_lite.data.batches import Batch, epoch_batches, epoch_order, loader
+from blip_lite.data.look import FEW
 from blip_lite.errors import Stopped, TrainingError
 from blip_lite.reports.model_card import model_card
 from blip_lite.settings import OptimisationSettings, TrainConfig
@@ -203,15 +204,23 @@ def evaluate_and_keep_best(run: Run, log: RunLog, stop: Stop) -> None:
     if found is None:
         return
     run.evaluation, samples = found
-    progress, bleu = run.progress, run.evaluation["val_bleu"]
-    improved = bleu > progress.best_bleu
+    progress, bleu, loss = run.progress, run.evaluation["val_bleu"], run.evaluation["val_loss"]
+    improved = loss < progress.best_loss if chosen_by_loss(run) else bleu > progress.best_bleu
+    improved = improved or not progress.best_step
     if improved and run.accelerator.is_main_process:
         why = {"step": progress.step, **run.evaluation}
         improved = on_disk("best/", lambda: save_best(run.folder, run.model, run.processor, why))
     if improved:
-        progress.best_bleu, progress.best_step = bleu, progress.step
+        progress.best_bleu, progress.best_loss, progress.best_step = bleu, loss, progress.step
     progress.validation_due = False
     log.evaluation(run.evaluation, samples, improved)
+
+
+def chosen_by_loss(run: Run) -> bool:
+    """Of few images, the loss says more than a score: it is a mean over tokens. Not in a run that began with a version
+    that did not know this."""
+    began_by_score = run.progress.best_step and run.progress.best_loss == math.inf
+    return len(run.data.splits["validation"]) < FEW and not began_by_score
 
 
 def save(run: Run, log: RunLog) -> None:
@@ -243,8 +252,10 @@ def close(run: Run, log: RunLog, lock: Any) -> dict[str, Any]:
             f"stopped at step {progress.step} of {run.total_steps}{', saved' * (progress.step > 0)}; --resume goes on"
         )
         raise Stopped(run.stopped)
+    score = f"sacreBLEU {progress.best_bleu:.2f}"
+    score = f"loss {progress.best_loss:.4f} ({score})" if chosen_by_loss(run) else score
     run.accelerator.print(
-        f"done in {progress.seconds:.0f} s: best validation sacreBLEU {progress.best_bleu:.2f} at step "
-        f"{progress.best_step}, in {run.folder / 'best'}"
+        f"done in {progress.seconds:.0f} s: best validation {score} at step {progress.best_step}, "
+        f"in {run.folder / 'best'}"
     )
     return {**run.evaluation, "best_bleu": progress.best_bleu, "best_step": progress.best_step}

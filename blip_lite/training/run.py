@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ class Progress:
     batches: int = 0  # forward passes done in it, by each process
     best_bleu: float = -1.0
     best_step: int = 0
+    best_loss: float = math.inf  # of validation, where it decides
     validation_due: bool = False  # the run was stopped before or in the validation of this step
     skipped: int = 0  # updates left out because the gradient was not finite
     seconds: float = 0.0  # of all segments of the run

@@ -23,6 +23,7 @@ MUST_NOT_CHANGE = (
     "batch_size",
     "gradient_accumulation_steps",
     "max_length",
+    "max_words",
     "captions_per_image",
     "prompt",
     "seed",
@@ -97,8 +98,14 @@ def open_run(of: Run, machine: dict[str, Any]) -> TextIO | None:
     settings = {n: v for n, v in config.flat().items() if n not in FORGETTABLE}
     if config.run.resume and checkpoints(run):
         before = json.loads((run / "config.json").read_text("utf-8"))
-        if before["data_fingerprint"] != data.fingerprint():
+        by_rows = "order" not in before  # a version whose order was that of the rows
+        if before["data_fingerprint"] != data.fingerprint(in_row_order=by_rows):
             raise ConfigError(f"--resume: the data are not those that {run} began with (another fingerprint)")
+        if by_rows:
+            print(
+                "--resume: this run began with a version that took images in the order of the data's rows, not of "
+                "their ids: in the epoch that goes on, some images come twice and others not at all"
+            )
         for name, value in settings.items():
             if before["settings"].get(name) != value:
                 print(f"--resume: {name} was {before['settings'].get(name)!r}, is now {value!r}")
@@ -106,6 +113,7 @@ def open_run(of: Run, machine: dict[str, Any]) -> TextIO | None:
         "settings": settings,
         "images": {split: len(examples) for split, examples in data.splits.items()},
         "data_fingerprint": data.fingerprint(),
+        "order": "by id",
         "num_parameters": sum(p.numel() for p in of.model.parameters()),
         "hardware": machine,
         "versions": versions(),

@@ -19,7 +19,7 @@ from blip_lite.captioner import cores
 from blip_lite.data.batches import Captions, epoch_batches
 from blip_lite.data.dataset import DataSet
 from blip_lite.data.load import load_data
-from blip_lite.data.look import first_look
+from blip_lite.data.look import first_look, refuse_what_is_no_caption
 from blip_lite.errors import CheckpointError, ConfigError
 from blip_lite.evaluation.captions import decoding
 from blip_lite.model.blip import Blip
@@ -100,8 +100,10 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
     sizes = ", ".join(f"{split} {len(pictures)} images" for split, pictures in data.splits.items())
     accelerator.print(f"{data.name}: {sizes}")
     model, processor = build_model(config, data)
-    for line in first_look(data, processor, config.optimisation.max_length):
+    for line in first_look(data, processor, config.optimisation):
         accelerator.print(f"{data.name}: {line}")
+    if not config.data.caption_column:
+        refuse_what_is_no_caption(data)
     generation = decoding(config.decoding, model, processor)
     size = sum(p.numel() for p in model.parameters()) / 1e6
     precision = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}.get(
@@ -155,7 +157,8 @@ def build_model(config: TrainConfig, data: DataSet) -> tuple[Blip, Processor]:
     saved = newest(Path(str(config.run.output_dir)), lambda _: None) if config.run.resume else None
     saved = Path(config.run.resume_from) if config.run.resume_from else saved
     if config.model.model in FROM_SCRATCH and not saved:
-        captions = [normalize_caption(c) for example in data.splits["train"] for c in example.captions]
+        longest = config.optimisation.max_words
+        captions = [normalize_caption(c, longest) for example in data.splits["train"] for c in example.captions]
         model, processor = from_scratch(config.model.model, captions, config.optimisation.seed)
     else:
         try:
@@ -171,6 +174,7 @@ def build_model(config: TrainConfig, data: DataSet) -> tuple[Blip, Processor]:
         raise ConfigError(
             f"--prompt leaves no room for a caption within --max_length {config.optimisation.max_length} tokens"
         )
+    processor.max_words = config.optimisation.max_words
     model.gradient_checkpointing = bool(config.model.gradient_checkpointing)
     if config.model.freeze_vision:
         model.freeze_vision()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -12,6 +13,8 @@ from blip_lite.data.names import find_column, plain, split_of_name, split_of_pat
 from blip_lite.data.sources.hub import datasets_rows, parquet
 from blip_lite.data.sources.karpathy import karpathy_rows
 from blip_lite.data.sources.table import (
+    ANNOTATIONS,
+    agreed,
     captions_in,
     image_path,
     inside,
@@ -26,6 +29,8 @@ from blip_lite.errors import DataError
 from blip_lite.processing.images import IMAGE_SUFFIXES
 from blip_lite.processing.picture import Picture
 from blip_lite.settings import TABLES, DataSettings
+
+_UPLOADED = re.compile(r"^.*/[0-9a-f]{8}-(?=[^/]+$)")
 
 PROBE = 50  # rows that are looked at to find the folder of the images
 
@@ -58,27 +63,32 @@ def load_file(path: Path, settings: DataSettings) -> Listing:
 
 
 def in_right_folder(rows: list[Picture], root: Path, notes: list[str], split: str | None = None) -> list[Picture]:
-    """The rows; where none of the first has its image in `root`, with the folder below or beside it that has them.
-    Raises DataError where several have, and none is called after images or the table's split."""
+    """The rows; where none of the first has its image in `root`, with the folder below or beside it that has them, and
+    without the leading folders that all names share, where these are another machine's. Raises DataError where
+    several folders have them, and none is called after images or the table's split."""
     files = [row for row in rows if isinstance(row.image, Path) and not row.url]
     probe = files[:PROBE]
     if not probe or any(row.image.is_file() for row in probe if isinstance(row.image, Path)):
         return rows
-    names = {id(row): os.path.relpath(str(row.image), root) for row in files}
-    beside = root.parent.glob("*/") if plain(root.name) in ("annotations", "annotation", "captions") else ()  # COCO
+    names = {id(row): Path(os.path.relpath(str(row.image), root)).as_posix() for row in files}
+    beside = root.parent.glob("*/") if plain(root.name) in ANNOTATIONS else ()  # COCO
     folders = sorted(p for p in {*root.glob("*/"), *root.glob("*/*/"), *beside} if p.is_dir())
-
     folders = [f for f in folders if not any(part[:1] in (".", "_") for part in f.relative_to(root.parent).parts[1:])]
     if split:  # another split's folder has other images of these names
         folders = [folder for folder in folders if split_of_name(folder.name, strict=True) in (None, split)]
 
-    def fit(folder: Path) -> tuple[int, bool, bool]:
-        has = sum(on_disk(folder / names[id(row)]) is not None for row in probe)
-        named = split_of_name(folder.name, strict=True)
-        return has, bool(split) and named == split, plain(folder.name) in ("images", "image", "imgs", "photos", "data")
+    for shorter in shortenings(list(names.values())):
 
-    fits = sorted(((fit(folder), folder) for folder in folders), reverse=True)
-    if not fits or not fits[0][0][0]:
+        def fit(folder: Path, shorter: Callable[[str], str] = shorter) -> tuple[int, bool, bool, bool]:
+            has = sum(on_disk(folder / shorter(names[id(row)])) is not None for row in probe)
+            named = split_of_name(folder.name, strict=True)
+            images = plain(folder.name) in ("images", "image", "imgs", "photos", "data")
+            return has, folder == root, bool(split) and named == split, images
+
+        fits = sorted(((fit(folder), folder) for folder in (root, *folders)), reverse=True)
+        if fits[0][0][0]:
+            break
+    else:
         return rows
     best = fits[0][1]
     if len(fits) > 1 and fits[1][0] == fits[0][0]:
@@ -92,9 +102,21 @@ def in_right_folder(rows: list[Picture], root: Path, notes: list[str], split: st
         for row in rows:
             row.split = "test"
     for row in files:
-        path = inside(best, names[id(row)], row.where)
+        path = inside(best, shorter(names[id(row)]), row.where)
         row.image = on_disk(path) or path
     return rows
+
+
+def shortenings(names: Sequence[str]) -> Iterator[Callable[[str], str]]:
+    """What may be left out of all names: nothing; one after the other of the folders that all begin with, up to one
+    that names a split; and the eight signs that Label Studio puts before the name of an uploaded file."""
+    shared = PurePosixPath(os.path.commonpath([os.path.dirname(name) for name in names])).parts
+    for cut in range(len(shared) + 1):
+        if cut and split_of_name(shared[cut - 1], strict=True):
+            return
+        yield lambda name, cut=cut: "/".join(name.split("/")[cut:])  # type: ignore[misc]
+    if all(_UPLOADED.search(name) for name in names):
+        yield lambda name: _UPLOADED.sub("", name)
 
 
 def object_rows(
@@ -125,7 +147,9 @@ def is_named(name: str, value: Any) -> bool:
     if isinstance(value, Mapping):
         return find_column([*value], ("caption", "captions", "text", "sentences")) is not None
     texts = value if isinstance(value, list) else [value]
-    return Path(name).suffix.lower() in IMAGE_SUFFIXES and all(isinstance(text, (str, dict)) for text in texts)
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES and all(
+        isinstance(text, (str, dict, type(None))) for text in texts
+    )
 
 
 def named_rows(content: Mapping[str, Any], root: Path, path: Path, split: str | None) -> Iterator[Picture]:
@@ -134,7 +158,8 @@ def named_rows(content: Mapping[str, Any], root: Path, path: Path, split: str | 
         where = f"{path}, {name}"
         image_id, file = image_path(root, name, where)
         own = value.get("split") if isinstance(value, Mapping) else None
-        yield Picture(image_id, file, tuple(captions_in(value)), where, split_in(own, where) if own else split)
+        part = agreed(split_in(own, where) if own else None, split, where)
+        yield Picture(image_id, file, tuple(captions_in(value)), where, part)
 
 
 def coco_rows(
@@ -155,7 +180,7 @@ def coco_rows(
             where, name = f"{path}, annotation {number}", names[one["image_id"]]
             captions = tuple(captions_in(one["caption"]))
             named = own[one["image_id"]]
-            part = split_in(named, where) if named else split or split_of_path(PurePosixPath(name))
+            part = agreed(split_in(named, where) if named else None, split, where) or split_of_path(PurePosixPath(name))
             yield Picture(str(one["image_id"]), image_path(root, name, where)[1], captions, where, part)
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: not COCO's annotations: {type(error).__name__} {error}") from error

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from blip_lite.data.dataset import Listing
 from blip_lite.data.names import CAPTION_COLUMNS, IMAGE_COLUMNS, find_column, plain, split_of_name, split_of_path
 from blip_lite.data.sources.file import file_rows
 from blip_lite.data.sources.hub import datasets_rows, hub, parquet_columns, saved
 from blip_lite.data.sources.shards import tar_rows
-from blip_lite.data.sources.table import delimiter_of, utf8
+from blip_lite.data.sources.table import delimiter_of, encoding_of, utf8
 from blip_lite.errors import DataError
 from blip_lite.processing.images import IMAGE_SUFFIXES
 from blip_lite.processing.picture import Picture
@@ -75,14 +77,17 @@ def load_folder(folder: Path, settings: DataSettings) -> Listing:
     the splits.
     """
     notes: list[str] = []
-    if any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
-        rows: Iterable[Picture] = datasets_rows(saved(folder), folder.name, folder, settings, notes)
+    if tables := saved_tables(folder):
+        rows: Iterable[Picture] = datasets_rows(tables, folder.name, folder, settings, notes)
         return Listing(folder.resolve().name, rows, notes, published=True)
     found = walk(folder)
     columns = {path: parquet_columns(path) for path in found.parquets}
     logs = [p for p in found.parquets if {"url", "status"} <= {plain(c) for c in columns[p]}]
-    sidecars = mostly_sidecars(found)
-    if found.tars or sidecars:
+    texts = sidecars(found)
+    mostly = 2 * len(texts) >= max(1, len(found.images))
+    extracted = [p for p in found.tables if p.suffix.lower() != ".json" and found.images and looks_like_captions(p)]
+    boxes = mostly and all(map(says_boxes, [beside[0] for beside in list(texts.values())[:20]]))
+    if found.tars or mostly:
         found.parquets = [p for p in found.parquets if p not in logs]  # img2dataset's logs of what it downloaded
     metadata = [
         p for p in (*found.tables, *found.parquets) if p.stem.casefold() == "metadata" and p.suffix.lower() != ".json"
@@ -90,16 +95,17 @@ def load_folder(folder: Path, settings: DataSettings) -> Listing:
     published = bool(logs)
     if metadata:
         rows = metadata_rows(folder, metadata, found, settings, notes)
-    elif found.tars:
+    elif found.tars and not extracted:
         rows = tar_rows(found.tars, notes, folder)
     elif found.parquets and (settings.dataset_config or settings.dataset_split):
         rows, published = datasets_rows(hub(str(folder), settings), folder.name, folder, settings, notes), True
     elif captioned := [p for p in found.parquets if settings.caption_column or has_captions(columns[p])]:
         rows, published = parquet_rows(folder, captioned, settings, notes), True
-    elif not sidecars and (tables := captions_tables(folder, found, notes)):
-        rows = split_tables(folder, tables, settings, notes)
+    elif (not mostly or (boxes and extracted)) and (named := captions_tables(folder, found, notes)):
+        rows = split_tables(folder, named, settings, notes)
     else:
-        rows = sidecar_rows(folder, found, notes)
+        rows = sidecar_rows(folder, found, texts, notes)
+        notes += [f"{p.name} is not read: most images have a text beside them" for p in extracted]
     rows = list(rows)
     odd = {suffix: n for suffix, n in found.others.items() if suffix not in QUIET}
     if odd and found.images:
@@ -120,12 +126,41 @@ def parquet_rows(folder: Path, files: Sequence[Path], settings: DataSettings, no
         yield from file_rows(path, folder, settings, notes, None if lone else splits[path])
 
 
-def mostly_sidecars(found: Found) -> bool:
-    """Whether half of the images or more have a text of their own."""
-    stems = {text.with_suffix("") for text in found.texts}
-    return 2 * sum(image.with_suffix("") in stems or image in stems for image in found.images) >= max(
-        1, len(found.images)
-    )
+def saved_tables(folder: Path) -> dict[str, Any]:
+    """What `datasets.save_to_disk` wrote into the folder, or into one in it; parts that were saved one by one are
+    called after their folders."""
+    children = sorted(p for p in folder.iterdir() if p.is_dir())
+    if any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        return saved(folder)
+    if dicts := [child for child in children if (child / "dataset_dict.json").is_file()]:
+        return saved(dicts[0]) if len(dicts) == 1 else {}
+    parts = [child for child in children if (child / "state.json").is_file()]
+    return {child.name if len(parts) > 1 else split_of_name(child.name) or "": saved(child)[""] for child in parts}
+
+
+def sidecars(found: Found) -> dict[Path, list[Path]]:
+    """The texts beside each image that has any, those to be read first: `a.caption`, `a.txt`, `a.jpg.caption`,
+    `a.jpg.txt`; else those whose names differ in capitals or in Unicode's spelling."""
+    folded: dict[str, list[Path]] = {}
+    for text in sorted(found.texts):
+        folded.setdefault(fold(text), []).append(text)
+    there: dict[Path, list[Path]] = {}
+    for image in found.images:
+        names = [*(image.with_suffix(s) for s in SIDECARS), *(Path(f"{image}{s}") for s in SIDECARS)]
+        exact = [name for name in names if name in found.texts]
+        if texts := exact or [text for name in names for text in folded.get(fold(name), ())]:
+            there[image] = texts
+    return there
+
+
+def fold(path: Path) -> str:
+    return os.path.join(path.parent, unicodedata.normalize("NFC", path.name).casefold())
+
+
+def says_boxes(text: Path) -> bool:
+    """Whether a `.txt` holds what a detector is trained on: a class and four or more numbers a line (YOLO)."""
+    lines = text.read_bytes().split(b"\n")
+    return all(re.fullmatch(rb"\s*|\s*\d+(\s+-?[\d.e+-]+){4,}\s*", line) for line in lines)
 
 
 def metadata_rows(
@@ -136,7 +171,7 @@ def metadata_rows(
     named = set()
     for table in tables:
         inner = PurePosixPath(table.relative_to(folder).as_posix())
-        for row in file_rows(table, table.parent, settings, notes, split_of_path(inner)):
+        for row in file_rows(table, image_root(settings) or table.parent, settings, notes, split_of_path(inner)):
             named.add(row.image)
             if isinstance(row.image, Path) and not row.url:
                 row.image_id = id_in(folder, row)
@@ -169,13 +204,16 @@ def captions_tables(folder: Path, found: Found, notes: list[str]) -> dict[Path, 
 def split_tables(
     folder: Path, tables: dict[Path, str | None], settings: DataSettings, notes: list[str]
 ) -> Iterator[Picture]:
-    root = Path(settings.image_root).expanduser() if settings.image_root else None
     for table, split in tables.items():
         notes.append(f"captions are in {table.relative_to(folder)}" + (f", for {split}" if split else ""))
-        for row in file_rows(table, root or table.parent, settings, notes, split):
+        for row in file_rows(table, image_root(settings) or table.parent, settings, notes, split):
             if isinstance(row.image, Path) and not row.url:
                 row.image_id = id_in(folder, row)
             yield row
+
+
+def image_root(settings: DataSettings) -> Path | None:
+    return Path(settings.image_root).expanduser() if settings.image_root else None
 
 
 def id_in(folder: Path, row: Picture) -> str:
@@ -199,19 +237,18 @@ def looks_like_captions(table: Path) -> bool:
     ) and not plain(table.stem).startswith(("instances", "personkeypoints", "imageinfo", "stuff", "panoptic"))
 
 
-def sidecar_rows(folder: Path, found: Found, notes: list[str]) -> Iterator[Picture]:
+def sidecar_rows(folder: Path, found: Found, texts: dict[Path, list[Path]], notes: list[str]) -> Iterator[Picture]:
     """Images with a text of the same name beside them: one caption a line."""
     silent, both, used = [], 0, set()
     for image in found.images:
-        there = [text for text in (image.with_suffix(s) for s in SIDECARS) if text in found.texts]
-        there += [text for text in (Path(f"{image}{s}") for s in SIDECARS) if text in found.texts]  # a.jpg.txt
-        if not there:
+        if image not in texts:
             silent.append(image)
             continue
+        there = texts[image]
         used.update(there)
         both += len(there) > 1
         text = there[0]
-        lines = [line.strip() for line in utf8(text, iter_lines(text))]
+        lines = [line.strip() for line in utf8(text, iter_lines(text, notes))]
         name = image.relative_to(folder).as_posix()
         captions = tuple(line for line in lines if line)
         yield Picture(name, image, captions, str(text))
@@ -231,6 +268,10 @@ def sidecar_rows(folder: Path, found: Found, notes: list[str]) -> Iterator[Pictu
         notes.append(f"{len(orphans)} .txt have no image; left out (e.g. {min(orphans).name})")
 
 
-def iter_lines(text: Path) -> Iterator[str]:
-    with open(text, encoding="utf-8-sig") as file:
-        yield from file
+def iter_lines(text: Path, notes: list[str]) -> Iterator[str]:
+    try:
+        with open(text, encoding="utf-8-sig") as file:
+            yield from file.readlines()
+    except UnicodeDecodeError:
+        with open(text, encoding=encoding_of(text, notes)) as file:
+            yield from file

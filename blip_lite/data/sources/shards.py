@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -10,10 +11,11 @@ import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from blip_lite.data.dataset import Listing
-from blip_lite.data.names import split_of_name, split_of_path
-from blip_lite.data.sources.table import captions_in
+from blip_lite.data.names import SPLIT_COLUMNS, find_column, split_of_name, split_of_path
+from blip_lite.data.sources.table import agreed, captions_in, split_in
 from blip_lite.errors import DataError
 from blip_lite.processing.images import IMAGE_SUFFIXES
 from blip_lite.processing.picture import Picture
@@ -55,7 +57,7 @@ def tar_rows(paths: Sequence[Path], notes: list[str], root: Path | None = None) 
                     image = next(
                         (p for ext, p in piece.items() if f".{ext.rpartition('.')[2]}" in IMAGE_SUFFIXES), None
                     )
-                    captions = tar_captions(piece, f"{path}, {key}")
+                    captions, own = tar_captions(piece, f"{path}, {key}")
                     if image is None or not any(map(has_words, captions)):
                         lacking += 1
                         continue
@@ -65,7 +67,7 @@ def tar_rows(paths: Sequence[Path], notes: list[str], root: Path | None = None) 
                         image,
                         tuple(c for c in captions if has_words(c)),
                         f"{path}, {key}",
-                        split or split_of_path(PurePosixPath(key)),
+                        agreed(own, split, f"{path}, {key}") or split_of_path(PurePosixPath(key)),
                     )
                 check_end(tar, path)
         except (tarfile.TarError, OSError) as error:
@@ -91,16 +93,24 @@ def samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.TarIn
         yield key, parts
 
 
-def tar_captions(pieces: Mapping[str, Callable[[], bytes]], where: str) -> list[str]:
-    """The lines of a sample's `.caption`, `.txt` or `.text`, or what its `.json` has. A key may have dots in it."""
+def tar_captions(pieces: Mapping[str, Callable[[], bytes]], where: str) -> tuple[list[str], str | None]:
+    """(captions, split) of a sample: the lines of its `.caption`, `.txt` or `.text`, else what its `.json` has, which
+    may name a split, too. A key may have dots in it."""
     kinds = {extension.rpartition(".")[2]: piece for extension, piece in pieces.items()}
+    text = next((kind for kind in ("caption", "txt", "text") if kind in kinds), None)
+    about: Any = None
     try:
-        for kind in ("caption", "txt", "text"):
-            if kind in kinds:
-                return [line.strip() for line in kinds[kind]().decode("utf-8-sig").splitlines() if line.strip()]
-        return captions_in(json.loads(kinds["json"]())) if "json" in kinds else []
+        if text:
+            captions = [line.strip() for line in kinds[text]().decode("utf-8-sig").splitlines() if line.strip()]
+        if "json" in kinds:
+            with contextlib.suppress(*[ValueError] * bool(text)):  # beside a text, it need not be read
+                about = json.loads(kinds["json"]())
+        if not text:
+            captions = captions_in(about)
     except ValueError as error:  # not UTF-8, not JSON
         raise DataError(f"{where}: its caption cannot be read ({error})") from error
+    column = find_column([*about], SPLIT_COLUMNS) if isinstance(about, Mapping) else None
+    return captions, split_in(about[column], where) if column else None
 
 
 def check_end(tar: tarfile.TarFile, path: Path) -> None:

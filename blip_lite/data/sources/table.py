@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TextIO, TypeVar
+from urllib.parse import unquote
 
 from blip_lite.data.names import (
     CAPTION_COLUMNS,
@@ -89,14 +90,19 @@ def captions_in(value: Any) -> list[str]:
 
 
 def list_in(text: str) -> list[str]:
-    """`['a dog', "two dogs"]`, `["a dog"]` and numpy's `['a dog' 'two dogs']` are lists; any other text is itself."""
-    if text[:1] == "[" and text[-1:] == "]":
-        if not re.sub(r"\b(?:nan|None|null)\b|[\s,]", "", text[1:-1]):
-            return []
-        with contextlib.suppress(ValueError):
-            return captions_in(json.loads(text))
-        found = _QUOTED.findall(text)
-        if found and not re.sub(r"\b(?:nan|None|null)\b|[\s,]", "", _QUOTED.sub("", text[1:-1])):
+    """`['a dog', "two dogs"]`, `["a dog"]`, `('a dog', 'two dogs')`, numpy's `['a dog' 'two dogs']` with or without
+    `array(...)`, and `{"text": ["a dog"]}` are lists; any other text is itself."""
+    if text[:1] == "{" and text[-1:] == "}":
+        with contextlib.suppress(ValueError, RecursionError):
+            if captions := captions_in(json.loads(text)):
+                return captions
+    inner = re.fullmatch(r"(?:array\()?[\[(](.*?),?\s*[\])](?:,\s*dtype=\w+)?\)?", text, re.DOTALL)
+    if inner:
+        if text[0] == "[":
+            with contextlib.suppress(ValueError, RecursionError):
+                return captions_in(json.loads(text))
+        found, rest = _QUOTED.findall(inner[1]), _QUOTED.sub("", inner[1])
+        if not re.sub(r"\b(?:nan|None|null)\b|[\s,]", "", rest) and (found or text[0] != "("):
             with contextlib.suppress(ValueError, SyntaxError):
                 return [str(ast.literal_eval(one)).strip() for one in found]
     return [""] if text.casefold() in NULLS else [text]  # empty: to be counted, not to vanish
@@ -123,11 +129,31 @@ def split_in(value: Any, where: str) -> str:
     )
 
 
+ANNOTATIONS = ("annotations", "annotation", "captions", "labels", "meta", "metadata", "text", "texts", "splits")
+
+
+def agreed(own: str | None, of_file: str | None, where: str) -> str | None:
+    """The row's own word before that of its file, folder or part. Raises DataError where that says test, and the row
+    something else: what one of them keeps out of training, the other must not bring in."""
+    if of_file == "test" and own not in (None, "test"):
+        raise DataError(f"{where}: its split is {own}, but the file or part it is in says test. Mend one of them")
+    return own or of_file
+
+
 def image_path(root: Path, name: str, where: str) -> tuple[str, Path]:
-    """(the image's id, its file): `a.jpg`, `./a.jpg` and another Unicode spelling of it are one image."""
+    """(the image's id, its file): `a.jpg`, `./a.jpg` and another Unicode spelling of it are one image.
+
+    An absolute path that lies elsewhere and is not here (of another machine, of Label Studio) becomes one below
+    `root`; `file.in_right_folder` finds what part of it is in the data set. Raises DataError.
+    """
     name = name.strip()
     if "\\" in name and "/" not in name:  # written on Windows
         name = name.replace("\\", "/")
+    if "?d=" in name:  # Label Studio's local files
+        name = unquote(name.partition("?d=")[2])
+    name = re.sub(r"^[A-Za-z]:/", "/", name)
+    if name.startswith("/") and not name.startswith(os.path.abspath(root)) and not os.path.exists(name):
+        name = name.lstrip("/")
     path = inside(root, name, where)
     try:
         return unicodedata.normalize("NFC", os.path.normpath(name)), on_disk(path) or path
@@ -147,9 +173,12 @@ def on_disk(path: Path) -> Path | None:
 
 
 def inside(root: Path, name: str, where: str) -> Path:
-    """`root / name`. Raises DataError if that lies outside of `root`."""
+    """`root / name`. Raises DataError if that lies outside of `root`, or outside the folder that holds it where `root`
+    is the one for annotations (`../images/1.jpg`)."""
     base = os.path.abspath(root)
     path = os.path.normpath(os.path.join(base, name))
+    if plain(os.path.basename(base)) in ANNOTATIONS and name.startswith("../"):
+        base = os.path.dirname(base)
     if not path.startswith(os.path.join(base, "")):
         raise DataError(f"{where}: {name} lies outside {root}. If that is meant, say so with --image_root")
     return Path(path)
@@ -198,7 +227,7 @@ def table_rows(
         except ValueError as error:
             raise DataError(f"{where}: {error}") from error
         own = split_in(row[split_column], where) if split_column else split_of_name(str(row[maybe])) if maybe else None
-        in_split = own or split  # the row's own word before that of its file, folder or part
+        in_split = agreed(own, split, where)
         if isinstance(value, Mapping):  # {"bytes", "path"}, as `datasets` keeps an image
             value = value.get("bytes") or value.get("path")
         if value is None or value != value or (isinstance(value, str) and value.strip().casefold() in NULLS):
@@ -215,7 +244,7 @@ def table_rows(
                     f"{where}: the image is a URL, {value}; --allow_urls downloads such images into a cache"
                 )
             yield Picture(value.strip(), cached(value.strip()), captions, where, in_split, url=value.strip())
-        elif re.match(r"[a-z]{2,}:", value, re.IGNORECASE):
+        elif re.match(r"\s*[a-z]{2,}:", value, re.IGNORECASE):
             raise DataError(f"{where}: {value}: only paths, http and https URLs are read")
         else:
             image_id, path = image_path(root, value, where)
@@ -240,8 +269,8 @@ CP1252_SIGNS = "‘’“”«»¿¡–—…€£°½¼·´\xa0"  # that people
 
 def encoding_of(path: Path, notes: list[str] | None = None) -> str:
     """UTF-8, with or without a mark, UTF-16 with one, or Windows' cp1252 if that makes words. Raises DataError."""
-    if is_utf16(path):
-        return "utf-16"
+    if utf16 := utf16_of(path):
+        return utf16
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     with open(path, "rb") as file:
         try:
@@ -264,10 +293,17 @@ def encoding_of(path: Path, notes: list[str] | None = None) -> str:
     raise DataError(f"{path}: cannot be read ({reason}); save it as UTF-8")
 
 
-def is_utf16(path: Path) -> bool:
-    """Whether it begins with UTF-16's mark."""
+def utf16_of(path: Path) -> str | None:
+    """Python's name of the kind of UTF-16 that a file is in: with a mark, or without one, as every second byte of
+    Latin letters is 0 then. None if it is in none."""
     with open(path, "rb") as file:
-        return file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        head = file.read(4096)
+    if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return "utf-16"
+    for name, zeros, others in (("utf-16-le", head[1::2], head[::2]), ("utf-16-be", head[::2], head[1::2])):
+        if len(zeros) > 3 and zeros.count(0) > 0.4 * len(zeros) and 0 not in others:
+            return name
+    return None
 
 
 def delimiter_of(header: str, suffix: str) -> str:
@@ -300,8 +336,8 @@ def read_table(path: Path, strict: bool = True, notes: list[str] | None = None) 
             raise DataError(f"{path}: expected a list of objects, or the JSON of COCO or Karpathy")
         yield from ((f"{path}, item {number}", row) for number, row in enumerate(content, 1))
         return
-    encoding = encoding_of(path, notes) if strict else "utf-16" if is_utf16(path) else "utf-8-sig"
-    errors = "strict" if strict or encoding == "utf-16" else "surrogateescape"
+    encoding = encoding_of(path, notes) if strict else utf16_of(path) or "utf-8-sig"
+    errors = "strict" if strict or encoding.startswith("utf-16") else "surrogateescape"
     with open(path, encoding=encoding, newline="", errors=errors) as file:
         if suffix != ".jsonl":
             yield from csv_rows(path, file, suffix, strict, bad)
@@ -324,13 +360,21 @@ def csv_rows(
     path: Path, file: TextIO, suffix: str, strict: bool, bad: Callable[[str, str], tuple[str, dict[Any, Any]]]
 ) -> Iterator[tuple[str, dict[Any, Any]]]:
     """Rows of a table with a header. A tab-separated one has no quoting (as CC3M's), but for whole cells."""
-    delimiter = delimiter_of(file.readline(), suffix)
+    before, head = 0, file.readline()
+    while head and not head.strip(" \t\r\n,;|"):  # nothing before the header
+        before, head = before + 1, file.readline()
+    if told := re.fullmatch(r'"?sep=(.)"?\s*', head):  # Excel's own line
+        before, head = before + 1, file.readline()
+    delimiter = told[1] if told else delimiter_of(head, suffix)
     file.seek(0)
+    for _ in range(before):
+        file.readline()
+    csv.field_size_limit(2**31 - 1)  # its 131,072 letters are few for an image in base64
     quoting: Literal[0, 3] = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
     reader = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=strict)
     header: list[str] | None = None
     while True:
-        line = reader.line_num + 1
+        line = before + reader.line_num + 1
         where = f"{path}, line {line}"
         try:
             cells = next(reader)
@@ -347,15 +391,34 @@ def csv_rows(
             for cell in map(str.strip, cells):
                 header.append(f"{cell}_{header.count(cell) + 1}" if cell and cell in header else cell)
             continue
-        if any(_SWALLOWED.search(cell) for cell in cells):
-            yield bad(where, f"a quotation mark opens here and swallows rows up to {reader.line_num}")
+        if any("\n" in cell and swallowed(cell, cells, delimiter, len(header)) for cell in cells):
+            yield bad(where, f"a quotation mark opens here and swallows rows up to {before + reader.line_num}")
             continue
+        while len(cells) > len(header) and not cells[-1].strip():  # Excel ends each line with separators
+            cells.pop()
         row: dict[Any, Any] = dict.fromkeys(header) | dict(zip(header, cells))
         if len(cells) > len(header):  # a comma in a caption without quotes would cut it
             if strict:
                 raise DataError(f"{where}: more fields than columns; put captions with {delimiter!r} in quotes")
             row[None] = cells[len(header) :]
         yield where, row
+
+
+def swallowed(cell: str, cells: Sequence[str], delimiter: str, columns: int) -> bool:
+    """Whether a cell of several lines has rows in it: an image's name in a line of its own, or a line whose first or
+    last field is built like that of the row (`0017` like `0016`)."""
+    if _SWALLOWED.search(cell):
+        return True
+    ends = [
+        shape for text in (cells[0], cells[-1]) if text is not cell and re.search(r"[9/._-]", shape := shape_of(text))
+    ]
+    rows = [line.split(delimiter) for line in cell.splitlines()[1:]]
+    return any(shape_of(row[i]) in ends for row in rows if len(row) >= columns for i in (0, -1))
+
+
+def shape_of(text: str) -> str:
+    """`img_0017.png` -> `a_9.a`: how a name is built."""
+    return re.sub(r"[^\W\d_]+", "a", re.sub(r"\d+", "9", text.strip()))
 
 
 def utf8(path: Path, rows: Iterator[T]) -> Iterator[T]:
