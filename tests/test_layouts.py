@@ -546,3 +546,13 @@ def test_the_share_of_validation_is_as_asked_for() -> None:
         assert all(abs(len(part[split]) - 400 * share) < 30 for split in ("validation", "test"))
     train = [{e.image_id for e in parts[share]["train"]} for share in (0.2, 0.05)]
     assert train[0] < train[1]  # a larger share moves nothing into training
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.xlsx", "data.arrow", "a.tar.gz", "a.png"])
+def test_what_is_not_read_names_its_remedy(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"PK")
+    with pytest.raises(DataError, match="unpack it|save the sheet|save_to_disk|this is a picture"):
+        load(tmp_path / name)
+    if not name.endswith("png"):
+        with pytest.raises(DataError, match="There are no images either.*(unpack it|save the sheet|save_to_disk)"):
+            load(tmp_path)

@@ -23,10 +23,10 @@ from blip_lite.captioner import Captioner
 from blip_lite.data.batches import Captions, epoch_batches, loader
 from blip_lite.data.dataset import DataSet
 from blip_lite.data.load import load_data
-from blip_lite.data.look import first_look
+from blip_lite.data.look import first_look, samples
 from blip_lite.errors import CheckpointError, ImageError
 from blip_lite.model.pretrained import load_processor, read_config, resolve
-from blip_lite.processing.images import ImageInput, open_image
+from blip_lite.processing.images import open_image
 from blip_lite.processing.picture import Picture
 from blip_lite.processing.processor import Processor
 from blip_lite.processing.text import normalize_caption
@@ -151,7 +151,7 @@ def audit(config: TrainConfig) -> dict[str, Any]:
     folder = Path(f"{config.run.output_dir}-audit")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "audit.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
-    (folder / "audit.html").write_text(page(result, near, suspicious), "utf-8")
+    (folder / "audit.html").write_text(page(result, samples(data), near, suspicious), "utf-8")
     print(summary(result), f"  written: {folder / 'audit.html'}, {folder / 'audit.json'}", sep="\n")
     return result
 
@@ -281,23 +281,32 @@ def shown(values: dict[str, float]) -> str:
 
 def page(
     result: dict[str, Any],
+    first: Sequence[tuple[str, Picture]],
     near: Sequence[tuple[str, Picture, str, Picture, bool]],
     suspicious: Sequence[tuple[float, str, Picture, str]],
 ) -> str:
-    """One self-contained HTML page: the numbers, near-duplicates side by side, captions that are hardly
-    of their image."""
+    """One self-contained HTML page: the numbers, a first look, near-duplicates side by side, captions that are
+    hardly of their image."""
 
-    def picture(image: ImageInput, split: str, name: str) -> str:
-        return f'<img src="{thumbnail(image)}" alt=""><span class=note>{html.escape(name)} ({split})</span>'
+    def picture(one: Picture, split: str) -> str:
+        try:
+            shown = f'<img src="{thumbnail(one.open())}" alt="">'
+        except (ImageError, OSError) as error:
+            shown = f"<i>{html.escape(str(error))}</i>"
+        return f"{shown}<span class=note>{html.escape(one.image_id)} ({split})</span>"
+
+    looks = [
+        f"<div class=card>{picture(one, split)}{'<br>'.join(map(html.escape, one.captions))}</div>"
+        for split, one in first
+    ]
 
     pairs = [
-        f"<div class=cards><div class=card>{picture(a.open(), s, a.image_id)}</div>"
-        f"<div class=card>{picture(b.open(), t, b.image_id)}{' mirrored' if mirrored else ''}</div></div>"
+        f"<div class=cards><div class=card>{picture(a, s)}</div>"
+        f"<div class=card>{picture(b, t)}{' mirrored' if mirrored else ''}</div></div>"
         for s, a, t, b, mirrored in near[:AUDIT_PAIRS]
     ]
     doubts = [
-        f"<div class=card>{picture(e.open(), split, e.image_id)}<b>{html.escape(caption)}</b>loss "
-        f"{loss:.2f} a token</div>"
+        f"<div class=card>{picture(e, split)}<b>{html.escape(caption)}</b>loss {loss:.2f} a token</div>"
         for loss, split, e, caption in suspicious
     ]
     shared = [
@@ -306,6 +315,7 @@ def page(
     ]
     title = html.escape(f"Audit of {result['dataset']}")
     sections = [
+        f"<h2>A first look</h2><div class=cards>{''.join(looks)}</div>",
         f"<h2>Near-duplicates across splits: {len(near)}</h2>{''.join(pairs)}",
         "<h2>Captions in several splits: "
         f"{result['captions_in_several_splits']['count']}</h2><ul>{''.join(shared)}</ul>",

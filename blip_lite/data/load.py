@@ -87,7 +87,7 @@ def assemble(listing: Listing, settings: DataSettings, seed: int) -> DataSet:
     absent: set[str] = set()  # of them, those that are not there
     captions: dict[str, list[str]] = {}
     notes, problems, unusable, empty, repeated, nameless = listing.notes, list[str](), list[str](), 0, 0, 0
-    rows = sorted(listing.rows, key=lambda row: row.image_id)  # so moving a table's rows moves no example
+    rows = list(listing.rows)
     in_folders = {
         id(row): row.image_id.rpartition("/")[0] for row in rows if isinstance(row.image, Path) and not row.url
     }
@@ -134,7 +134,7 @@ def assemble(listing: Listing, settings: DataSettings, seed: int) -> DataSet:
         notes.append(f"{repeated} captions repeat another one of their image word for word; left out")
 
     splits: dict[str, list[Picture]] = {split: [] for split in SPLITS}
-    for image_id, row in images.items():
+    for image_id, row in sorted(images.items()):  # by id, so that moving a table's rows moves no example
         if captions[image_id] and image_id not in absent:
             splits[row.split or "train"].append(Picture(image_id, row.image, tuple(captions[image_id]), row.where))
     drawn = all(row.split is None for row in images.values())

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from blip_lite.data.dataset import DataSet
 from blip_lite.errors import DataError
+from blip_lite.processing.picture import Picture
 from blip_lite.processing.processor import Processor
 from blip_lite.processing.text import normalize_caption
 from blip_lite.settings import SPLITS, OptimisationSettings
@@ -32,19 +33,24 @@ KINDS = {  # what people mistake for captions
 def first_look(data: DataSet, processor: Processor | None, settings: OptimisationSettings) -> list[str]:
     """Three pictures with their captions, and warnings where captions are no captions, or do not fit the vocabulary
     of `processor` (None if that is made from them)."""
-    captions, images = some_captions(data), [example for split in SPLITS for example in data.splits[split]]
-    lines = [f"{e.image_id}: {shortened(e.captions[0])!r}" for e in spread(data.splits["train"] or images, SAMPLES)]
+    captions = some_captions(data)
+    lines = [f"{example.image_id}: {shortened(example.captions[0])!r}" for _, example in samples(data)[:SAMPLES]]
     if captions:
         lines += lost(captions)
         lines += [f"warning: {text}" for text in warnings(captions, processor, settings)]
     if 0 < (count := len(data.splits["validation"])) < FEW:
         lines.append(
-            f"warning: only {count} validation images: a share of them is known to ±{100 / count**0.5:.0f} points only, "
-            "so which checkpoint is best is left to chance; the loss decides, as the score would be worse. "
+            f"warning: only {count} validation images: a share of them is known to ±{100 / count**0.5:.0f} points "
+            "only, so which checkpoint is best is left to chance; the loss decides, as the score would be worse. "
             "Name more, in a folder `validation` or a column `split`"
             + (", or draw more with --validation_share" if data.drawn else "")
         )
     return lines
+
+
+def samples(data: DataSet) -> list[tuple[str, Picture]]:
+    """(split, picture): a few of each split, to be looked at."""
+    return [(split, picture) for split in SPLITS for picture in spread(data.splits[split], SAMPLES)]
 
 
 def some_captions(data: DataSet) -> list[str]:

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from blip_lite.data.look import samples
+from blip_lite.errors import ImageError
 from blip_lite.evaluation.metrics import sacrebleu
 from blip_lite.processing.images import open_image
 from blip_lite.processing.picture import Picture
@@ -184,6 +186,19 @@ class RunLog:
             # Our own step is the axis: W&B's only rises, and drops what a resumed run logs again.
             run.define_metric("step")
             run.define_metric("*", step_metric="step")
+            self._show_data(run)
+
+    def _show_data(self, run: Any) -> None:
+        """A first look at the data: some pictures of each split with their captions."""
+        import wandb
+
+        table = wandb.Table(columns=["split", "image_id", "image", "captions"])
+        for split, example in samples(self.run.data):
+            with contextlib.suppress(ImageError, OSError):  # reported where it is trained on
+                picture = open_image(example.open())
+                picture.thumbnail((256, 256))
+                table.add_data(split, example.image_id, wandb.Image(picture), " | ".join(example.captions))
+        run.log({"data/first_look": table, "step": self.run.progress.step})
 
     def _wandb(self) -> Any:
         """The W&B run, on the main process, if there is one."""

@@ -32,6 +32,14 @@ from blip_lite.settings import TABLES, DataSettings
 
 _UPLOADED = re.compile(r"^.*/[0-9a-f]{8}-(?=[^/]+$)")
 
+REMEDIES = {
+    **dict.fromkeys((".zip", ".7z", ".rar", ".gz", ".tgz", ".bz2", ".xz", ".zst"), "unpack it and name the folder"),
+    **dict.fromkeys((".xlsx", ".xls", ".ods", ".numbers"), "save the sheet as CSV (UTF-8) and name that"),
+    ".arrow": "name the folder that `datasets.save_to_disk` wrote, not a file in it",
+    ".lmdb": "export it to files or .tar shards",
+    **dict.fromkeys(IMAGE_SUFFIXES, "this is a picture; name the folder, or the table of the captions"),
+}
+
 PROBE = 50  # rows that are looked at to find the folder of the images
 
 
@@ -55,6 +63,8 @@ def load_file(path: Path, settings: DataSettings) -> Listing:
     """A captions file: CSV, TSV, JSONL, Parquet, or JSON (a list of objects, COCO's annotations, Karpathy's, and more
     in `object_rows`). One that says in its name that it is a test stays one."""
     if path.suffix.lower() not in TABLES:
+        if remedy := REMEDIES.get(path.suffix.lower()):
+            raise DataError(f"--dataset {path}: {remedy}")
         raise DataError(f"--dataset {path}: a file is to be one of {', '.join(sorted(TABLES))}, .tar")
     root, notes = Path(settings.image_root).expanduser() if settings.image_root else path.parent, list[str]()
     split = split_of_name(path.stem)

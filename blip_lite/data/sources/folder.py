@@ -13,7 +13,7 @@ from typing import Any
 
 from blip_lite.data.dataset import Listing
 from blip_lite.data.names import CAPTION_COLUMNS, IMAGE_COLUMNS, find_column, plain, split_of_name, split_of_path
-from blip_lite.data.sources.file import file_rows
+from blip_lite.data.sources.file import REMEDIES, file_rows
 from blip_lite.data.sources.hub import datasets_rows, hub, parquet_columns, saved
 from blip_lite.data.sources.shards import tar_rows
 from blip_lite.data.sources.table import delimiter_of, encoding_of, utf8
@@ -259,6 +259,7 @@ def sidecar_rows(folder: Path, found: Found, texts: dict[Path, list[Path]], note
             "and caption, and no image has a .txt with its caption beside it"
             + (f". There are {tables}" if tables else "")
             + ("" if found.images else ". There are no images either")
+            + "".join(f". {n} {suffix}: {REMEDIES[suffix]}" for suffix, n in found.others.items() if suffix in REMEDIES)
         )
     if silent:
         notes.append(f"{len(silent)} images have no .txt beside them; left out (e.g. {silent[0].name})")
