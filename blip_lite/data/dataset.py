@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
+import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from tqdm import tqdm
+
 from blip_lite.errors import DataError
+from blip_lite.processing.download import cache_dir
 from blip_lite.processing.picture import Picture
 from blip_lite.settings import SPLITS
+from blip_lite.storage import write_text
+
+MANY_FILES = 2000  # that are worth a cache of their digests
 
 
 @dataclass
@@ -76,15 +85,40 @@ def image_digest(example: Picture) -> str:
     if not isinstance(example.image, (str, Path)):
         return example.image_id
     try:
-        return hashlib.sha256(Path(example.image).read_bytes()).hexdigest()
+        with open(example.image, "rb") as file:
+            return hashlib.sha256(file.read()).hexdigest()
     except OSError as error:
         raise DataError(f"{example.image}: cannot be read ({error.strerror})") from error
 
 
+def image_digests(examples: Sequence[Picture]) -> list[str]:
+    """`image_digest` of each; where there are many files, from a cache, as long as size and time are the same."""
+    files = [os.path.abspath(e.image) for e in examples if isinstance(e.image, (str, Path))]
+    if len(files) < MANY_FILES:
+        return [image_digest(example) for example in examples]
+    name = hashlib.sha256(os.path.commonpath(files).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    cache, known = cache_dir() / "digests" / f"{name}.json", dict[str, str]()
+    with contextlib.suppress(OSError, ValueError):
+        known = json.loads(cache.read_text("utf-8"))
+
+    def digests(part: Sequence[Picture]) -> list[tuple[str, str]]:
+        stamps = [example.stamp() for example in part]
+        return [(stamp, known.get(stamp) or image_digest(one)) for stamp, one in zip(stamps, part, strict=True)]
+
+    parts = [examples[start : start + 256] for start in range(0, len(examples), 256)]
+    with ThreadPoolExecutor(8) as pool:  # hashing waits for the disk
+        bar = tqdm(pool.map(digests, parts), "hashing images", len(parts), delay=5, disable=not sys.stderr.isatty())
+        found = [pair for part in bar for pair in part]
+    if not all(stamp in known for stamp, _ in found):
+        with contextlib.suppress(OSError):  # a cache that cannot be written is none
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            write_text(cache, json.dumps(dict(found)))
+    return [digest for _, digest in found]
+
+
 def split_by_image(examples: Sequence[Picture], seed: int, validation_share: float = 0.05) -> dict[str, list[Picture]]:
     """Share examples out to train, validation and test by `split_of`."""
-    with ThreadPoolExecutor(8) as pool:  # hashing waits for the disk
-        digests = list(pool.map(image_digest, examples))
+    digests = image_digests(examples)
     splits: dict[str, list[Picture]] = {split: [] for split in SPLITS}
     for example, digest in zip(examples, digests, strict=True):
         splits[split_of(digest, seed, validation_share)].append(example)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from blip_lite.data.dataset import DataSet, Listing, split_by_image, subsample
 from blip_lite.data.names import split_of_name, splits_of_folders
@@ -15,7 +15,7 @@ from blip_lite.data.sources.hub import load_hub
 from blip_lite.data.sources.karpathy import load_karpathy
 from blip_lite.data.sources.shapes import SCENES, load_shapes
 from blip_lite.data.sources.shards import load_tars
-from blip_lite.data.sources.table import no_image
+from blip_lite.data.sources.table import no_image, on_disk
 from blip_lite.errors import DataError
 from blip_lite.processing.download import download
 from blip_lite.processing.picture import Picture
@@ -83,49 +83,51 @@ def assemble(listing: Listing, settings: DataSettings, seed: int) -> DataSet:
     Raises:
         DataError: a row without a caption or an image, an image in two splits, too many failed downloads.
     """
-    images: dict[str, Picture] = {}
-    absent: set[str] = set()  # of them, those that are not there
+    images: dict[str, Picture] = {}  # the first row of each
     captions: dict[str, list[str]] = {}
-    notes, problems, unusable, empty, repeated, nameless = listing.notes, list[str](), list[str](), 0, 0, 0
-    rows = list(listing.rows)
-    in_folders = {
-        id(row): row.image_id.rpartition("/")[0] for row in rows if isinstance(row.image, Path) and not row.url
-    }
-    of_folders = splits_of_folders(in_folders.values())
-    for row in rows:
-        if id(row) in in_folders:
-            of_path = of_folders[in_folders[id(row)]]
-            if of_path == "test" and row.split not in (None, "test"):
-                problems.append(f"{row.where}: {row.image_id} is in {row.split}, but its folder says test")
-            row.split = row.split or of_path
+    others: list[Picture] = []  # rows that name another split than the first of their image
+    unusable: dict[int, str] = {}  # by the number of the row
+    absent: set[str] = set()  # images that are not there
+    numbers: dict[str, int] = {}
+    notes, empty, repeated, nameless = listing.notes, 0, 0, 0
+    for number, row in enumerate(listing.rows):
         first = images.setdefault(row.image_id, row)
+        if first is row:
+            numbers[row.image_id] = number
+        elif row.split != first.split:
+            others.append(row)
         good = [c for c in row.captions if has_words(c)]
-        lacking = len(row.captions) - len(good) or not row.captions
-        if first.split != row.split:
-            problems.append(f"{row.where}: {row.image_id} is in {row.split}, and in {first.split} in {first.where}")
-        elif first is row and not row.url and isinstance(row.image, Path) and not row.image.is_file():
-            absent.add(row.image_id)
-            unusable.append(f"{row.where}: there is no image {row.image}. Add it, or remove the row.")
-        elif row.image is no_image:
+        if row.image is no_image:
             absent.add(row.image_id)
             nameless += listing.published
-            unusable += [] if listing.published else [f"{row.image_id}. Add it, or remove the row."]
-        elif lacking and not listing.published:
+            unusable |= {} if listing.published else {number: f"{row.image_id}. Add it, or remove the row."}
+        elif len(good) < len(row.captions) or not row.captions:
+            empty += 1
             odd = next((c for c in row.captions if c and not has_words(c)), None)
             reason = f"its caption {odd!r} has no letter and no digit" if odd else f"{row.image_id} has no caption"
-            unusable.append(f"{row.where}: {reason}. Add one, or remove the row.")
-        empty += bool(lacking)
+            if not listing.published:
+                unusable[number] = f"{row.where}: {reason}. Add one, or remove the row."
         known = captions.setdefault(row.image_id, [])
         for caption in good:  # data sets repeat captions to have five of each: no second opinion
             repeated += caption in known
             known += [caption] if caption not in known else []
-    if all(row.split is None for row in images.values()):
-        splits_of_files(images, in_folders, notes)
-    problems += split_problems(images.values())
+
+    files = {key: row for key, row in images.items() if isinstance(row.image, Path) and not row.url}
+    for key, row in files.items():
+        path = Path(str(row.image))
+        row.image = on_disk(path) or path
+        if row.image is path and not path.is_file():
+            absent.add(key)
+            unusable[numbers[key]] = f"{row.where}: there is no image {path}. Add it, or remove the row."
+    problems = settle_splits(images, files, others, notes)
     if problems or len(unusable) > settings.max_bad_images * max(1, len(images)):
-        raise DataError(reasons(problems + unusable, len(problems), len(absent) == len(images)))
+        listed = problems + [unusable[number] for number in sorted(unusable)]
+        raise DataError(reasons(listed, len(problems), len(absent) == len(images), notes))
     if unusable:
-        notes.append(f"{len(unusable)} rows cannot be used; left out:\n" + "\n".join(unusable[:MAX_PROBLEMS]))
+        notes.append(
+            f"{len(unusable)} rows cannot be used; left out:\n"
+            + "\n".join(unusable[number] for number in sorted(unusable)[:MAX_PROBLEMS])
+        )
     elif empty:
         notes.append(f"{empty} captions are empty; left out")
     if nameless:
@@ -155,21 +157,47 @@ def assemble(listing: Listing, settings: DataSettings, seed: int) -> DataSet:
     return DataSet(listing.name, splits, notes, drawn)
 
 
-def splits_of_files(images: Mapping[str, Picture], files: Mapping[int, str], notes: list[str]) -> None:
+def settle_splits(
+    images: Mapping[str, Picture], files: Mapping[str, Picture], others: Sequence[Picture], notes: list[str]
+) -> list[str]:
+    """Give each image its split: that of its row, else of its folder, else of its file's name. Returns what is wrong:
+    an image in two splits, one of a test's folder that is called something else, one without a split among others.
+
+    Args:
+        images: the first row of each.
+        files: of them, those that lie in a folder.
+        others: rows that name another split than the first of their image.
+    """
+    problems = []
+    of_folders = splits_of_folders({key.rpartition("/")[0] for key in files})
+    for row in (*files.values(), *others):
+        of_path = of_folders[row.image_id.rpartition("/")[0]] if row.image_id in files else None
+        if of_path == "test" and row.split not in (None, "test"):
+            problems.append(f"{row.where}: {row.image_id} is in {row.split}, but its folder says test")
+        row.split = row.split or of_path
+        first = images[row.image_id]
+        if first.split != row.split:
+            problems.append(f"{row.where}: {row.image_id} is in {row.split}, and in {first.split} in {first.where}")
+    if files and len(files) == len(images) and all(row.split is None for row in images.values()):
+        splits_of_files(images, notes)
+    return problems + split_problems(images.values())
+
+
+def splits_of_files(images: Mapping[str, Picture], notes: list[str]) -> None:
     """Where nothing else names a split, the files' own names may (`test_0001.png`, `COCO_val2014_000000000042.jpg`):
     if all do, and not all the same one that may be trained on, they are believed."""
-    found = {row.image_id: split_of_name(PurePath(row.image_id).stem, strict=True) for row in images.values()}
+    found = {key: split_of_name(key.rpartition("/")[2].rpartition(".")[0], strict=True) for key in images}
     named = {split for split in found.values() if split}
-    if not all(id(row) in files for row in images.values()) or not (len(named) > 1 or "test" in named):
+    if len(named) < 2 and "test" not in named:
         return
     if None in found.values():
-        silent = next(image_id for image_id, split in found.items() if not split)
-        odd = next(image_id for image_id, split in found.items() if split)
+        silent = next(key for key, split in found.items() if not split)
+        odd = next(key for key, split in found.items() if split)
         notes.append(f"some files name a split ({odd}), others do not ({silent}); the names are not looked at")
         return
     notes.append(f"the names of the files say their splits: {', '.join(sorted(named))}")
-    for row in images.values():
-        row.split = found[row.image_id]
+    for key, row in images.items():
+        row.split = found[key]
 
 
 def split_problems(rows: Collection[Picture]) -> list[str]:
@@ -183,10 +211,12 @@ def split_problems(rows: Collection[Picture]) -> list[str]:
     ]
 
 
-def reasons(problems: list[str], firm: int, all_absent: bool) -> str:
-    """The first problems, how many more there are, and the remedy; `firm` of them cannot be allowed."""
+def reasons(problems: list[str], firm: int, all_absent: bool, notes: Sequence[str]) -> str:
+    """The first problems, how many more there are, the notes that may explain them, and the remedy; `firm` of the
+    problems cannot be allowed."""
     more = len(problems) - MAX_PROBLEMS
     text = "\n".join(problems[:MAX_PROBLEMS]) + (f"\nand {more} more such rows" if more > 0 else "")
+    text += "".join(f"\nnote: {note}" for note in notes[:MAX_PROBLEMS])
     if all_absent:
         return f"{text}\nNo image is there: name the folder of the images with --image_root"
     return text if firm else f"{text}\n--max_bad_images SHARE leaves such rows out"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 from blip_lite.processing.images import ImageInput
 
 
-@dataclass
+@dataclass(slots=True)
 class Picture:
     """One image: of a data set, with its captions, or to be captioned.
 
@@ -34,7 +36,8 @@ class Picture:
 
     def stamp(self) -> str:
         """Changes when the image does: its id, and the path, size and time of a file."""
-        if isinstance(self.image, (str, Path)) and Path(self.image).is_file():
-            found = Path(self.image).stat()
-            return f"{self.image_id}{self.image}:{found.st_size}:{found.st_mtime_ns}"
+        if isinstance(self.image, (str, Path)):
+            with contextlib.suppress(OSError):
+                found = os.stat(self.image)
+                return f"{self.image_id}{self.image}:{found.st_size}:{found.st_mtime_ns}"
         return self.image_id

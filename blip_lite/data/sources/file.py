@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -56,7 +57,7 @@ def file_rows(
         rows = object_rows(content, root, path, settings, notes, split)
     else:
         rows = table_rows(utf8(path, read_table(path, notes=notes)), root, settings, notes, split)
-    return rows if settings.image_root else in_right_folder(list(rows), root, notes, split)
+    return rows if settings.image_root else in_right_folder(rows, root, notes, split)
 
 
 def load_file(path: Path, settings: DataSettings) -> Listing:
@@ -72,59 +73,77 @@ def load_file(path: Path, settings: DataSettings) -> Listing:
     return Listing(path.stem, rows, notes)
 
 
-def in_right_folder(rows: list[Picture], root: Path, notes: list[str], split: str | None = None) -> list[Picture]:
+def in_right_folder(
+    rows: Iterable[Picture], root: Path, notes: list[str], split: str | None = None
+) -> Iterator[Picture]:
     """The rows; where none of the first has its image in `root`, with the folder below or beside it that has them, and
-    without the leading folders that all names share, where these are another machine's. Raises DataError where
-    several folders have them, and none is called after images or the table's split."""
-    files = [row for row in rows if isinstance(row.image, Path) and not row.url]
-    probe = files[:PROBE]
-    if not probe or any(row.image.is_file() for row in probe if isinstance(row.image, Path)):
-        return rows
-    names = {id(row): Path(os.path.relpath(str(row.image), root)).as_posix() for row in files}
+    without the leading folders that these share, where they are another machine's. Raises DataError where several
+    folders have them, and none is called after images or the table's split."""
+    rows = iter(rows)
+    first = list(islice(rows, PROBE))
+    probe = [row.image for row in first if isinstance(row.image, Path) and not row.url]
+    found = right_folder(probe, root, first[0].where, split) if probe and not any(map(on_disk, probe)) else None
+    if not found:
+        yield from first
+        yield from rows
+        return
+    folder, shorter = found
+    notes.append(f"images are in {folder}; --image_root says another folder")
+    of_folder = split_of_name(folder.name, strict=True)
+    base, paths = os.path.join(os.path.abspath(root), ""), dict[str, Path]()
+    for row in chain(first, rows):
+        if of_folder == "test":
+            if row.split not in (None, "test"):
+                raise DataError(f"{row.where}: {row.image_id} is in {row.split}, but its folder {folder} says test")
+            row.split = "test"
+        if isinstance(row.image, Path) and not row.url:
+            name = str(row.image)
+            if name not in paths:
+                short = shorter(Path(name.removeprefix(base)).as_posix())
+                paths[name] = row.image if short is None else inside(folder, short, row.where)
+            row.image = paths[name]
+        yield row
+
+
+def right_folder(
+    probe: Sequence[Path], root: Path, where: str, split: str | None
+) -> tuple[Path, Callable[[str], str | None]] | None:
+    """(the folder that has the files of `probe`, what makes their names in it of those in `root`), or None."""
+    names = [Path(os.path.relpath(path, root)).as_posix() for path in probe]
     beside = root.parent.glob("*/") if plain(root.name) in ANNOTATIONS else ()  # COCO
     folders = sorted(p for p in {*root.glob("*/"), *root.glob("*/*/"), *beside} if p.is_dir())
     folders = [f for f in folders if not any(part[:1] in (".", "_") for part in f.relative_to(root.parent).parts[1:])]
     if split:  # another split's folder has other images of these names
         folders = [folder for folder in folders if split_of_name(folder.name, strict=True) in (None, split)]
 
-    for shorter in shortenings(list(names.values())):
+    for shorter in shortenings(names):
 
-        def fit(folder: Path, shorter: Callable[[str], str] = shorter) -> tuple[int, bool, bool, bool]:
-            has = sum(on_disk(folder / shorter(names[id(row)])) is not None for row in probe)
+        def fit(folder: Path, shorter: Callable[[str], str | None] = shorter) -> tuple[int, bool, bool, bool]:
+            has = sum(on_disk(folder / (shorter(name) or name)) is not None for name in names)
             named = split_of_name(folder.name, strict=True)
             images = plain(folder.name) in ("images", "image", "imgs", "photos", "data")
             return has, folder == root, bool(split) and named == split, images
 
         fits = sorted(((fit(folder), folder) for folder in (root, *folders)), reverse=True)
+        if len(fits) > 1 and fits[0][0][0] and fits[1][0] == fits[0][0]:
+            raise DataError(
+                f"{where}: images of these names are in {fits[0][1]} and in {fits[1][1]}; say which with --image_root"
+            )
         if fits[0][0][0]:
-            break
-    else:
-        return rows
-    best = fits[0][1]
-    if len(fits) > 1 and fits[1][0] == fits[0][0]:
-        raise DataError(
-            f"{rows[0].where}: images of these names are in {best} and in {fits[1][1]}; say which with --image_root"
-        )
-    notes.append(f"images are in {best}; --image_root says another folder")
-    if split_of_name(best.name, strict=True) == "test":
-        if wrong := next((row for row in rows if row.split not in (None, "test")), None):
-            raise DataError(f"{wrong.where}: {wrong.image_id} is in {wrong.split}, but its folder {best} says test")
-        for row in rows:
-            row.split = "test"
-    for row in files:
-        path = inside(best, shorter(names[id(row)]), row.where)
-        row.image = on_disk(path) or path
-    return rows
+            return fits[0][1], shorter
+    return None
 
 
-def shortenings(names: Sequence[str]) -> Iterator[Callable[[str], str]]:
-    """What may be left out of all names: nothing; one after the other of the folders that all begin with, up to one
-    that names a split; and the eight signs that Label Studio puts before the name of an uploaded file."""
+def shortenings(names: Sequence[str]) -> Iterator[Callable[[str], str | None]]:
+    """What may be left out of names: nothing; one after the other of the folders that all of these begin with, up to
+    one that names a split (None for a name that begins otherwise); and the eight signs that Label Studio puts before
+    the name of an uploaded file."""
     shared = PurePosixPath(os.path.commonpath([os.path.dirname(name) for name in names])).parts
     for cut in range(len(shared) + 1):
         if cut and split_of_name(shared[cut - 1], strict=True):
             return
-        yield lambda name, cut=cut: "/".join(name.split("/")[cut:])  # type: ignore[misc]
+        begins = "".join(f"{part}/" for part in shared[:cut])
+        yield lambda name, begins=begins: name[len(begins) :] if name.startswith(begins) else None  # type: ignore[misc]
     if all(_UPLOADED.search(name) for name in names):
         yield lambda name: _UPLOADED.sub("", name)
 

@@ -106,7 +106,6 @@ def load_folder(folder: Path, settings: DataSettings) -> Listing:
     else:
         rows = sidecar_rows(folder, found, texts, notes)
         notes += [f"{p.name} is not read: most images have a text beside them" for p in extracted]
-    rows = list(rows)
     odd = {suffix: n for suffix, n in found.others.items() if suffix not in QUIET}
     if odd and found.images:
         notes.append("not read: " + ", ".join(f"{n} {suffix}" for suffix, n in sorted(odd.items())))
@@ -172,11 +171,11 @@ def metadata_rows(
     for table in tables:
         inner = PurePosixPath(table.relative_to(folder).as_posix())
         for row in file_rows(table, image_root(settings) or table.parent, settings, notes, split_of_path(inner)):
-            named.add(row.image)
+            named.add(str(row.image))
             if isinstance(row.image, Path) and not row.url:
                 row.image_id = id_in(folder, row)
             yield row
-    if silent := [p.relative_to(folder) for p in found.images if p not in named]:
+    if silent := [p.relative_to(folder) for p in found.images if str(p) not in named]:
         names = ", ".join(sorted({table.name for table in tables}))
         notes.append(f"{len(silent)} images are not in {names}; left out (e.g. {silent[0]})")
 
@@ -218,8 +217,8 @@ def image_root(settings: DataSettings) -> Path | None:
 
 def id_in(folder: Path, row: Picture) -> str:
     """What an image of the folder is called: its path there, as two tables may each have a `1.jpg`."""
-    path = PurePosixPath(Path(os.path.relpath(str(row.image), folder)).as_posix())
-    return row.image_id if path.parts[:1] == ("..",) else unicodedata.normalize("NFC", str(path))
+    base, path = os.path.join(os.path.abspath(folder), ""), os.path.abspath(str(row.image))
+    return unicodedata.normalize("NFC", path[len(base) :]) if path.startswith(base) else row.image_id
 
 
 def has_header(path: Path) -> bool:

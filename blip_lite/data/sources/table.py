@@ -96,6 +96,8 @@ def list_in(text: str) -> list[str]:
         with contextlib.suppress(ValueError, RecursionError):
             if captions := captions_in(json.loads(text)):
                 return captions
+    if text[-1:] not in "])" or not text:
+        return [""] if text.casefold() in NULLS else [text]  # empty: to be counted, not to vanish
     inner = re.fullmatch(r"(?:array\()?[\[(](.*?),?\s*[\])](?:,\s*dtype=\w+)?\)?", text, re.DOTALL)
     if inner:
         if text[0] == "[":
@@ -105,7 +107,7 @@ def list_in(text: str) -> list[str]:
         if not re.sub(r"\b(?:nan|None|null)\b|[\s,]", "", rest) and (found or text[0] != "("):
             with contextlib.suppress(ValueError, SyntaxError):
                 return [str(ast.literal_eval(one)).strip() for one in found]
-    return [""] if text.casefold() in NULLS else [text]  # empty: to be counted, not to vanish
+    return [text]
 
 
 def answer_in(turns: Sequence[Mapping[str, Any]]) -> str:
@@ -154,22 +156,20 @@ def image_path(root: Path, name: str, where: str) -> tuple[str, Path]:
     name = re.sub(r"^[A-Za-z]:/", "/", name)
     if name.startswith("/") and not name.startswith(os.path.abspath(root)) and not os.path.exists(name):
         name = name.lstrip("/")
-    path = inside(root, name, where)
-    try:
-        return unicodedata.normalize("NFC", os.path.normpath(name)), on_disk(path) or path
-    except OSError as error:  # too long a name: base64, a text
-        raise DataError(f"{where}: {name[:60]!r} is no path ({error.strerror})") from error
+    if len(name) > 255 and max(len(part.encode("utf-8", "replace")) for part in name.split("/")) > 255:
+        raise DataError(f"{where}: {name[:60]!r} is no path: its name is too long. Is it base64, or a text?")
+    return unicodedata.normalize("NFC", os.path.normpath(name)), inside(root, name, where)
 
 
 def on_disk(path: Path) -> Path | None:
     """The file of that name: in another Unicode spelling, as file systems differ, or with an image's suffix, if the
     name has none."""
-    if path.exists():
+    if os.path.isfile(path):
         return path
     spelt = [path.with_name(unicodedata.normalize(form, path.name)) for form in ("NFC", "NFD")]
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         spelt += [path.with_name(path.name + suffix) for suffix in sorted(IMAGE_SUFFIXES)]
-    return next((other for other in spelt if other.exists()), None)
+    return next((other for other in spelt if os.path.isfile(other)), None)
 
 
 def inside(root: Path, name: str, where: str) -> Path:
@@ -205,6 +205,7 @@ def table_rows(
     columns: tuple[str, list[str]] | None = None
     failed = rejected = 0
     keys: list[Any] = []
+    paths: dict[str, tuple[str, Path]] = {}  # by what the cell says: five captions of an image, one path
     for number, (where, row) in enumerate(table):
         if columns is None:
             columns = pick_columns(list(row), settings, where, notes)
@@ -228,6 +229,9 @@ def table_rows(
             raise DataError(f"{where}: {error}") from error
         own = split_in(row[split_column], where) if split_column else split_of_name(str(row[maybe])) if maybe else None
         in_split = agreed(own, split, where)
+        if isinstance(value, str) and value in paths:
+            yield Picture(*paths[value], captions, where, in_split)
+            continue
         if isinstance(value, Mapping):  # {"bytes", "path"}, as `datasets` keeps an image
             value = value.get("bytes") or value.get("path")
         if value is None or value != value or (isinstance(value, str) and value.strip().casefold() in NULLS):
@@ -247,8 +251,8 @@ def table_rows(
         elif re.match(r"\s*[a-z]{2,}:", value, re.IGNORECASE):
             raise DataError(f"{where}: {value}: only paths, http and https URLs are read")
         else:
-            image_id, path = image_path(root, value, where)
-            yield Picture(image_id, path, captions, where, in_split)
+            paths[value] = image_path(root, value, where)
+            yield Picture(*paths[value], captions, where, in_split)
     if failed:
         notes.append(f"{failed} images were not downloaded (status is not success); left out")
     if rejected:
@@ -396,7 +400,8 @@ def csv_rows(
             continue
         while len(cells) > len(header) and not cells[-1].strip():  # Excel ends each line with separators
             cells.pop()
-        row: dict[Any, Any] = dict.fromkeys(header) | dict(zip(header, cells))
+        row: dict[Any, Any] = dict(zip(header, cells))
+        row |= dict.fromkeys(header[len(cells) :])
         if len(cells) > len(header):  # a comma in a caption without quotes would cut it
             if strict:
                 raise DataError(f"{where}: more fields than columns; put captions with {delimiter!r} in quotes")
