@@ -4,27 +4,39 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, features
 
 from blip_lite.errors import ImageError
+from blip_lite.processing.file_kinds import kind_of
 
 ImageInput = str | Path | bytes | Image.Image | np.ndarray
 
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+try:  # of the extra `heic`
+    import pillow_heif  # type: ignore[import-not-found,unused-ignore]
 
+    pillow_heif.register_heif_opener()
+    HEIC = True
+except ImportError:
+    HEIC = False
 
-FORMATS = (
-    "JPEG",
-    "PNG",
-    "WEBP",
-    "BMP",
-    "GIF",
-    "TIFF",
-)  # no others, whatever a file is called: of EPS, Pillow runs Ghostscript
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".avif", ".bmp", ".gif", ".tif"}
+IMAGE_SUFFIXES |= {".tiff", *([".heic", ".heif"] if HEIC else [])}
+
+# Pictures that are not read, by suffix, and what helps; named where they are passed over.
+OTHER_PICTURES = {
+    **({} if HEIC else dict.fromkeys((".heic", ".heif", ".hif"), "pip install 'blip_lite[heic]' reads them")),
+    **dict.fromkeys((".jxl", ".jp2", ".j2k", ".psd", ".svg", ".ico", ".exr", ".dng", ".ppm", ".pgm"), "convert them"),
+    **dict.fromkeys((".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".tga", ".pcx", ".jpf"), "convert them"),
+}
+
+# No others, whatever a file is called: of EPS, Pillow runs Ghostscript.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", *(["AVIF"] if features.check("avif") else []))
+FORMATS += ("HEIF",) if HEIC else ()
 
 
 STRIP = 256  # rows
@@ -36,11 +48,32 @@ PIXELS_A_BYTE = 300  # of a file; photographs have 2 to 20, and a bomb of few by
 MAX_SIDE = 2**16 - 1  # pixels; JPEG's own limit
 
 
+MAX_BYTES = 2**30  # of a file
+
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+ORIENTATION = 274  # EXIF's tag
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+PHOTOMETRIC, SAMPLE_FORMAT, COLOUR_MAP = 262, 339, 320  # TIFF's tags
+WHITE_IS_ZERO, SIGNED = 0, 2  # and values
+
+
 def open_image(source: ImageInput) -> Image.Image:
     """Decode an image and turn it into upright RGB.
 
-    EXIF orientation is applied. Alpha and palette transparency are laid on white, 16-bit greys are scaled to 8
-    bits (Pillow would clip them), everything else is converted by Pillow. Of an animation, the first frame.
+    EXIF orientation is applied. Alpha and palette transparency are laid on white, greys of more than 8 bits are scaled
+    to 8 (Pillow would clip them) by `_eight_bits`, everything else is converted by Pillow. Of an animation, the first
+    frame. Metadata that are broken or huge are passed over.
 
     Args:
         source: a path, the bytes of a file, a Pillow image, or an array `[height, width]` or
@@ -57,23 +90,73 @@ def open_image(source: ImageInput) -> Image.Image:
         elif isinstance(source, Image.Image):
             image = source
         else:
-            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
-            size = len(source) if isinstance(source, bytes) else os.path.getsize(source)
-            dense = image.width * image.height > max(Image.MAX_IMAGE_PIXELS or 0, PIXELS_A_BYTE * size)
+            data = source if isinstance(source, bytes) else _read(source)
+            image = _open(data)
+            dense = image.width * image.height > max(Image.MAX_IMAGE_PIXELS or 0, PIXELS_A_BYTE * len(data))
             if dense or max(image.size) > MAX_SIDE:
-                raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels in {size} bytes")
+                raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels in {len(data)} bytes")
         if not (image.width and image.height):
             raise ValueError("it has no pixels")
-        image = ImageOps.exif_transpose(image)
-        return _to_rgb(image)
+        rgb = _to_rgb(image)
+        turn = _turn(image)
+        return rgb if turn is None else rgb.transpose(turn)
     except FileNotFoundError:
         raise ImageError(f"{name}: no such file") from None
     except Image.UnidentifiedImageError:
-        raise ImageError(f"{name}: not a JPEG, PNG, WebP, BMP, GIF or TIFF image") from None
+        kind, others = kind_of(data), "not a JPEG, PNG, WebP, BMP, GIF or TIFF image"
+        if kind and "TIFF" in kind:
+            raise ImageError(f"{name}: {kind}") from None
+        raise ImageError(f"{name}: {others}{f': {kind}' if kind else ''}") from None
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name}: refused, {error}") from error
     except Exception as error:  # of broken files Pillow raises whatever its decoders do, struct.error among them
+        if isinstance(error, OSError) and error.errno:
+            raise ImageError(f"{name}: cannot be read ({error.strerror})") from error
         raise ImageError(f"{name}: cannot be decoded ({error})") from error
+
+
+def _read(path: str | Path) -> bytes:
+    """A file's bytes: Pillow reads some layouts wrongly from a path. Not those of a pipe or a device, which may never
+    end."""
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError("a folder" if stat.S_ISDIR(found.st_mode) else "a pipe or a device, not a file")
+    if found.st_size > MAX_BYTES:
+        raise Image.DecompressionBombError(f"a file of {found.st_size / 1e9:.1f} GB")
+    return Path(path).read_bytes()
+
+
+def _open(data: bytes) -> Image.Image:
+    """Pillow's image, its pixels loaded but for the largest. Where a PNG's texts or colour profile are beyond Pillow's
+    bounds, without them."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if data[:8] == PNG and image.width * image.height < (Image.MAX_IMAGE_PIXELS or 0):
+            image.load()  # texts may come after the pixels
+        return image
+    except ValueError:
+        if data[:8] != PNG:
+            raise
+        return Image.open(io.BytesIO(_without_texts(data)), formats=FORMATS)
+
+
+def _without_texts(data: bytes) -> bytes:
+    """A PNG without its texts, colour profile and EXIF."""
+    kept, at = [PNG], len(PNG)
+    while at + 12 <= len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        if data[at + 4 : at + 8] not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"eXIf"):
+            kept.append(data[at:end])
+        at = end
+    return b"".join(kept)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What EXIF asks for (of a TIFF, Pillow does it itself in loading); None where it cannot be read."""
+    try:
+        return TURNS.get(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # whatever Pillow's readers of broken EXIF raise
+        return None
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
@@ -91,13 +174,30 @@ def _from_array(array: np.ndarray) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB" and "transparency" not in image.info:
+    tags = getattr(image, "tag_v2", {})
+    deep_colours = any("16" in str(tile[3]) for tile in getattr(image, "tile", [])[:1])  # which Pillow makes 8 bits
+    transparency = image.info.get("transparency")
+    if image.mode == "RGB" and transparency is None:
         image.load()
         return image
-    if image.mode.startswith("I"):  # 16-bit grey, held in 16 or 32 bits
-        grey = np.asarray(image).astype(np.float64) / 257  # 65535 -> 255
-        return Image.fromarray(np.clip(np.round(grey), 0, 255).astype(np.uint8)).convert("RGB")
-    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
+    if image.mode[0] in "IF":  # grey of 16 or 32 bits, or floating point
+        grey = _eight_bits(np.asarray(image), tags.get(SAMPLE_FORMAT, (None,))[0])
+        if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+            grey = 255 - grey
+        if isinstance(transparency, int):
+            grey[np.asarray(image) == transparency] = 255
+        return Image.fromarray(grey).convert("RGB")
+    if image.mode == "P" and (colours := tags.get(COLOUR_MAP)) and max(colours) < 256:  # not of 16 bits, as it says
+        image.load()
+        each = len(colours) // 3
+        image.putpalette(bytes(colours[c * each + i] for i in range(each) for c in range(3)))
+    if image.mode in ("La", "RGBa"):  # multiplied by alpha
+        image = image.convert("LA" if image.mode == "La" else "RGBA")
+    if deep_colours and isinstance(transparency, tuple):
+        image.info["transparency"] = tuple(value >> 8 for value in transparency)
+    if image.format in ("BMP", "TIFF") and image.mode == "RGBA" and not image.getchannel("A").getbbox():
+        return image.convert("RGB")  # programs that have no alpha leave 0 there
+    if "A" in image.getbands() or transparency is not None:
         image = image.convert("RGBA")
         rgb = Image.new("RGB", image.size)
         for top in range(0, image.height, STRIP):  # in strips: a large image is not held four times
@@ -106,3 +206,40 @@ def _to_rgb(image: Image.Image) -> Image.Image:
             rgb.paste(Image.alpha_composite(white, strip).convert("RGB"), (0, top))
         return rgb
     return image.convert("RGB")
+
+
+def _eight_bits(grey: np.ndarray, sample_format: int | None) -> np.ndarray:
+    """Greys of any type -> uint8. What is white is the largest number of the smallest usual range that holds all
+    values, as files do not say: 8 bits in 32, 12 in 16 (cameras, X-rays), 0 to 1 or 0 to 255 in floating point.
+
+    Args:
+        grey: `[H, W]`, unsigned, signed or floating point.
+        sample_format: TIFF's: 1 unsigned, 2 signed, 3 floating point; None: not said.
+
+    Raises:
+        ValueError: floating-point values in no usual range.
+    """
+    if np.issubdtype(grey.dtype, np.floating):
+        if not np.isfinite(grey).all() or grey.min() < 0 or grey.max() > 65535:
+            raise ValueError(
+                f"floating-point pixels from {grey.min():g} to {grey.max():g}; expected 0 to 1, 0 to 255 or 0 to 65535"
+            )
+        ranges: tuple[float, ...] = (1, 255, 65535)
+    else:
+        if grey.dtype == np.int32 and grey.min() < 0 and sample_format != SIGNED:
+            grey = grey.view(np.uint32)
+        if grey.min() < 0:  # as many below 0 as above
+            half = 2**15 if grey.min() >= -(2**15) and grey.max() < 2**15 else 2**31
+            return ((grey.astype(np.float64) + half) / (2 * half - 1) * 255).round().astype(np.uint8)
+        ranges = (
+            255,
+            1023,
+            4095,
+            16383,
+            *([2**15 - 1] if sample_format == SIGNED else []),
+            65535,
+            2**31 - 1,
+            2**32 - 1,
+        )
+    white = next(top for top in ranges if grey.max(initial=0) <= top)
+    return (grey.astype(np.float64) * (255 / white)).round().astype(np.uint8)

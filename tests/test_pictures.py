@@ -1,0 +1,174 @@
+"""Photographs as cameras, scanners and programs write them: one picture in every depth, order, layout comes out the same;
+what cannot be read is called by what it is."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from blip_lite.errors import ImageError
+from blip_lite.processing.images import IMAGE_SUFFIXES, open_image
+
+H, W = 24, 36
+GREY = np.clip(np.add.outer(np.arange(H) * 6, np.arange(W) * 3), 0, 255).astype(np.uint8)
+GREY[0, 0], GREY[-1, -1] = 0, 255  # the whole range
+
+
+def tiff(array: np.ndarray, order: str, photometric: int = 1, more: dict[int, tuple[int, ...]] | None = None) -> bytes:
+    """An uncompressed TIFF of one strip, written here so that no library's idea of it is tested against itself."""
+    data = array.astype(array.dtype.newbyteorder(order)).tobytes()
+    form = {"u": 1, "i": 2, "f": 3}[array.dtype.kind]
+    tags: dict[int, tuple[int, ...]] = {
+        256: (array.shape[1],), 257: (array.shape[0],), 258: (8 * array.itemsize,), 259: (1,), 262: (photometric,),
+        273: (0,), 277: (1,), 278: (array.shape[0],), 279: (len(data),), 339: (form,),
+    } | (more or {})  # fmt: skip
+    start = 8 + 2 + 12 * len(tags) + 4
+    long, entries = b"", b""
+    for tag, values in sorted(tags.items()):
+        values = (start + sum(2 * len(v) for v in tags.values() if len(v) > 2),) if tag == 273 else values
+        kind, letter = (4, "I") if tag in (256, 257, 273, 278, 279) else (3, "H")
+        packed = struct.pack(f"{order}{len(values)}{letter}", *values)
+        if len(packed) > 4:
+            long, packed = long + packed, struct.pack(f"{order}I", start + len(long))
+        entries += struct.pack(f"{order}HHI", tag, kind, len(values)) + packed.ljust(4, b"\0")
+    head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8)
+    return head + struct.pack(f"{order}H", len(tags)) + entries + b"\0\0\0\0" + long + data
+
+
+WAYS: dict[str, Any] = {
+    "u8": GREY,
+    "u16": GREY.astype(np.uint16) * 257,
+    "12 bits in u16": (GREY.astype(np.float64) * 4095 / 255).round().astype(np.uint16),
+    "u32": GREY.astype(np.uint32) * 16843009,
+    "8 bits in i32": GREY.astype(np.int32),
+    "i16": (GREY.astype(np.int32) * 257 - 32768).astype(np.int16),
+    "f32 to 1": (GREY / 255).astype(np.float32),
+    "f32 to 255": GREY.astype(np.float32),
+}
+
+
+@given(st.sampled_from(sorted(WAYS)), st.sampled_from("<>"), st.booleans(), st.integers(1, 8))
+@settings(deadline=None, max_examples=150)
+def test_greys_of_every_depth(way: str, order: str, white_is_zero: bool, orientation: int) -> None:
+    array = WAYS[way]
+    if white_is_zero and way[0] == "f":
+        return  # no program writes it
+    more = {274: (orientation,)} if orientation > 1 else None
+    data = tiff(array, order, 0 if white_is_zero else 1, more)
+    try:
+        found = np.asarray(open_image(data))
+    except ImageError as error:  # of some orders Pillow has no reader; then it is said
+        assert "this is a TIFF of a kind that Pillow does not read" in str(error) and (order == ">" or white_is_zero)
+        return
+    expected = 255 - GREY if white_is_zero else GREY
+    turned = {1: expected, 2: expected[:, ::-1], 3: expected[::-1, ::-1], 4: expected[::-1], 5: expected.T,
+              6: expected[::-1].T, 7: expected[::-1, ::-1].T, 8: expected.T[::-1]}[orientation]  # fmt: skip
+    assert found.shape == (*turned.shape, 3)
+    assert np.abs(found[:, :, 0].astype(int) - turned).max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGB", "RGBA", "CMYK", "I;16"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_path_and_its_bytes_are_one_picture(tmp_path: Path, mode: str, orientation: int) -> None:
+    image = Image.fromarray(WAYS["u16"]) if mode == "I;16" else Image.fromarray(GREY).convert(mode)
+    exif = Image.Exif()
+    exif[274] = orientation
+    image.save(tmp_path / "a.tif", exif=exif)
+    one, two = open_image(tmp_path / "a.tif"), open_image((tmp_path / "a.tif").read_bytes())
+    assert one.size == two.size == ((W, H) if orientation < 5 else (H, W)) and one.tobytes() == two.tobytes()
+
+
+def test_a_palette_of_eight_bits_is_not_black() -> None:
+    rng = np.random.default_rng(0)
+    colours = rng.integers(0, 256, (256, 3))
+    for scale in (1, 257):
+        values = tuple(int(v) * scale for v in colours.T.ravel())
+        found = np.asarray(open_image(tiff(GREY, "<", 3, {320: values})))
+        assert np.abs(found.astype(int) - colours[GREY]).max() <= 1
+
+
+def test_alpha_that_is_zero_everywhere_is_none_in_a_bmp_and_transparent_greys_are_white() -> None:
+    raw = np.dstack([GREY, GREY, GREY, np.zeros_like(GREY)])
+    header = b"BM" + struct.pack("<IHHI", 54 + raw.size, 0, 0, 54)
+    header += struct.pack("<IiiHHIIiiII", 40, W, -H, 1, 32, 0, raw.size, 0, 0, 0, 0)
+    assert np.abs(np.asarray(open_image(header + raw.tobytes()))[:, :, 0].astype(int) - GREY).max() == 0
+    for array, mode in ((WAYS["u16"], "I;16"), (GREY, "L")):
+        file = io.BytesIO()
+        Image.fromarray(array).save(file, "PNG", transparency=int(array[0, 0]))
+        found = np.asarray(open_image(file.getvalue()))[:, :, 0]
+        assert (found[array == array[0, 0]] == 255).all() and found[1, 1] == GREY[1, 1], mode
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+@pytest.mark.parametrize("where", ["before", "after"])
+@pytest.mark.parametrize(
+    "extra",
+    [chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(3_000_000))), chunk(b"tEXt", b"Raw profile type exif\0\nexif\n 4\nxyz"),
+     chunk(b"iTXt", b"a\0\1\0\0\0" + zlib.compress(bytes(3_000_000))), chunk(b"eXIf", b"garbage"),
+     chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(3_000_000)))],
+)  # fmt: skip
+def test_metadata_that_are_broken_or_huge_refuse_no_picture(extra: bytes, where: str) -> None:
+    file = io.BytesIO()
+    Image.fromarray(GREY).save(file, "PNG")
+    data = file.getvalue()
+    at = data.index(b"IDAT") - 4 if where == "before" else data.index(b"IEND") - 4
+    assert (np.asarray(open_image(data[:at] + extra + data[at:]))[:, :, 0] == GREY).all()
+
+
+@given(st.binary(max_size=200))
+@settings(deadline=None)
+def test_any_exif_leaves_a_photograph_a_photograph(exif: bytes) -> None:
+    file = io.BytesIO()
+    Image.fromarray(GREY).save(file, "JPEG", exif=b"Exif\0\0" + exif)
+    assert sorted(open_image(file.getvalue()).size) == [H, W]
+
+
+@pytest.mark.parametrize(
+    "data, says",
+    [(b"\0\0\0\x18ftypheic", "HEIC.*blip_lite\\[heic\\]"), (b"%PDF-1.4", "a PDF"), (b"\n<!DOCTYPE html><html>", "an HTML page"),
+     (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"), (b"", "empty"), (b"\xff\x0a\0", "JPEG XL"),
+     (b"\0\5\x16\7\0\2\0\0Mac OS X", "AppleDouble"), (b"<?xml version='1.0'?><svg/>", "SVG"), (b"8BPS\0", "Photoshop"),
+     (tiff(GREY.astype(np.float16), "<"), "TIFF.*16 bits, floating-point"), (b"MM\0+\0\x08\0\0", "TIFF.*damaged")],
+)  # fmt: skip
+def test_what_is_no_picture_is_called_what_it_is(data: bytes, says: str) -> None:
+    with pytest.raises(ImageError, match=says) as caught:
+        open_image(data)
+    assert "TIFF" not in says or "not a JPEG" not in str(caught.value)
+
+
+def test_errors_of_the_file_system_say_just_that(tmp_path: Path) -> None:
+    import os
+
+    os.mkfifo(tmp_path / "a.png")
+    for path, says in (
+        (tmp_path, "a folder"),
+        (tmp_path / "a.png", "a pipe or a device"),
+        (tmp_path / "b", "no such file"),
+    ):
+        with pytest.raises(ImageError, match=says):
+            open_image(path)
+
+
+@pytest.mark.parametrize(
+    "suffix, form", [(".avif", "AVIF"), (".jfif", "JPEG"), (".jpe", "JPEG"), (".mpo", "MPO"), (".apng", "PNG")]
+)
+def test_formats_people_have(tmp_path: Path, suffix: str, form: str) -> None:
+    image = Image.fromarray(GREY).convert("RGB")
+    try:
+        image.save(tmp_path / f"a{suffix}", form)
+    except (KeyError, OSError):
+        pytest.skip(f"this Pillow writes no {form}")
+    assert suffix in IMAGE_SUFFIXES
+    assert np.abs(np.asarray(open_image(tmp_path / f"a{suffix}")).astype(int)[:, :, 0] - GREY).mean() < 6
