@@ -185,6 +185,12 @@ def add_caption(parser: argparse.ArgumentParser) -> None:
     )
     add("--sidecar", action="store_true", help="write each image's captions into a .txt beside it, if there is none")
     add("--html", metavar="FILE", help="write a page with the first 1,000 images and their captions")
+    add("--sidecar_suffix", default=".txt", metavar=".X", help="of --sidecar's files, e.g. .caption (default: .txt)")
+    add(
+        "--existing",
+        choices=("skip", "overwrite", "append", "prepend"),
+        help="what --sidecar does with files that are there (default: skip, with --overwrite overwrite)",
+    )
     add("--overwrite", action="store_true", help="begin --output anew; replace .txt files that are there")
     add("--retry_failed", action="store_true", help="try the images again that --output has with an error")
     add("--allow_urls", action="store_true", help="fetch images at http(s) URLs, from public addresses only")
@@ -204,12 +210,24 @@ def add_caption(parser: argparse.ArgumentParser) -> None:
     )
     add("--banned_words", metavar="FILE", help="words and phrases, one a line, that no caption says")
     add("--review_words", metavar="FILE", help="words and phrases, one a line; captions that say one are flagged")
+    add("--caption_prefix", default="", metavar="TEXT", help="put this before every caption that is written")
+    add("--caption_suffix", default="", metavar="TEXT", help="put this after it")
+    add("--min_score", type=float, metavar="X", help="flag captions with a lower mean log-probability for review")
     add("--scores", action="store_true", help="write the mean log-probability of each caption's tokens")
     add("--batch_size", type=int, default=8, metavar="N", help="images at a time (default: 8)")
     add("--num_workers", type=int, default=4, metavar="N", help="threads that read and decode images (default: 4)")
     add(
         "--num_beams", type=int, default=5, metavar="N", help="beams, at least --num_captions; 1 is greedy (default: 5)"
     )
+    add("--min_new_tokens", type=int, default=0, metavar="N", help="shortest caption in tokens (default: 0)")
+    add(
+        "--length_penalty",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="of beams: above 0 longer captions, below 0 shorter ones (default: 1.0)",
+    )
+    add("--seed", type=int, metavar="N", help="of --do_sample; the same captions for the same images and batches")
     add("--max_new_tokens", type=int, default=30, metavar="N", help="longest caption in tokens (default: 30)")
     add("--device", default="auto", help="auto (the default), cpu, cuda, cuda:1, mps")
     add(

@@ -1,8 +1,7 @@
 """`blip-lite caption`: photographs from wherever they lie -> captions, printed or written.
 
-Exit code: 0, all have a caption; 1, some could not be read; 2, nothing was done, the command or a file it names is
-wrong;
-3, it broke down on the way (out of memory, say).
+Exit code: 0, all have a caption; 1, some could not be read, or have none; 2, nothing was done, the command or a file it
+names is wrong; 3, it broke down on the way (out of memory, say).
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import os
 import sys
 import threading
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from itertools import chain, islice
@@ -20,21 +20,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from blip_lite.captioner import Captioner
 from blip_lite.captioning.bulk import Captioned, caption_files, review_of
-from blip_lite.captioning.inputs import broken, count, expand
+from blip_lite.captioning.inputs import broken, count, expand, identity, passed_over_text
 from blip_lite.captioning.journal import Seen, key_of, read_journal, take_up, to_line
-from blip_lite.captioning.outputs import convert, discard, journal_of, sidecar_of, write_sidecar, write_sidecars
-from blip_lite.errors import BrokenOff, ConfigError
+from blip_lite.captioning.outputs import Sidecars, convert, discard, journal_of, write_sidecar, write_sidecars
+from blip_lite.errors import BrokenOff, ConfigError, ImageError
 from blip_lite.processing.images import IMAGE_SUFFIXES
 from blip_lite.processing.picture import Picture
+from blip_lite.processing.progress import Progress
 from blip_lite.processing.word_filter import read_words, split_entries
 from blip_lite.reports.gallery import gallery
 from blip_lite.storage import lock
 
 GALLERY = 1000  # images that --html shows
+EMPTY = "empty caption"  # a flag
+REMEMBERED = 10_000  # captions that are compared: do most images get the same one?
 
 
 def caption(args: argparse.Namespace) -> int:
@@ -64,6 +66,7 @@ def caption(args: argparse.Namespace) -> int:
 def run(args: argparse.Namespace) -> int:
     """`caption`, with errors as they are."""
     settings: dict[str, Any] = {"num_return_sequences": args.num_captions, "max_new_tokens": args.max_new_tokens}
+    settings |= {"min_new_tokens": args.min_new_tokens, "length_penalty": args.length_penalty, "seed": args.seed}
     settings["num_beams"] = 1 if args.do_sample else max(args.num_beams, args.num_captions)
     if args.do_sample:
         settings |= {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p}
@@ -74,32 +77,40 @@ def run(args: argparse.Namespace) -> int:
     rank, processes, wait, device = together(args)
     captioner = Captioner.from_pretrained(args.ckpt, device, args.dtype, "int8" if args.int8 else None)
     review = split_entries(captioner.processor, to_review)
+    args.existing = args.existing or ("overwrite" if args.overwrite else "skip")
     seen, shown, images, journal = Seen(), list[Picture](), 0, None
+    passed_over, sidecars = Counter[str](), Sidecars(args.sidecar_suffix, args.images)
 
     def wanted() -> Iterator[Picture]:
         nonlocal images
-        for picture in expand(args.images, args.allow_urls, args.image_column):
+        for picture in expand(args.images, args.allow_urls, args.image_column, passed_over):
             images += 1
+            key = identity(picture.image_id)
+            if not seen.add(key):
+                continue
             if args.sidecar and not args.output:
-                text = sidecar_of(picture)
-                if text is None:
-                    picture = broken(picture.image_id, "--sidecar: no file that a .txt could lie beside; use --output")
-                elif text.exists() and not args.overwrite:
-                    continue
+                try:
+                    if sidecars.of(picture).exists() and args.existing == "skip":
+                        continue
+                except (ImageError, OSError) as error:
+                    picture = broken(picture.image_id, str(error))
             if args.html and len(shown) < GALLERY:
                 shown.append(picture)
-            if key_of(picture.image_id) % processes == rank and (journal is None or seen.add(picture.image_id)):
+            if key_of(key) % processes == rank:
                 yield picture
 
     found = caption_files(captioner, wanted(), args.batch_size, args.prompt, args.num_workers, **settings)
     if args.html:
-        Path(args.html).parent.mkdir(parents=True, exist_ok=True)
+        if os.path.abspath(args.html) in {os.path.abspath(name) for name in args.images}:
+            raise ConfigError(f"--html {args.html}: it is read, it cannot be written at the same time")
+        try_to_write(Path(args.html))
     journal = begin(args, rank, wait, seen) if args.output else None
     before = len(seen)
     # The first batch tells what is wrong with the settings and the input, so nothing is deleted or written before.
     found = chain(list(islice(found, 1)), found)
     if not images:
-        raise ConfigError(f"no images in {', '.join(args.images)}")
+        others = passed_over_text(passed_over)
+        raise ConfigError(f"no images in {', '.join(args.images)}{'; passed over: ' + others if others else ''}")
     wait()
     if args.output and args.overwrite and rank == 0:
         discard(Path(args.output))
@@ -112,16 +123,19 @@ def run(args: argparse.Namespace) -> int:
         take_up(journal)
         convert(journal, Path(args.output))
         if args.sidecar:
-            print(f"{write_sidecars(journal, args.overwrite)} .txt files written", file=sys.stderr)
-        done, failed = 0, 0
+            written, unwritten = write_sidecars(journal, args)
+            print(f"{written} {args.sidecar_suffix} files written", file=sys.stderr)
+        done, failed = 0, unwritten if args.sidecar else 0
         for _, row in read_journal(journal):
-            done, failed = done + 1, failed + ("error" in row)
-        print(f"{images_of(done - failed)} captioned, {failed} failed: {args.output}", file=sys.stderr)
+            done, failed = done + ("error" not in row), failed + ("error" in row)
+        print(f"{images_of(done)} captioned, {failed} failed: {args.output}", file=sys.stderr)
     if rank == 0 and args.html:
         names = {picture.image_id for picture in shown}
         page = {row["image"]: row for _, row in read_journal(journal) if row["image"] in names} if journal else page
         Path(args.html).write_text(gallery([(s.open, page[s.image_id]) for s in shown if s.image_id in page]), "utf-8")
         print(f"a page to look at: {args.html}", file=sys.stderr)
+    if rank == 0 and (others := passed_over_text(passed_over)):
+        print(f"passed over: {others}", file=sys.stderr)
     wait()
     return 1 if failed and (rank == 0 or not journal) else 0  # without a journal each process knows of its own only
 
@@ -157,9 +171,10 @@ def begin(args: argparse.Namespace, rank: int, wait: Callable[[], None], seen: S
         import pyarrow.parquet  # noqa: F401  of an extra: missing, it is to be told before the first image
     if read := [a for a in args.images if Path(a).resolve() in (output.resolve(), journal.resolve())]:
         raise ConfigError(f"--output {output}: {read[0]} is read, it cannot be written at the same time")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    if rank == 0:
-        args.lock = lock(output, output.with_name(f".{output.name}.lock"))  # kept open
+    for path in (output, journal):
+        try_to_write(path)
+    if rank == 0:  # of the journal too, which another output may share; kept open
+        args.locks = [lock(output, path.with_name(f".{path.name}.lock")) for path in sorted({output, journal})]
     if not args.overwrite:
         if output.exists() and not journal.exists():
             raise ConfigError(
@@ -169,18 +184,32 @@ def begin(args: argparse.Namespace, rank: int, wait: Callable[[], None], seen: S
             take_up(journal, args.retry_failed)
         wait()
         for _, row in read_journal(journal):
-            seen.add(row["image"])
+            seen.add(identity(row["image"]))
             failed += "error" in row
     if len(seen) and rank == 0:
         print(f"{output} has {len(seen)} images already, {failed} of them failed", file=sys.stderr)
     return journal
 
 
+def try_to_write(path: Path) -> None:
+    """Raises ConfigError, before the first image, if a file cannot be written."""
+    there = path.exists()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab"):
+            pass
+        if not there:
+            path.unlink()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
 def progress(args: argparse.Namespace, found: Iterator[Captioned], before: int) -> Iterator[Captioned]:
-    """The results behind a bar, if anybody sees it; a thread counts the images meanwhile, for the time left."""
-    if not (args.output or args.sidecar) or not sys.stderr.isatty() or int(os.environ.get("RANK", 0)):
+    """The results behind a bar, or, without a terminal, with a line every 30 seconds; a thread counts the images
+    meanwhile, for the time left."""
+    if not (args.output or args.sidecar) or int(os.environ.get("RANK", 0)):
         return found
-    bar = tqdm(found, unit="image")
+    bar = Progress(found, "captioned")
     processes = int(os.environ.get("WORLD_SIZE", 1))
 
     def total() -> None:
@@ -204,12 +233,29 @@ def write(
     Returns:
         How many failed, and what a gallery without a journal shows, by image.
     """
+    sidecars, said = Sidecars(args.sidecar_suffix, args.images), Counter[str]()
     alone = len(args.images) == 1 and Path(args.images[0]).suffix.lower() in IMAGE_SUFFIXES
-    failed = written = 0
+    failed = written = empty = 0
     page: dict[str, Any] = {}
     with open(journal, "a", encoding="utf-8") if journal else contextlib.nullcontext() as file:
         for result in found:
-            row = result.row(args.scores, review_of(captioner.processor, result, review))
+            flags = review_of(captioner.processor, result, review)
+            if args.min_score is not None:
+                low = [f"score {score:.2f}" for score in result.scores if score < args.min_score]
+                flags = [*(flags or []), *low]
+            mute = not result.error and not any(map(str.strip, result.captions))
+            if mute:
+                empty += 1
+                flags = [*(flags or []), EMPTY]
+            if sum(said.values()) < REMEMBERED:
+                said.update(result.captions[:1])
+            result.captions = [f"{args.caption_prefix}{text}{args.caption_suffix}" for text in result.captions]
+            if args.sidecar and not journal and not result.error and not mute:
+                try:
+                    written += write_sidecar(sidecars.of(result.picture), result.captions, args.existing)
+                except (ImageError, OSError) as error:
+                    result.error = f"its text cannot be written ({error})"
+            row = result.row(args.scores, flags)
             failed += result.error is not None
             if file:
                 file.write(to_line(row))
@@ -219,15 +265,18 @@ def write(
             if result.error:
                 if not file:
                     print(f"error: {result.image}: {result.error}", file=sys.stderr)
-            elif file:
-                continue
-            elif args.sidecar and (text := sidecar_of(result.picture)):
-                written += write_sidecar(text, result.captions, args.overwrite)
-            else:
+            elif not file and not args.sidecar:
                 for i, caption in enumerate(result.captions):
                     score = f"{result.scores[i]:.4f} " if args.scores else ""
                     flagged = f"  [review: {', '.join(row['review'])}]" if row.get("review") else ""
                     print(f"{'' if alone else f'{result.image}: '}{score}{caption}{flagged}", flush=True)
     if args.sidecar and not journal:
-        print(f"{images_of(written)} captioned, {failed} failed, the others had a .txt already", file=sys.stderr)
+        others = f"the others had a {args.sidecar_suffix} already"
+        print(f"{images_of(written)} captioned, {failed} failed, {others}", file=sys.stderr)
+    if empty:
+        print(f"warning: {images_of(empty)} got an empty caption. Is the checkpoint trained?", file=sys.stderr)
+    if sum(said.values()) >= 20 and said.most_common(1)[0][1] > 0.5 * sum(said.values()):
+        text, times = said.most_common(1)[0]
+        share = times / sum(said.values())
+        print(f"warning: {share:.0%} of the captions are {text!r}. Is the checkpoint trained?", file=sys.stderr)
     return failed, page

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
+import io
 import os
 import re
 import sys
 import tarfile
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -14,17 +17,23 @@ from typing import Any
 
 from blip_lite.data.names import IMAGE_COLUMNS, find_column
 from blip_lite.data.sources.shards import check_end, expand_braces, read_piece
-from blip_lite.data.sources.table import read_table, utf8
+from blip_lite.data.sources.table import read_table, utf8, utf16_of
 from blip_lite.errors import ConfigError, ImageError
 from blip_lite.processing.download import fetch_again
-from blip_lite.processing.images import IMAGE_SUFFIXES, ImageInput
+from blip_lite.processing.images import IMAGE_SUFFIXES, OTHER_PICTURES, ImageInput
 from blip_lite.processing.picture import Picture
 from blip_lite.settings import TABLES
 
+IGNORED = {"__macosx"}  # folders
 PATH_TABLES = tuple(suffix for suffix in TABLES if suffix != ".json")  # a JSON file is no list of images
 
 
-def expand(arguments: Iterable[str], allow_urls: bool = False, image_column: str | None = None) -> Iterator[Picture]:
+def expand(
+    arguments: Iterable[str],
+    allow_urls: bool = False,
+    image_column: str | None = None,
+    passed_over: Counter[str] | None = None,
+) -> Iterator[Picture]:
     """Images, in order; nothing is held but one folder's names, those that match a pattern, a row group of a Parquet
     file.
 
@@ -37,13 +46,15 @@ def expand(arguments: Iterable[str], allow_urls: bool = False, image_column: str
         arguments: as on the command line.
         allow_urls: whether http and https URLs are fetched.
         image_column: of tables; else one of the usual names.
+        passed_over: files in folders that are no pictures or none that is read, counted by suffix here.
 
     Raises:
-        ConfigError: a list or table that is not there or cannot be read at all, a table without a column of images,
-            or an argument that is a URL and was not allowed. A bad line or image never raises here: it does so when it
-            is loaded.
+        ConfigError: a list or table that is not there, an argument that is a URL and was not allowed; and, before the
+            first image, a table that cannot be read at all or has no column of images. After that, and of bad lines
+            and images always, one that cannot be had stands for them: it raises when it is loaded.
     """
-    arguments = list(arguments)
+    arguments, some = list(arguments), False
+    passed_over = Counter() if passed_over is None else passed_over
     for argument in arguments:  # all of them, before the first image
         if is_url(argument) and not allow_urls:
             raise ConfigError(f"{argument}: a URL; --allow_urls fetches such images")
@@ -54,49 +65,101 @@ def expand(arguments: Iterable[str], allow_urls: bool = False, image_column: str
             import pyarrow  # noqa: F401  of an extra: missing, it is to be told before the first image
 
     for argument in arguments:
-        path, suffix = Path(argument), Path(argument).suffix.lower()
-        if argument == "-":
-            yield from (named(line, None, allow_urls) for line in lines(sys.stdin))
-        elif os.path.isdir(argument):
-            yield from in_folder(argument)
-        elif is_url(argument):
-            yield named(argument, None, allow_urls)
-        elif suffix == ".txt":
-            try:
-                with open(argument, encoding="utf-8-sig", errors="surrogateescape") as file:
-                    yield from (named(line, None, allow_urls) for line in lines(file))
-            except OSError as error:
-                raise ConfigError(f"{argument}: a list of paths that cannot be read ({error})") from error
-        elif suffix == ".tar":
-            for shard in expand_braces(argument):
-                yield from in_tar(shard)
-        elif suffix in PATH_TABLES:
-            rows = (
-                in_parquet(path, image_column) if suffix == ".parquet" else utf8(path, read_table(path, strict=False))
-            )
-            yield from in_table(path, rows, image_column, allow_urls)
-        elif not os.path.exists(argument) and glob.has_magic(argument):
-            found = sorted(glob.glob(argument, recursive=True))
-            yield from (Picture(name, name) for name in found)
-            if not found:
-                yield broken(argument, "no file matches this pattern")
-        else:
-            yield Picture(argument, argument)
+        try:
+            for picture in expand_one(argument, allow_urls, image_column, passed_over):
+                some = True
+                yield picture
+        except ValueError as error:  # of a table
+            if not some:
+                raise
+            yield broken(argument, str(error).removeprefix(f"{argument}: "))
 
 
-def in_folder(folder: str) -> Iterator[Picture]:
-    """The images in a folder and the folders in it; a folder that cannot be read is one that fails."""
+def expand_one(
+    argument: str, allow_urls: bool, image_column: str | None, passed_over: Counter[str]
+) -> Iterator[Picture]:
+    """`expand` of a single argument."""
+    path, suffix = Path(argument), Path(argument).suffix.lower()
+    if argument == "-":
+        yield from (named(line, None, allow_urls) for line in lines(standard_input()))
+    elif os.path.isdir(argument):
+        yield from in_folder(argument, passed_over)
+    elif is_url(argument):
+        yield named(argument, None, allow_urls)
+    elif suffix == ".txt":
+        try:
+            utf16 = utf16_of(path)
+            with open(argument, encoding=utf16 or "utf-8", errors="replace" if utf16 else "surrogateescape") as file:
+                yield from (named(line, None, allow_urls) for line in lines(file))
+        except OSError as error:
+            raise ConfigError(f"{argument}: a list of paths that cannot be read ({error})") from error
+    elif suffix == ".tar":
+        for shard in expand_braces(argument):
+            yield from in_tar(shard)
+    elif suffix in PATH_TABLES:
+        rows = in_parquet(path, image_column) if suffix == ".parquet" else utf8(path, read_table(path, strict=False))
+        yield from in_table(path, rows, image_column, allow_urls)
+    elif not os.path.exists(argument) and glob.has_magic(argument):
+        found = sorted(glob.glob(argument, recursive=True))
+        for name in found:
+            yield from in_folder(name, passed_over) if os.path.isdir(name) else [named(name, None, False)]
+        if not found:
+            yield broken(argument, "no file matches this pattern")
+    else:
+        yield named(argument, None, False)
+
+
+def in_folder(folder: str, passed_over: Counter[str]) -> Iterator[Picture]:
+    """The images in a folder and the folders in it, linked ones once; a folder that cannot be read is one that fails.
+    What is hidden, what a Mac keeps beside files, pipes and devices are passed over."""
     errors: list[OSError] = []
-    for path, folders, names in os.walk(folder, onerror=errors.append):
-        folders.sort()
-        for name in sorted(n for n in names if Path(n).suffix.lower() in IMAGE_SUFFIXES):
-            yield named(os.path.join(path, name), None, False)
+    been: set[str] = set()
+    for path, folders, names in os.walk(folder, onerror=errors.append, followlinks=True):
+        real = os.path.realpath(path)
+        if real in been:  # a link that leads back
+            folders.clear()
+            continue
+        been.add(real)
+        folders[:] = sorted(f for f in folders if not (f.startswith(".") or f.casefold() in IGNORED))
+        for name in sorted(names):
+            suffix, file = os.path.splitext(name)[1].lower(), os.path.join(path, name)
+            if name.startswith("._") or suffix not in IMAGE_SUFFIXES:
+                passed_over[suffix] += suffix in OTHER_PICTURES
+            elif os.path.exists(file) and not os.path.isfile(file):
+                passed_over["pipes or devices"] += 1
+            else:
+                yield named(file, None, False)
     for error in errors:
         yield broken(str(error.filename), f"a folder that cannot be read ({error.strerror})")
 
 
+def passed_over_text(passed_over: Counter[str]) -> str:
+    """`3 .heic (...), 2 .jxl (...)`, or nothing."""
+    return ", ".join(
+        f"{n} {suffix}" + (f" ({OTHER_PICTURES[suffix]})" if suffix in OTHER_PICTURES else "")
+        for suffix, n in sorted(passed_over.items())
+        if n
+    )
+
+
+def standard_input() -> Iterable[str]:
+    """Its lines, in UTF-8 or in UTF-16 with a mark."""
+    raw = getattr(sys.stdin, "buffer", None)
+    if raw is not None and raw.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return io.TextIOWrapper(raw, "utf-16", errors="replace")
+    return sys.stdin
+
+
 def lines(file: Iterable[str]) -> Iterator[str]:
-    return (line.rstrip("\r\n") for line in file if line.strip())
+    """Paths of a list: without a mark at the beginning, and without quotes and blanks around them where no file has
+    those in its name."""
+    for number, line in enumerate(file):
+        line = (line if number else line.removeprefix("\ufeff")).rstrip("\r\n")
+        bare = line.strip().strip("\"'").strip()
+        if bare and bare != line and not os.path.exists(line):
+            line = bare
+        if bare:
+            yield line
 
 
 def is_url(text: str) -> bool:
@@ -109,8 +172,15 @@ def named(name: str, folder: Path | None, allow_urls: bool) -> Picture:
         return (
             Picture(name, partial(fetch_again, name)) if allow_urls else broken(name, "a URL; --allow_urls fetches it")
         )
-    path = os.path.join(folder, name) if folder else name
+    if "\\" in name and os.sep == "/" and not os.path.exists(os.path.join(folder or "", name)):  # written on Windows
+        name = name.replace("\\", "/")
+    path = os.path.normpath(os.path.join(folder, name) if folder else name)
     return Picture(path, path)
+
+
+def identity(name: str) -> str:
+    """`p.jpg`, `./p.jpg` and `/here/p.jpg` are one image."""
+    return name if is_url(name) else os.path.abspath(name)
 
 
 def broken(name: str, reason: str) -> Picture:
@@ -176,11 +246,23 @@ def in_tar(shard: str) -> Iterator[Picture]:
     that the other shards follow."""
     try:
         with tarfile.open(shard, "r:") as tar:
+            pieces: dict[str, tuple[int, int]] = {}
             for member in tar:
                 tar.members.clear()  # type: ignore[attr-defined]  # else millions of them are kept
-                if member.isfile() and Path(member.name).suffix.lower() in IMAGE_SUFFIXES:
-                    piece = partial(read_piece, Path(shard), member.offset_data, member.size)
-                    yield Picture(f"{shard}/{member.name}", piece)
+                name = os.path.basename(member.name)
+                if Path(name).suffix.lower() not in IMAGE_SUFFIXES or name.startswith("._"):
+                    continue
+                if member.isfile():
+                    pieces[member.name] = member.offset_data, member.size
+                    yield Picture(f"{shard}/{member.name}", partial(read_piece, Path(shard), *pieces[member.name]))
+                elif member.islnk() or member.issym():  # a second name of a file before it
+                    target = member.linkname
+                    if member.issym():
+                        target = os.path.normpath(os.path.join(os.path.dirname(member.name), target))
+                    if target in pieces:
+                        yield Picture(f"{shard}/{member.name}", partial(read_piece, Path(shard), *pieces[target]))
+                    else:
+                        yield broken(f"{shard}/{member.name}", f"a link to {target}, which is not before it")
             check_end(tar, Path(shard))
     except (tarfile.TarError, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error

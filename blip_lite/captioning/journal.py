@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from blip_lite.captioning.inputs import identity
 from blip_lite.errors import ConfigError
 
 BEGINS = b'{"image": '  # each line of a journal
@@ -102,7 +103,7 @@ def take_up(path: Path, retry_failed: bool = False) -> None:
     with open(new, "w", encoding="utf-8") as file:
         for part in parts:
             for line, row in read_journal(part, whole=False):
-                if not (retry_failed and "error" in row) and seen.add(row["image"]):
+                if not (retry_failed and "error" in row) and seen.add(identity(row["image"])):
                     file.write(line)
         file.flush()
         os.fsync(file.fileno())

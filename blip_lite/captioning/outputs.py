@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
+import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from blip_lite.captioning.journal import parts_of, read_journal
-from blip_lite.errors import ConfigError
+from blip_lite.captioning.journal import Seen, parts_of, read_journal
+from blip_lite.errors import ConfigError, ImageError
 from blip_lite.processing.picture import Picture
 
 SUFFIXES = (".jsonl", ".csv", ".parquet", ".json")
@@ -39,7 +42,7 @@ def discard(output: Path) -> None:
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A file that appears complete or not at all: write to the path given."""
-    new = path.with_name(f".{path.name}.new-{os.getpid()}")
+    new = path.with_name(f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]}.new-{os.getpid()}")  # short
     try:
         yield new
         os.replace(new, path)
@@ -123,25 +126,60 @@ def to_coco(journal: Path, output: Path) -> None:
         file.write("[]\n" if separator == "[" else "]\n")
 
 
-def sidecar_of(picture: Picture) -> Path | None:
-    """`photo.jpg` -> `photo.txt`; None for an image that is no file of its own."""
-    return Path(picture.image).with_suffix(".txt") if isinstance(picture.image, str) else None
+def write_sidecar(path: Path, captions: list[str], existing: str) -> bool:
+    """Write captions, one a line, beside their image; whether that was done.
 
-
-def write_sidecar(path: Path, captions: list[str], overwrite: bool) -> bool:
-    """Write captions, one a line, beside their image; whether that was done."""
-    if path.exists() and not overwrite:
+    Args:
+        path: of the text.
+        captions: of the image.
+        existing: what to do with a text that is there: skip, overwrite, append, prepend.
+    """
+    there = path.read_text("utf-8") if path.exists() else ""
+    if path.exists() and existing == "skip":
         return False
+    text = "".join(caption + "\n" for caption in captions)
+    if existing == "append":
+        text = there + ("\n" if there and not there.endswith("\n") else "") + text
+    elif existing == "prepend":
+        text += there
     with whole(path) as new:
-        new.write_text("".join(caption + "\n" for caption in captions), "utf-8")
+        new.write_text(text, "utf-8")
     return True
 
 
-def write_sidecars(journal: Path, overwrite: bool) -> int:
-    """Write the captions of a journal beside those of its images that are files; how many were written."""
-    written = 0
+class Sidecars:
+    """Which texts belong to which image: one each."""
+
+    def __init__(self, suffix: str, inputs: Iterable[str]) -> None:
+        self.suffix, self.owners, self.inputs = suffix, Seen(), {os.path.abspath(name) for name in inputs}
+
+    def of(self, picture: Picture) -> Path:
+        """`photo.jpg` -> `photo.txt`. Raises ImageError for an image that is no file of its own, for the second of two
+        that would share one, and where it would overwrite what is read."""
+        if not isinstance(picture.image, str):
+            raise ImageError("--sidecar: no file that a text could lie beside; use --output")
+        text = Path(picture.image).with_suffix(self.suffix)
+        if os.path.abspath(text) in self.inputs:
+            raise ImageError(f"--sidecar: {text} is a list that is read; use --output or --sidecar_suffix")
+        if not self.owners.add(os.path.abspath(text)):
+            raise ImageError(f"--sidecar: {text} is that of another image of this name; use --output")
+        return text
+
+
+def write_sidecars(journal: Path, args: argparse.Namespace) -> tuple[int, int]:
+    """Write the captions of a journal beside those of its images that are files. Returns how many were written, and
+    how many could not be."""
+    written = failed = 0
+    sidecars = Sidecars(args.sidecar_suffix, args.images)
     for _, row in read_journal(journal):
         if row["caption"] is not None and os.path.isfile(row["image"]):
             captions = row["caption"] if isinstance(row["caption"], list) else [row["caption"]]
-            written += write_sidecar(Path(row["image"]).with_suffix(".txt"), captions, overwrite)
-    return written
+            if not any(map(str.strip, captions)):
+                continue
+            try:
+                text = sidecars.of(Picture(row["image"], row["image"]))
+                written += write_sidecar(text, captions, args.existing)
+            except (ImageError, OSError) as error:
+                failed += 1
+                print(f"error: {row['image']}: {error}", file=sys.stderr)
+    return written, failed

@@ -305,7 +305,7 @@ def utf16_of(path: Path) -> str | None:
     if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         return "utf-16"
     for name, zeros, others in (("utf-16-le", head[1::2], head[::2]), ("utf-16-be", head[::2], head[1::2])):
-        if len(zeros) > 3 and zeros.count(0) > 0.4 * len(zeros) and 0 not in others:
+        if len(zeros) > 3 and zeros.count(0) > 0.4 * len(zeros) and others.count(0) < 0.1 * len(others):
             return name
     return None
 

@@ -1,0 +1,143 @@
+"""What `caption` is given, as people have it: nothing is lost without a word, nothing that is read is written over."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import tarfile
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from blip_lite.captioning.inputs import expand, identity, passed_over_text
+from blip_lite.captioning.journal import take_up
+from blip_lite.captioning.outputs import Sidecars, write_sidecar
+from blip_lite.errors import ConfigError, ImageError
+from blip_lite.processing.images import open_image
+from blip_lite.processing.picture import Picture
+from blip_lite.processing.progress import Progress
+
+NAMES = st.text(st.characters(exclude_categories=["C"], exclude_characters="/\\\"'"), min_size=1, max_size=20)
+
+
+def photo(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8), "red").save(path, "PNG")
+    return path
+
+
+def ids(*arguments: Any, passed_over: Counter[str] | None = None) -> list[str]:
+    return [picture.image_id for picture in expand(map(str, arguments), passed_over=passed_over)]
+
+
+@given(
+    names=st.lists(
+        NAMES.map(str.strip).filter(lambda n: n and not n.startswith(".")), min_size=1, max_size=5, unique=True
+    ),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"]),
+    around=st.sampled_from(["{}", '"{}"', "{}  ", "\t{}", "'{}' "]),
+    end=st.sampled_from(["\n", "\r\n"]),
+)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_lists_as_programs_write_them(
+    tmp_path_factory: pytest.TempPathFactory, names: list[str], encoding: str, around: str, end: str
+) -> None:
+    folder = tmp_path_factory.mktemp("list")
+    paths = [str(folder / f"{name}.png") for name in names]
+    (folder / "list.txt").write_bytes("".join(around.format(path) + end for path in paths).encode(encoding))
+    for path in paths:
+        photo(Path(path))
+    assert ids(folder / "list.txt") == paths
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_standard_input_may_have_a_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    path = str(photo(tmp_path / "a.png"))
+    raw = io.BufferedReader(io.BytesIO(f"{path}\r\n{path}\r\n".encode(encoding)))  # type: ignore[arg-type]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(raw, "utf-8"))
+    assert ids("-") == [path, path]
+
+
+def test_folders_with_links_pipes_and_what_a_mac_leaves(tmp_path: Path) -> None:
+    photo(tmp_path / "p/a.png"), photo(tmp_path / "disk/b.png"), photo(tmp_path / "p/.hidden/c.png")
+    photo(tmp_path / "p/__MACOSX/d.png")
+    (tmp_path / "p/._a.png").write_bytes(b"\0\5\x16\7")
+    os.mkfifo(tmp_path / "p/pipe.png")
+    (tmp_path / "p/2021").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk/back").symlink_to(tmp_path / "p")
+    (tmp_path / "p/gone.png").symlink_to(tmp_path / "nowhere.png")
+    for suffix in ("heic", "HEIC", "jxl", "txt"):
+        (tmp_path / f"p/x.{suffix}").write_bytes(b"x")
+    over: Counter[str] = Counter()
+    found = [Path(name).name for name in ids(tmp_path / "p", passed_over=over)]
+    assert sorted(found) == ["a.png", "b.png", "gone.png"]
+    assert over["pipes or devices"] == 1 and over[".jxl"] == 1 and ".txt" not in +over
+    assert "1 .jxl" in passed_over_text(over) and "txt" not in passed_over_text(over)
+    assert len(ids(tmp_path / "*")) == 6  # a pattern is two folders, and each has the other through a link
+
+
+def test_a_bad_table_late_in_the_list_is_an_image_that_cannot_be_had(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("id,picture of\n1,a.png\n")
+    first, last = photo(tmp_path / "a.png"), photo(tmp_path / "z.png")
+    with pytest.raises(ConfigError, match="no column image"):
+        ids(tmp_path / "t.csv", last)
+    pictures = list(expand(map(str, (first, tmp_path / "t.csv", last))))
+    assert [p.image_id for p in pictures] == [str(first), str(tmp_path / "t.csv"), str(last)]
+    with pytest.raises(ImageError, match="no column image"):
+        pictures[1].open()
+
+
+def test_links_in_a_shard_are_pictures(tmp_path: Path) -> None:
+    photo(tmp_path / "a.png")
+    os.link(tmp_path / "a.png", tmp_path / "b.png")
+    (tmp_path / "c.png").symlink_to("a.png")
+    with tarfile.open(tmp_path / "t.tar", "w") as tar:
+        for name in ("a.png", "b.png", "c.png"):
+            tar.add(tmp_path / name, name)
+    found = list(expand([str(tmp_path / "t.tar")]))
+    assert len(found) == 3 and all(open_image(p.open()).size == (8, 8) for p in found)
+
+
+def test_spellings_of_one_path_are_one_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    photo(tmp_path / "p/a.png")
+    assert len({identity(name) for name in ids("p", "./p", tmp_path / "p", "p/../p/a.png")}) == 1
+    (tmp_path / "o.jsonl").write_text('{"image": "p/a.png", "caption": "x"}\n{"image": "./p/a.png", "caption": "y"}')
+    take_up(tmp_path / "o.jsonl")
+    assert (tmp_path / "o.jsonl").read_text().count("caption") == 1
+
+
+def test_a_text_beside_images_belongs_to_one_of_them_and_is_no_list_that_is_read(tmp_path: Path) -> None:
+    sidecars = Sidecars(".txt", [str(tmp_path / "list.txt")])
+    assert sidecars.of(Picture("a", str(tmp_path / "a.jpg"))) == tmp_path / "a.txt"
+    with pytest.raises(ImageError, match="that of another image"):
+        sidecars.of(Picture("a", str(tmp_path / "a.png")))
+    with pytest.raises(ImageError, match="a list that is read"):
+        sidecars.of(Picture("list", str(tmp_path / "list.png")))
+    with pytest.raises(ImageError, match="no file"):
+        sidecars.of(Picture("bytes", b""))
+
+
+def test_what_is_done_with_a_text_that_is_there(tmp_path: Path) -> None:
+    text = tmp_path / ("b" * 247 + ".txt")
+    assert write_sidecar(text, ["one"], "skip") and not write_sidecar(text, ["two"], "skip")
+    for existing, content in (("append", "one\ntwo\n"), ("prepend", "two\none\ntwo\n"), ("overwrite", "two\n")):
+        assert write_sidecar(text, ["two"], existing) and text.read_text() == content
+    assert list(tmp_path.iterdir()) == [text]
+
+
+def test_without_a_terminal_progress_is_a_line_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter(range(0, 10_000, 20))
+    monkeypatch.setattr("blip_lite.processing.progress.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    assert list(Progress(range(6), "captioned", 6)) == list(range(6))
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 3 and told[0] == "captioned: 2 of 6 images, 0.1 images/s, 1.3 min left"
