@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import typing
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, overload
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from blip_lite.errors import ConfigError
@@ -21,17 +20,26 @@ from blip_lite.processing.images import ImageInput
 from blip_lite.processing.processor import Processor
 from blip_lite.processing.word_filter import BannedWords
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
-def pick_device(device: str | torch.device = "auto") -> torch.device:
-    """`auto` is CUDA, else Apple's GPU, else the CPU."""
-    if str(device) != "auto":
-        try:
-            return torch.device(device)
-        except RuntimeError as error:
-            raise ConfigError(f"device {device!r}: {error}") from error
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+def pick_device(device: str | int | torch.device | None = "auto") -> torch.device:
+    """`auto` (or None) is CUDA, else Apple's GPU, else the CPU; a number is a CUDA device. Raises ConfigError for
+    one that this machine does not have."""
+    if device in ("auto", None):
+        return torch.device(
+            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        )
+    try:
+        found = torch.device(f"cuda:{device}" if isinstance(device, int) else str(device))
+    except RuntimeError as error:
+        raise ConfigError(f"device {device!r}: {error}") from error
+    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if found.type not in there:
+        raise ConfigError(f"device {device!r}: expected auto, cpu, cuda, cuda:1 or mps")
+    if (found.index or 0) >= there[found.type]:
+        raise ConfigError(f"device {device!r}: this machine has {there[found.type]} of them")
+    return found
 
 
 def cores() -> int:
@@ -39,18 +47,19 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 on a GPU that has it, float16 on an older one, else float32."""
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype == "auto":
+def pick_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    """`auto` (or None) is bfloat16 on a GPU that has it, float16 on an older one, else float32. Raises ConfigError."""
+    if dtype in ("auto", None):
         if device.type != "cuda":
             return torch.float32
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    named = getattr(torch, dtype, None)
-    if not isinstance(named, torch.dtype):
-        raise ConfigError(f"dtype {dtype!r}: expected auto, float32, bfloat16 or float16")
-    return named
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise ConfigError(f"dtype {dtype}: expected auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+SINGLE = typing.get_args(ImageInput)  # an open file is iterable, and still one image
 
 
 class Captioner:
@@ -69,15 +78,15 @@ class Captioner:
     @staticmethod
     def from_pretrained(
         path_or_id: str | Path,
-        device: str | torch.device = "auto",
-        dtype: str | torch.dtype = "auto",
+        device: str | int | torch.device | None = "auto",
+        dtype: str | torch.dtype | None = "auto",
         quantize: str | None = None,
     ) -> Captioner:
         """Load a checkpoint directory or a Hub id.
 
         Args:
             path_or_id: e.g. `runs/flickr8k/best` or `Salesforce/blip-image-captioning-base`.
-            device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+            device: `auto`, `cpu`, `cuda`, `cuda:1` or 1, `mps`.
             dtype: of the weights; `auto` is bfloat16 on a GPU that has it, float16 on an older one, else float32.
             quantize: `"int8"` runs the image encoder in 8-bit integers. Captions differ now and then from float32's
                 (`benchmarks/README.md` says how often), and the first image waits for a compilation (some 40 s on 2
@@ -98,11 +107,11 @@ class Captioner:
     @overload
     def __call__(self, images: ImageInput, **settings: Any) -> Any: ...
     @overload
-    def __call__(self, images: Sequence[ImageInput], **settings: Any) -> list[Any]: ...
+    def __call__(self, images: Iterable[ImageInput], **settings: Any) -> list[Any]: ...
     def __call__(
         self,
-        images: ImageInput | Sequence[ImageInput],
-        prompt: str | Sequence[str] = "",
+        images: ImageInput | Iterable[ImageInput],
+        prompt: str | Sequence[str] | None = "",
         batch_size: int = 8,
         return_scores: bool = False,
         **settings: Any,
@@ -110,7 +119,8 @@ class Captioner:
         """Caption one image or many.
 
         Args:
-            images: a path, the bytes of a file, a `PIL.Image`, an array `[height, width, 3]`, or a list of these.
+            images: a path, the bytes of a file, an open file, a `PIL.Image`, an array `[height, width, 3]`, or several
+                of these.
             prompt: how captions shall begin, e.g. `"a photography of"`; one for all images, or one an image. It
                 is part of the caption.
             batch_size: images at a time. It changes speed and memory, not captions (but for `do_sample`).
@@ -130,9 +140,9 @@ class Captioner:
         if batch_size < 1:
             raise ConfigError("batch_size must be at least 1")
         generation = GenerationSettings(**settings)
-        single = isinstance(images, (str, Path, bytes, Image.Image, np.ndarray))
-        sources: Sequence[Any] = [images] if single else images  # type: ignore[assignment]
-        prompts = [prompt] * len(sources) if isinstance(prompt, str) else list(prompt)
+        single = isinstance(images, SINGLE) or not isinstance(images, Iterable)
+        sources: Sequence[Any] = [images] if single else list(images)  # type: ignore[arg-type]
+        prompts = [prompt or ""] * len(sources) if isinstance(prompt, str | None) else list(prompt)
         if len(prompts) != len(sources):
             raise ValueError(f"{len(prompts)} prompts for {len(sources)} images")
 
@@ -206,8 +216,9 @@ class Captioner:
             ImageError: an image cannot be read.
             ValueError: not as many captions as images, or an empty one.
         """
-        if isinstance(images, (str, Path, bytes, Image.Image, np.ndarray)):
+        if isinstance(images, SINGLE):
             return self.score([images], [captions], prompt)[0]
+        images = list(images)  # type: ignore[arg-type]
         if len(captions) != len(images):
             raise ValueError(f"{len(captions)} captions for {len(images)} images")
         scores: list[Any] = []

@@ -117,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
     wait()
     args.begun = True
     own = journal.with_name(f"{journal.name}.rank-{rank}") if journal and processes > 1 else journal
-    failed, page = write(args, progress(args, found, before), own, captioner, review)
+    failed, page = write(args, progress(args, found, before, rank, processes), own, captioner, review)
     wait()
     if rank == 0 and journal:
         take_up(journal)
@@ -144,10 +144,23 @@ def images_of(count: int) -> str:
     return f"{count} image{'' if count == 1 else 's'}"
 
 
+def who_am_i() -> tuple[int, int]:
+    """(rank, processes) as `accelerate launch` or torchrun say. What a cluster left in the environment is no launch:
+    without LOCAL_RANK, this process is alone."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    values = [os.environ.get(name, "").strip() for name in names]
+    if all(value.isdecimal() for value in values) and int(values[0]) < int(values[1]):
+        return int(values[0]), int(values[1])
+    if values[1] not in ("", "1"):
+        found = ", ".join(f"{name}={value}" for name, value in zip(names, values, strict=True) if value)
+        print(f"{found} is not what torchrun or accelerate set: one process, all images", file=sys.stderr)
+    return 0, 1
+
+
 def together(args: argparse.Namespace) -> tuple[int, int, Callable[[], None], str | torch.device]:
     """(rank, processes, wait for the others, device) of the processes that `accelerate launch` started, which share one
     list: each takes the images whose hash falls to it."""
-    rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, processes = who_am_i()
     if processes == 1:
         return 0, 1, lambda: None, args.device
     if not (args.output or args.sidecar):
@@ -204,13 +217,14 @@ def try_to_write(path: Path) -> None:
         raise ConfigError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
-def progress(args: argparse.Namespace, found: Iterator[Captioned], before: int) -> Iterator[Captioned]:
+def progress(
+    args: argparse.Namespace, found: Iterator[Captioned], before: int, rank: int, processes: int
+) -> Iterator[Captioned]:
     """The results behind a bar, or, without a terminal, with a line every 30 seconds; a thread counts the images
     meanwhile, for the time left."""
-    if not (args.output or args.sidecar) or int(os.environ.get("RANK", 0)):
+    if not (args.output or args.sidecar) or rank:
         return found
     bar = Progress(found, "captioned")
-    processes = int(os.environ.get("WORLD_SIZE", 1))
 
     def total() -> None:
         if (images := count(args.images, args.image_column)) is not None:

@@ -22,6 +22,12 @@ from blip_lite.model.blip import Blip
 NEVER = -1.0e9  # the score of a beam that must not win; transformers' value, kept so that sums round alike
 
 
+NUMBERS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("max_new_tokens", "min_new_tokens", "num_beams", "top_k", "num_return_sequences"), (int,)),
+    **dict.fromkeys(("length_penalty", "temperature", "top_p"), (int, float)),
+}
+
+
 @dataclass(frozen=True)
 class GenerationSettings:
     """How to decode. Raises ValueError for values that make no sense together."""
@@ -42,6 +48,10 @@ class GenerationSettings:
     )  # words and phrases that captions must not say, see `processing/word_filter.py`
 
     def __post_init__(self) -> None:
+        for name, kinds in NUMBERS.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, kinds):
+                raise ConfigError(f"generation settings: {name} is {value!r}; expected a number")
         problems = [
             (self.max_new_tokens < 1, "max_new_tokens must be at least 1"),
             (not 0 <= self.min_new_tokens <= self.max_new_tokens, "min_new_tokens must be 0 to max_new_tokens"),

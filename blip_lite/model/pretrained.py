@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from blip_lite.errors import CheckpointError
 from blip_lite.model.blip import Blip
 from blip_lite.model.config import BlipConfig
+from blip_lite.model.foreign import config_of_original, from_original, is_original, read_torch, unwrapped
 from blip_lite.processing.processor import CLIP_MEAN, CLIP_STD, Processor, wordpiece
 
 HUB_FILES = ["*.json", "vocab.txt", "model*.safetensors", "pytorch_model*.bin"]
@@ -109,7 +113,7 @@ def read_weights(directory: Path) -> dict[str, Tensor]:
     """
     readers: dict[str, Callable[[Path], dict[str, Tensor]]] = {
         "model.safetensors": safetensors.torch.load_file,
-        "pytorch_model.bin": lambda file: torch.load(file, map_location="cpu", weights_only=True, mmap=True),
+        "pytorch_model.bin": read_torch,
     }
     for name, read in readers.items():
         index = directory / f"{name}.index.json"
@@ -123,10 +127,19 @@ def read_weights(directory: Path) -> dict[str, Tensor]:
         for shard in shards:
             try:
                 weights.update(read(directory / shard))
+            except CheckpointError:
+                raise
             except Exception as error:  # torn zip, bad pickle, short header: many types, one meaning
-                raise CheckpointError(f"{directory / shard}: cannot be read ({error})") from error
-        return weights
+                reason = "a Git LFS pointer: run `git lfs pull`" if is_lfs(directory / shard) else error
+                raise CheckpointError(f"{directory / shard}: cannot be read ({reason})") from error
+        return unwrapped(weights, directory / shards[0])
     raise CheckpointError(f"{directory}: has neither model.safetensors nor pytorch_model.bin")
+
+
+def is_lfs(file: Path) -> bool:
+    with contextlib.suppress(OSError), open(file, "rb") as opened:
+        return opened.read(24).startswith(b"version https://git-lfs")
+    return False
 
 
 def shards_of(index: Path) -> list[str]:
@@ -164,6 +177,8 @@ def load_weights(model: Blip, weights: dict[str, Tensor], source: str | Path) ->
     if problems:
         more = f"\n  ... and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise CheckpointError(f"{source}: the weights do not fit the model\n  " + "\n  ".join(problems[:8]) + more)
+    if odd := [name for name, tensor in weights.items() if not math.isfinite(tensor.sum(dtype=torch.float32))]:
+        raise CheckpointError(f"{source}: {len(odd)} tensors hold NaN or infinity, e.g. {odd[0]}")
     weights = {name: tensor.to(wanted[name].dtype) for name, tensor in weights.items()}
     model.load_state_dict(weights, strict=False, assign=True)  # strict above, but for the derived names
     model.text_decoder.cls.predictions.decoder.bias = model.text_decoder.cls.predictions.bias
@@ -196,6 +211,8 @@ def load_pretrained(
     Raises:
         CheckpointError: it cannot be found, or a file, key or shape is wrong; the message names it.
     """
+    if original := original_file(path_or_id):
+        return load_original(original, device, dtype)
     directory = resolve(path_or_id)
     config = read_config(directory)
     processor = load_processor(directory, config)
@@ -203,6 +220,46 @@ def load_pretrained(
         model = Blip(config)
     load_weights(model, read_weights(directory), path_or_id)
     return model.to(device, dtype).eval(), processor
+
+
+def original_file(path_or_id: str | Path) -> Path | None:
+    """The `.pth` of BLIP's own release: named, or alone in a folder without `config.json`."""
+    path = Path(path_or_id).expanduser()
+    if path.is_file() and path.suffix in (".pth", ".pt"):
+        return path
+    found = sorted(path.glob("*.pth")) if path.is_dir() and not (path / "config.json").is_file() else []
+    return found[0] if len(found) == 1 else None
+
+
+def load_original(file: Path, device: str | torch.device, dtype: torch.dtype) -> tuple[Blip, Processor]:
+    """A `.pth` of BLIP's own release, with the vocabulary beside it (`vocab.txt` or `tokenizer.json` of
+    bert-base-uncased; the release has none). Raises CheckpointError."""
+    try:
+        weights = read_torch(file)
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{file}: cannot be read ({error})") from error
+    if not is_original(weights):
+        raise CheckpointError(f"{file}: not a captioner of BLIP's own release (visual_encoder.*, text_decoder.*)")
+    if not any((file.parent / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+        raise CheckpointError(f"{file}: put bert-base-uncased's vocab.txt beside it; BLIP's release has none")
+    width = weights["text_decoder.bert.embeddings.word_embeddings.weight"].shape[1]
+    config = BlipConfig.from_dict(config_of_original(weights, max(1, width // 64)))
+    tokenizer, text = _load_tokenizer(file.parent), config.text
+    fits(tokenizer, text.vocab_size, file)
+    processor = Processor(tokenizer, config.vision.image_size, text.bos_token_id, text.sep_token_id, text.pad_token_id)
+    with Unfilled(), torch.device("meta"):
+        model = Blip(config)
+    load_weights(model, from_original(weights), file)
+    return model.to(device, dtype).eval(), processor
+
+
+def fits(tokenizer: Tokenizer, vocab_size: int, source: Path) -> None:
+    """Raises CheckpointError for a tokenizer of another vocabulary than the model's."""
+    tokens = tokenizer.get_vocab_size()
+    if tokens > vocab_size or 2 * tokens < vocab_size:
+        raise CheckpointError(f"{source}: the tokenizer has {tokens} tokens, the model {vocab_size}")
 
 
 def load_processor(directory: Path, config: BlipConfig) -> Processor:
@@ -219,21 +276,22 @@ def load_processor(directory: Path, config: BlipConfig) -> Processor:
         raise CheckpointError(
             f"{directory}: images of size {size}, but the model's image_size is {config.vision.image_size}"
         )
+    if settings.get("do_resize") is False or settings.get("do_center_crop"):
+        what = "do_center_crop" if settings.get("do_center_crop") else "do_resize: false"
+        raise CheckpointError(f"{directory}: {what} is not supported: images are resized whole, as BLIP was trained")
+    rescale, normalize = settings.get("do_rescale") is not False, settings.get("do_normalize") is not False
     tokenizer = _load_tokenizer(directory)
-    if tokenizer.get_vocab_size() > config.text.vocab_size:
-        raise CheckpointError(
-            f"{directory}: the tokenizer has {tokenizer.get_vocab_size()} tokens, the model {config.text.vocab_size}"
-        )
+    fits(tokenizer, config.text.vocab_size, directory)
     return Processor(
         tokenizer,
         config.vision.image_size,
         config.text.bos_token_id,
         config.text.sep_token_id,
         config.text.pad_token_id,
-        tuple(settings.get("image_mean", CLIP_MEAN)),
-        tuple(settings.get("image_std", CLIP_STD)),
+        tuple(settings.get("image_mean", CLIP_MEAN)) if normalize else (0.0, 0.0, 0.0),
+        tuple(settings.get("image_std", CLIP_STD)) if normalize else (1.0, 1.0, 1.0),
         settings.get("resample", Image.Resampling.BICUBIC),
-        settings.get("rescale_factor", 1 / 255),
+        settings.get("rescale_factor", 1 / 255) if rescale else 1.0,
     )
 
 
@@ -245,10 +303,30 @@ def _load_tokenizer(directory: Path) -> Tokenizer:
         if (directory / "tokenizer.json").is_file():
             return Tokenizer.from_file(str(directory / "tokenizer.json"))
         if (directory / "vocab.txt").is_file():
-            return wordpiece(models.WordPiece.read_file(str(directory / "vocab.txt")))
+            about = (
+                _read_json(directory / "tokenizer_config.json")
+                if (directory / "tokenizer_config.json").is_file()
+                else {}
+            )
+            tokenizer = wordpiece(models.WordPiece.read_file(str(directory / "vocab.txt")), about)
+            if (directory / "added_tokens.json").is_file():
+                known = {*tokenizer.get_vocab(), "[DEC]", "[ENC]"}  # these two may lie beyond the vocabulary
+                if other := sorted(set(_read_json(directory / "added_tokens.json")) - known):
+                    raise CheckpointError(f"{directory}: added_tokens.json adds {other[0]!r}; needs a tokenizer.json")
+            return tokenizer
+    except CheckpointError:
+        raise
     except Exception as error:  # tokenizers raises bare Exception
         raise CheckpointError(f"{directory}: the tokenizer cannot be read ({error})") from error
     raise CheckpointError(f"{directory}: has neither tokenizer.json nor vocab.txt")
+
+
+def open_to_others(file: Path) -> None:
+    """Give a file the rights that new files have here: safetensors 0.8 writes for its owner alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    with contextlib.suppress(OSError):
+        os.chmod(file, 0o666 & ~umask)
 
 
 def save_pretrained(model: Blip, processor: Processor, directory: str | Path) -> None:
@@ -260,6 +338,7 @@ def save_pretrained(model: Blip, processor: Processor, directory: str | Path) ->
     directory.mkdir(parents=True, exist_ok=True)
     weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items() if k not in DERIVED}
     safetensors.torch.save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    open_to_others(directory / "model.safetensors")
 
     config = model.config.to_dict()
     config.pop("torch_dtype", None)

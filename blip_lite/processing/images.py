@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, features
@@ -13,7 +15,7 @@ from PIL import Image, features
 from blip_lite.errors import ImageError
 from blip_lite.processing.file_kinds import kind_of
 
-ImageInput = str | Path | bytes | Image.Image | np.ndarray
+ImageInput = str | Path | bytes | bytearray | memoryview | io.IOBase | Image.Image | np.ndarray
 
 
 try:  # of the extra `heic`
@@ -76,7 +78,7 @@ def open_image(source: ImageInput) -> Image.Image:
     frame. Metadata that are broken or huge are passed over.
 
     Args:
-        source: a path, the bytes of a file, a Pillow image, or an array `[height, width]` or
+        source: a path, the bytes of a file, an open file, a Pillow image, or an array `[height, width]` or
             `[height, width, 1|3|4]`, uint8 (0 to 255) or floating (0 to 1).
 
     Raises:
@@ -84,13 +86,14 @@ def open_image(source: ImageInput) -> Image.Image:
             megapixels, a side above 65,535, or more than 89 megapixels (`Image.MAX_IMAGE_PIXELS`) at above 300 a byte.
     """
     name = str(source) if isinstance(source, (str, Path)) else f"<{type(source).__name__}>"
+    data = b""
     try:
         if isinstance(source, np.ndarray):
             image = _from_array(source)
         elif isinstance(source, Image.Image):
             image = source
         else:
-            data = source if isinstance(source, bytes) else _read(source)
+            data = _bytes_of(source)
             image = _open(data)
             dense = image.width * image.height > max(Image.MAX_IMAGE_PIXELS or 0, PIXELS_A_BYTE * len(data))
             if dense or max(image.size) > MAX_SIDE:
@@ -113,6 +116,18 @@ def open_image(source: ImageInput) -> Image.Image:
         if isinstance(error, OSError) and error.errno:
             raise ImageError(f"{name}: cannot be read ({error.strerror})") from error
         raise ImageError(f"{name}: cannot be decoded ({error})") from error
+
+
+def _bytes_of(source: Any) -> bytes:
+    if isinstance(source, (str, Path)):
+        if re.match(r"https?://", str(source), re.IGNORECASE):
+            raise ValueError("a URL; `blip-lite caption --allow_urls` fetches it, or pass the bytes")
+        return _read(source)
+    if hasattr(source, "read"):
+        source = source.read()
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return bytes(source)
+    raise ValueError("expected a path, bytes, an open file, a PIL.Image or an array")
 
 
 def _read(path: str | Path) -> bytes:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,10 +24,15 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]")  # BERT's five and BLIP's two
 
 
-def wordpiece(vocab: dict[str, int]) -> Tokenizer:
-    """BERT's uncased tokenizer around a vocabulary."""
+def wordpiece(vocab: dict[str, int], about: Mapping[str, Any] | None = None) -> Tokenizer:
+    """BERT's tokenizer around a vocabulary: uncased, unless `about`, a `tokenizer_config.json`, says otherwise."""
+    about = about or {}
     tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.normalizer = normalizers.BertNormalizer(
+        lowercase=about.get("do_lower_case", True),
+        strip_accents=about.get("strip_accents"),
+        handle_chinese_chars=about.get("tokenize_chinese_chars", True),
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     return tokenizer

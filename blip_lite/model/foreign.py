@@ -1,0 +1,113 @@
+"""Weights as others wrote them: wrapped, in torch's old format, under the names of BLIP's first release."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blip_lite.errors import CheckpointError
+
+INNER = ("model", "state_dict", "model_state_dict", "module", "net")  # keys under which trainers keep the weights
+PREFIXES = ("module.", "_orig_mod.", "base_model.model.", "model.")  # DDP, torch.compile, PEFT, Lightning
+
+# BLIP's own modules (https://github.com/salesforce/BLIP/blob/main/models/vit.py) -> those of `transformers`.
+ORIGINAL = (
+    (r"^visual_encoder\.cls_token$", "vision_model.embeddings.class_embedding"),
+    (r"^visual_encoder\.pos_embed$", "vision_model.embeddings.position_embedding"),
+    (r"^visual_encoder\.patch_embed\.proj\.", "vision_model.embeddings.patch_embedding."),
+    (r"^visual_encoder\.norm\.", "vision_model.post_layernorm."),
+    (r"^visual_encoder\.blocks\.(\d+)\.norm(\d)\.", r"vision_model.encoder.layers.\1.layer_norm\2."),
+    (r"^visual_encoder\.blocks\.(\d+)\.attn\.qkv\.", r"vision_model.encoder.layers.\1.self_attn.qkv."),
+    (r"^visual_encoder\.blocks\.(\d+)\.attn\.proj\.", r"vision_model.encoder.layers.\1.self_attn.projection."),
+    (r"^visual_encoder\.blocks\.(\d+)\.mlp\.", r"vision_model.encoder.layers.\1.mlp."),
+)
+# Of pretraining: the heads for matching and contrast, and the momentum copies. A captioner has none of them.
+PRETRAINING = re.compile(
+    r"(text_encoder|vision_proj|text_proj|itm_head|temp|(image_|text_)?queue|queue_ptr|"
+    r"(visual|text)_encoder_m|(vision|text)_proj_m)\b"
+)
+
+
+def read_torch(file: Path) -> dict[str, Tensor]:
+    """A file of `torch.save`, of any version. Only tensors are read (`weights_only=True`): nothing in it is run.
+
+    Raises:
+        CheckpointError: a Git LFS pointer, or no tensors by name.
+    """
+    with open(file, "rb") as opened:
+        if opened.read(24).startswith(b"version https://git-lfs"):
+            raise CheckpointError(f"{file}: a Git LFS pointer, not the weights: run `git lfs pull`")
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError as error:
+        if "mmap" not in str(error):
+            raise
+        content = torch.load(file, map_location="cpu", weights_only=True)  # from before torch 1.6: not a zip file
+    return unwrapped(content, file)
+
+
+def unwrapped(content: Any, file: Path) -> dict[str, Tensor]:
+    """The weights without what trainers and wrappers put around them and before their names. Raises CheckpointError."""
+    while isinstance(content, dict) and (inner := next((k for k in INNER if isinstance(content.get(k), dict)), None)):
+        content = content[inner]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise CheckpointError(f"{file}: holds no tensors by name")
+    while prefix := next((p for p in PREFIXES if content and all(name.startswith(p) for name in content)), None):
+        content = {name[len(prefix) :]: tensor for name, tensor in content.items()}
+    if any(".lora_" in name for name in content):
+        raise CheckpointError(f"{file}: a LoRA adapter; merge it into its model first (PEFT's merge_and_unload)")
+    return content
+
+
+def is_original(weights: dict[str, Tensor]) -> bool:
+    return "visual_encoder.pos_embed" in weights and "text_decoder.bert.embeddings.word_embeddings.weight" in weights
+
+
+def from_original(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of BLIP's own release under the names of `transformers`; those of pretraining are left out."""
+    renamed = {}
+    for name, tensor in weights.items():
+        if PRETRAINING.match(name):
+            continue
+        for pattern, new in ORIGINAL:
+            name = re.sub(pattern, new, name)
+        renamed[name] = tensor
+    return renamed
+
+
+def config_of_original(weights: dict[str, Tensor], heads: int) -> dict[str, Any]:
+    """`config.json` of weights of BLIP's own release, from their shapes.
+
+    Args:
+        weights: under their own names.
+        heads: of the text decoder, which no shape tells (12 in BLIP's `configs/med_config.json`).
+    """
+    words = weights["text_decoder.bert.embeddings.word_embeddings.weight"]
+    patch = weights["visual_encoder.patch_embed.proj.weight"]
+    side = math.isqrt(weights["visual_encoder.pos_embed"].shape[1] - 1)
+    patterns = r"visual_encoder\.blocks\.(\d+)", r"text_decoder\.bert\.encoder\.layer\.(\d+)"
+    layers = [max(int(m[1]) for name in weights if (m := re.match(p, name))) + 1 for p in patterns]
+    vision = {
+        "hidden_size": patch.shape[0],
+        "intermediate_size": weights["visual_encoder.blocks.0.mlp.fc1.weight"].shape[0],
+        "num_hidden_layers": layers[0],
+        "num_attention_heads": max(1, patch.shape[0] // 64),
+        "patch_size": patch.shape[-1],
+        "image_size": side * patch.shape[-1],
+        "layer_norm_eps": 1e-6,
+    }
+    text = {
+        "vocab_size": words.shape[0],
+        "hidden_size": words.shape[1],
+        "intermediate_size": weights["text_decoder.bert.encoder.layer.0.intermediate.dense.weight"].shape[0],
+        "num_hidden_layers": layers[1],
+        "num_attention_heads": heads,
+        "max_position_embeddings": weights["text_decoder.bert.embeddings.position_embeddings.weight"].shape[0],
+        "bos_token_id": words.shape[0] - 2,  # [DEC] and [ENC] come last
+    }
+    return {"model_type": "blip", "vision_config": vision, "text_config": text}
