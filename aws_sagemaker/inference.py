@@ -63,7 +63,10 @@ class Request:
 
     images: list[bytes]
     settings: GenerationSettings
-    prompt: str = ""
+    prompt: str | None = None  # None: the checkpoint's own
+    parameters: dict[str, Any] = dataclasses.field(
+        default_factory=dict
+    )  # that were asked for; others are the checkpoint's
     error: str | None = None
     is_line: bool = False  # of JSON lines: what is wrong with it is its answer
 
@@ -137,11 +140,13 @@ def request_of(content: Any, deadline: float, room: int = MAX_IMAGES) -> Request
         raise refuse(
             f"{len(instances)} images; at most {most} {'a request' if most == MAX_IMAGES else 'more in this body'}"
         )
-    prompt, parameters = content.get("prompt", ""), content.get("parameters") or {}
-    if not isinstance(prompt, str) or len(prompt) > MAX_PROMPT:
+    prompt, parameters = content.get("prompt"), content.get("parameters") or {}
+    if prompt is not None and (not isinstance(prompt, str) or len(prompt) > MAX_PROMPT):
         raise refuse(f'"prompt" is to be a text of at most {MAX_PROMPT} characters')
     settings = settings_of(parameters)
-    return Request([image_of(item, f"image {i}", deadline) for i, item in enumerate(instances)], settings, prompt)
+    return Request(
+        [image_of(item, f"image {i}", deadline) for i, item in enumerate(instances)], settings, prompt, parameters
+    )
 
 
 def settings_of(parameters: Any) -> GenerationSettings:
@@ -200,7 +205,8 @@ def predict_fn(requests: list[Request], captioner: Captioner) -> list[dict[str, 
     """One answer a request. Raises BaseInferenceToolkitError (400) for a single one that cannot be answered."""
 
     def alike(request: Request) -> tuple[Any, ...]:  # what is drawn depends on the batch
-        return request.error, request.prompt, request.settings, request.settings.do_sample and id(request)
+        asked = json.dumps(request.parameters, sort_keys=True)
+        return request.error, request.prompt, asked, request.settings.do_sample and id(request)
 
     groups = [list(group) for _, group in itertools.groupby(requests, alike)]
     return [answer for group in groups for answer in predict(captioner, group)]
@@ -213,7 +219,7 @@ def predict(captioner: Captioner, requests: list[Request]) -> list[dict[str, Any
         if first.error is not None:
             raise ValueError(first.error)
         images = [image for request in requests for image in request.images]
-        found = iter(captioner(images, prompt=first.prompt, **dataclasses.asdict(first.settings)))
+        found = iter(captioner(images, prompt=first.prompt, **first.parameters))
         return [{"predictions": [prediction(next(found)) for _ in request.images]} for request in requests]
     except ValueError as error:  # an image that breaks while it is decoded; a prompt that leaves no room
         if len(requests) > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import typing
 from collections.abc import Iterable, Sequence
@@ -111,7 +112,7 @@ class Captioner:
     def __call__(
         self,
         images: ImageInput | Iterable[ImageInput],
-        prompt: str | Sequence[str] | None = "",
+        prompt: str | Sequence[str | None] | None = None,
         batch_size: int = 8,
         return_scores: bool = False,
         **settings: Any,
@@ -122,12 +123,13 @@ class Captioner:
             images: a path, the bytes of a file, an open file, a `PIL.Image`, an array `[height, width, 3]`, or several
                 of these.
             prompt: how captions shall begin, e.g. `"a photography of"`; one for all images, or one an image. It
-                is part of the caption.
+                is part of the caption. None: that with which the checkpoint was trained, which is left out.
             batch_size: images at a time. It changes speed and memory, not captions (but for `do_sample`).
             return_scores: give (caption, score) for each caption: the mean log-probability of its new tokens.
-            **settings: fields of `GenerationSettings`: `num_beams=5`, `max_new_tokens=30`, `min_new_tokens`,
-                `length_penalty`, `early_stopping`, `num_return_sequences`, `do_sample` (with `num_beams=1`),
-                `temperature`, `top_k`, `top_p`, `seed`, `banned_words` (see `processing/word_filter.py`).
+            **settings: fields of `GenerationSettings`, by default as the checkpoint's run had them: `num_beams=5`,
+                `max_new_tokens=30`, `min_new_tokens`, `length_penalty`, `early_stopping`, `num_return_sequences`,
+                `do_sample` (with `num_beams=1`), `temperature`, `top_k`, `top_p`, `seed`, `banned_words` (see
+                `processing/word_filter.py`).
 
         Returns:
             A caption, or for a list of images a list of captions. With `num_return_sequences` above 1 each
@@ -139,10 +141,10 @@ class Captioner:
         """
         if batch_size < 1:
             raise ConfigError("batch_size must be at least 1")
-        generation = GenerationSettings(**settings)
+        generation = self.settings(**settings)
         single = isinstance(images, SINGLE) or not isinstance(images, Iterable)
         sources: Sequence[Any] = [images] if single else list(images)  # type: ignore[arg-type]
-        prompts = [prompt or ""] * len(sources) if isinstance(prompt, str | None) else list(prompt)
+        prompts = [prompt] * len(sources) if isinstance(prompt, str | None) else list(prompt)
         if len(prompts) != len(sources):
             raise ValueError(f"{len(prompts)} prompts for {len(sources)} images")
 
@@ -154,15 +156,30 @@ class Captioner:
             captions += [row if generation.num_return_sequences > 1 else row[0] for row in rows]
         return captions[0] if single else captions
 
+    def settings(self, **explicit: Any) -> GenerationSettings:
+        """How to decode: as told, else as the checkpoint's run did. Raises ConfigError."""
+        own = dict(self.processor.decoding)
+        if explicit.get("do_sample") or explicit.get("num_return_sequences", 1) > own.get("num_beams", 1):
+            own.pop("num_beams", None)  # it would not fit what is asked for
+        if explicit.get("do_sample"):
+            own["num_beams"] = 1
+        if explicit.get("max_new_tokens", math.inf) < own.get("min_new_tokens", 0):
+            own.pop("min_new_tokens")
+        return GenerationSettings(**{**own, **explicit})
+
     def caption_pixels(
-        self, pixel_values: Tensor, settings: GenerationSettings, prompts: Sequence[str] = (), with_prompt: bool = True
+        self,
+        pixel_values: Tensor,
+        settings: GenerationSettings,
+        prompts: Sequence[str | None] = (),
+        with_prompt: bool = True,
     ) -> list[list[str]]:
         """Caption a batch of preprocessed images.
 
         Args:
             pixel_values: `[I, 3, S, S]`.
             settings: how to decode.
-            prompts: one an image, or none.
+            prompts: one an image, or none; for each that is None the checkpoint's own, which captions leave out.
             with_prompt: whether captions begin with the prompt.
 
         Returns:
@@ -172,7 +189,11 @@ class Captioner:
         return [[caption for caption, _ in pairs] for pairs in found]
 
     def caption_and_score(
-        self, pixel_values: Tensor, settings: GenerationSettings, prompts: Sequence[str] = (), with_prompt: bool = True
+        self,
+        pixel_values: Tensor,
+        settings: GenerationSettings,
+        prompts: Sequence[str | None] = (),
+        with_prompt: bool = True,
     ) -> list[list[tuple[str, float]]]:
         """As `caption_pixels`, each caption with the mean log-probability of its new tokens, `[SEP]` included.
 
@@ -180,9 +201,9 @@ class Captioner:
         """
         device = self.model.device
         pixel_values = pixel_values.to(device, self.model.dtype)
-        ids = [self.processor.prompt_ids(prompt) for prompt in prompts] or [self.processor.prompt_ids()] * len(
-            pixel_values
-        )
+        prompts = list(prompts) or [None] * len(pixel_values)
+        own = self.processor.prompt
+        ids = [self.processor.prompt_ids(own if prompt is None else prompt) for prompt in prompts]
         banned = BannedWords(self.processor, settings.banned_words) if settings.banned_words else None
         captions: list[list[tuple[str, float]]] = [[] for _ in ids]
         # Prompts of one length at a time: no padding, so a caption does not depend on its neighbours' prompts.
@@ -195,8 +216,10 @@ class Captioner:
                 ended = (new == self.processor.sep_token_id).long()
                 lengths = torch.where(ended.any(-1), ended.argmax(-1) + 1, settings.max_new_tokens)
                 scores = scores * lengths ** (settings.length_penalty - 1)
-            sequences = (found.sequences if with_prompt else new).tolist()
-            for i, texts, values in zip(rows, sequences, scores.tolist(), strict=True):
+            shown = [
+                (found.sequences if with_prompt and prompts[i] is not None else new)[n] for n, i in enumerate(rows)
+            ]
+            for i, texts, values in zip(rows, [row.tolist() for row in shown], scores.tolist(), strict=True):
                 captions[i] = [(self.processor.decode(t), value) for t, value in zip(texts, values, strict=True)]
         return captions
 

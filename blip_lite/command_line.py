@@ -195,7 +195,9 @@ def add_caption(parser: argparse.ArgumentParser) -> None:
     add("--retry_failed", action="store_true", help="try the images again that --output has with an error")
     add("--allow_urls", action="store_true", help="fetch images at http(s) URLs, from public addresses only")
     add("--image_column", metavar="NAME", help="column of tables that holds paths, URLs or images; else a usual name")
-    add("--prompt", default="", metavar="TEXT", help="how captions shall begin, e.g. 'a photography of'")
+    add(
+        "--prompt", metavar="TEXT", help="how captions shall begin, e.g. 'a photography of' (default: the checkpoint's)"
+    )
     add("--num_captions", type=int, default=1, metavar="N", help="captions of each image, best first (default: 1)")
     add("--do_sample", action="store_true", help="draw captions instead of searching the likeliest: they vary more")
     add(
@@ -217,18 +219,24 @@ def add_caption(parser: argparse.ArgumentParser) -> None:
     add("--batch_size", type=int, default=8, metavar="N", help="images at a time (default: 8)")
     add("--num_workers", type=int, default=4, metavar="N", help="threads that read and decode images (default: 4)")
     add(
-        "--num_beams", type=int, default=5, metavar="N", help="beams, at least --num_captions; 1 is greedy (default: 5)"
+        "--num_beams",
+        type=int,
+        metavar="N",
+        help="beams, at least --num_captions; 1 is greedy (default: the checkpoint's, else 5)",
     )
-    add("--min_new_tokens", type=int, default=0, metavar="N", help="shortest caption in tokens (default: 0)")
+    add(
+        "--min_new_tokens", type=int, metavar="N", help="shortest caption in tokens (default: the checkpoint's, else 0)"
+    )
     add(
         "--length_penalty",
         type=float,
-        default=1.0,
         metavar="X",
-        help="of beams: above 0 longer captions, below 0 shorter ones (default: 1.0)",
+        help="of beams: above 0 longer captions, below 0 shorter ones (default: the checkpoint's, else 1.0)",
     )
     add("--seed", type=int, metavar="N", help="of --do_sample; the same captions for the same images and batches")
-    add("--max_new_tokens", type=int, default=30, metavar="N", help="longest caption in tokens (default: 30)")
+    add(
+        "--max_new_tokens", type=int, metavar="N", help="longest caption in tokens (default: the checkpoint's, else 30)"
+    )
     add("--device", default="auto", help="auto (the default), cpu, cuda, cuda:1, mps")
     add(
         "--dtype",

@@ -68,10 +68,10 @@ def arguments() -> argparse.Namespace:
     add("--num_gpus", type=float, default=0.0, help="of each worker; 0.5 puts two on a GPU")
     add("--num_cpus", type=float, default=1.0, help="of each worker; it decodes images in that many threads")
     add("--batch_size", type=int, default=64, help="images at a time")
-    add("--num_beams", type=int, default=5)
+    add("--num_beams", type=int, help="default: the checkpoint's, else 5")
     add("--num_captions", type=int, default=1)
-    add("--max_new_tokens", type=int, default=30)
-    add("--prompt", default="")
+    add("--max_new_tokens", type=int, help="default: the checkpoint's, else 30")
+    add("--prompt", help="default: the checkpoint's")
     add("--local_cpus", type=int, help="start Ray on this machine alone and let it believe in so many CPUs")
     return parser.parse_args()
 
@@ -108,11 +108,12 @@ def main() -> int:
         id_column=id_column, checkpoint_path=f"{args.output.rstrip('/')}-done", delete_checkpoint_on_success=False
     )
     settings = {
-        "num_beams": max(args.num_beams, args.num_captions),
+        "num_beams": max(args.num_beams or 5, args.num_captions) if args.num_captions > 1 else args.num_beams,
         "num_return_sequences": args.num_captions,
         "max_new_tokens": args.max_new_tokens,
         "prompt": args.prompt,
     }
+    settings = {name: value for name, value in settings.items() if value is not None}
     captioned = read(args, id_column, image_column).map_batches(
         CaptionWorker,
         fn_constructor_args=(args.ckpt, id_column, image_column, max(1, int(args.num_cpus)), settings),

@@ -52,7 +52,7 @@ def caption_files(
     captioner: Captioner,
     images: Iterable[str | Picture],
     batch_size: int = 8,
-    prompt: str = "",
+    prompt: str | None = None,
     workers: int = 4,
     **settings: Any,
 ) -> Iterator[Captioned]:
@@ -64,9 +64,9 @@ def caption_files(
         captioner: the model.
         images: paths, or what `inputs.expand` found; may be endless, only a few batches are held in memory.
         batch_size: images at a time.
-        prompt: how captions shall begin.
+        prompt: how captions shall begin; None: the checkpoint's own, which captions leave out.
         workers: threads that read and decode ahead of the model.
-        **settings: fields of `GenerationSettings`.
+        **settings: fields of `GenerationSettings`, by default the checkpoint's.
 
     Raises:
         ConfigError: settings that make no sense.
@@ -74,11 +74,11 @@ def caption_files(
     if batch_size < 1 or workers < 1:
         raise ConfigError("batch_size and workers must be at least 1")
     # Not a generator itself: wrong settings are to fail here, not at the first image.
-    return _caption(captioner, iter(images), batch_size, prompt, workers, GenerationSettings(**settings))
+    return _caption(captioner, iter(images), batch_size, prompt, workers, captioner.settings(**settings))
 
 
 def _caption(
-    captioner: Captioner, images: Iterator[str | Picture], batch_size: int, prompt: str, workers: int,
+    captioner: Captioner, images: Iterator[str | Picture], batch_size: int, prompt: str | None, workers: int,
     settings: GenerationSettings,
 ) -> Iterator[Captioned]:  # fmt: skip
     def decode(picture: Picture) -> torch.Tensor | str:

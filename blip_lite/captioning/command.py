@@ -65,11 +65,13 @@ def caption(args: argparse.Namespace) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """`caption`, with errors as they are."""
-    settings: dict[str, Any] = {"num_return_sequences": args.num_captions, "max_new_tokens": args.max_new_tokens}
-    settings |= {"min_new_tokens": args.min_new_tokens, "length_penalty": args.length_penalty, "seed": args.seed}
-    settings["num_beams"] = 1 if args.do_sample else max(args.num_beams, args.num_captions)
+    names = ("max_new_tokens", "min_new_tokens", "num_beams", "length_penalty", "seed")  # else as the checkpoint says
+    settings: dict[str, Any] = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if args.num_captions != 1:
+        settings |= {"num_return_sequences": args.num_captions}
+        settings |= {"num_beams": max(args.num_beams or 5, args.num_captions)}
     if args.do_sample:
-        settings |= {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p}
+        settings |= {"do_sample": True, "num_beams": 1, "temperature": args.temperature, "top_p": args.top_p}
     if args.banned_words:
         settings["banned_words"] = read_words(args.banned_words)
     to_review = read_words(args.review_words) if args.review_words else []
@@ -130,8 +132,8 @@ def run(args: argparse.Namespace) -> int:
             done, failed = done + ("error" not in row), failed + ("error" in row)
         print(f"{images_of(done)} captioned, {failed} failed: {args.output}", file=sys.stderr)
     if rank == 0 and args.html:
-        names = {picture.image_id for picture in shown}
-        page = {row["image"]: row for _, row in read_journal(journal) if row["image"] in names} if journal else page
+        on_page = {picture.image_id for picture in shown}
+        page = {row["image"]: row for _, row in read_journal(journal) if row["image"] in on_page} if journal else page
         Path(args.html).write_text(gallery([(s.open, page[s.image_id]) for s in shown if s.image_id in page]), "utf-8")
         print(f"a page to look at: {args.html}", file=sys.stderr)
     if rank == 0 and (others := passed_over_text(passed_over)):

@@ -23,6 +23,7 @@ from blip_lite.evaluation import metrics
 from blip_lite.evaluation.captions import caption_with
 from blip_lite.evaluation.coco_process import coco_metrics, tokenize
 from blip_lite.evaluation.spice import spice
+from blip_lite.model.pretrained import original_file, read_decoding, resolve
 from blip_lite.processing.picture import Picture
 from blip_lite.processing.text import normalize_caption
 from blip_lite.reports import report
@@ -151,7 +152,8 @@ def prepare(config: EvalConfig) -> tuple[str, Path | None, TrainConfig, DataSet,
         raise ConfigError(
             f"{config.predictions or f'--ckpt {ckpt}'} belongs to no run: say which images with --dataset"
         )
-    base = read_run_config(run) if run else TrainConfig.of(batch_size=8)
+    with state.main_process_first():
+        base = read_run_config(run) if run else TrainConfig.of(batch_size=8, **decoding_of(ckpt))
     # All images, unless told otherwise: a run's limit was for its validations.
     run_config = base.replace(**{"max_eval_images": None, **config.overrides})
     run_config.validate()
@@ -171,6 +173,14 @@ def prepare(config: EvalConfig) -> tuple[str, Path | None, TrainConfig, DataSet,
     if not examples:
         raise ConfigError(f"{data.name}: the {split} split has no images")
     return ckpt, run, run_config, data, split, examples
+
+
+def decoding_of(ckpt: str) -> dict[str, Any]:
+    """The prompt and decoding that a checkpoint brings, as flat settings."""
+    if not ckpt or original_file(ckpt):
+        return {}
+    found = read_decoding(resolve(ckpt))
+    return {**found["decoding"], "prompt": found["prompt"]}
 
 
 def read_predictions(path: Path, examples: Sequence[Picture]) -> dict[str, str]:

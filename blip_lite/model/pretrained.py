@@ -22,6 +22,7 @@ from blip_lite.errors import CheckpointError
 from blip_lite.model.blip import Blip
 from blip_lite.model.config import BlipConfig
 from blip_lite.model.foreign import config_of_original, from_original, is_original, read_torch, unwrapped
+from blip_lite.model.generation import GenerationSettings
 from blip_lite.processing.processor import CLIP_MEAN, CLIP_STD, Processor, wordpiece
 
 HUB_FILES = ["*.json", "vocab.txt", "model*.safetensors", "pytorch_model*.bin"]
@@ -35,6 +36,9 @@ DERIVED = {
     HEAD + "decoder.weight": "text_decoder.bert.embeddings.word_embeddings.weight",
     HEAD + "decoder.bias": HEAD + "bias",
 }
+
+
+DECODING = ("max_new_tokens", "min_new_tokens", "num_beams", "length_penalty", "early_stopping")
 
 
 MAX_TEXT_BYTES = 64 * 2**20
@@ -292,7 +296,26 @@ def load_processor(directory: Path, config: BlipConfig) -> Processor:
         tuple(settings.get("image_std", CLIP_STD)) if normalize else (1.0, 1.0, 1.0),
         settings.get("resample", Image.Resampling.BICUBIC),
         settings.get("rescale_factor", 1 / 255) if rescale else 1.0,
+        **read_decoding(directory),
     )
+
+
+def read_decoding(directory: Path) -> dict[str, Any]:
+    """The prompt and the decoding settings that travel with a checkpoint: `captioning.json`, and `transformers`'
+    `generation_config.json` as far as it says them. Raises CheckpointError."""
+    prompt, decoding = "", {}
+    if (directory / "captioning.json").is_file():
+        prompt = _read_json(directory / "captioning.json").get("prompt", "")
+        if not isinstance(prompt, str):
+            raise CheckpointError(f"{directory / 'captioning.json'}: its prompt is {prompt!r}; expected a text")
+    if (directory / "generation_config.json").is_file():
+        found = _read_json(directory / "generation_config.json")
+        decoding = {name: found[name] for name in DECODING if found.get(name) is not None}
+        try:
+            GenerationSettings(**decoding)
+        except ValueError as error:
+            raise CheckpointError(f"{directory / 'generation_config.json'}: {error}") from error
+    return {"prompt": prompt, "decoding": decoding}
 
 
 def _load_tokenizer(directory: Path) -> Tokenizer:
@@ -367,7 +390,11 @@ def save_pretrained(model: Blip, processor: Processor, directory: str | Path) ->
         "model_max_length": model.config.text.max_position_embeddings,
         "model_input_names": ["input_ids", "attention_mask"],
     }
+    text = model.config.text
+    ids = {"bos_token_id": text.bos_token_id, "eos_token_id": text.sep_token_id, "pad_token_id": text.pad_token_id}
     for name, content in (
+        ("generation_config.json", {**ids, **processor.decoding}),
+        ("captioning.json", {"prompt": processor.prompt}),
         ("config.json", config),
         ("preprocessor_config.json", preprocessor),
         ("tokenizer_config.json", tokenizer),

@@ -58,6 +58,8 @@ class Processor:
     resample: int = Image.Resampling.BICUBIC
     rescale_factor: float = 1 / 255
     max_words: int = 30  # of a training caption, BLIP's own rule
+    prompt: str = ""  # with which the model was trained; captions begin after it
+    decoding: dict[str, Any] = field(default_factory=dict)  # the run's, fields of `GenerationSettings`
     _table: np.ndarray = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -6,6 +6,7 @@ otherwise, as it does in a Space.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from itertools import groupby
 from typing import Any
@@ -17,7 +18,6 @@ import torch
 
 from blip_lite.captioner import Captioner
 from blip_lite.errors import ImageError
-from blip_lite.model.generation import GenerationSettings
 
 MAX_BEAMS, MAX_TOKENS, MAX_PROMPT = 10, 60, 100  # the last in characters
 
@@ -37,7 +37,10 @@ def caption_batch(captioner: Captioner, *columns: list[Any]) -> list[list[Any]]:
     answers: list[tuple[str, list[list[Any]]]] = [("", [])] * len(requests)
 
     positions = captioner.model.config.text.max_position_embeddings
-    room = [positions - len(captioner.processor.prompt_ids((r[1] or "")[:MAX_PROMPT])) for r in requests]
+    room = [
+        positions - len(captioner.processor.prompt_ids((r[1] or captioner.processor.prompt)[:MAX_PROMPT]))
+        for r in requests
+    ]
 
     def settings_of(i: int) -> tuple[int, int]:
         beams, tokens = int(requests[i][2] or 1), int(requests[i][3] or 1)
@@ -57,8 +60,15 @@ def caption_batch(captioner: Captioner, *columns: list[Any]) -> list[list[Any]]:
                 except ImageError as error:
                     answers[i] = (f"This image cannot be used: {str(error).removeprefix(f'{path}: ')}.", [])
         if pixels:
-            settings = GenerationSettings(num_beams=beams, num_return_sequences=beams, max_new_tokens=tokens)
-            prompts = [requests[i][1] or "" for i in pixels]
+            own = captioner.settings()
+            settings = dataclasses.replace(
+                own,
+                num_beams=beams,
+                num_return_sequences=beams,
+                max_new_tokens=tokens,
+                min_new_tokens=min(own.min_new_tokens, tokens),
+            )
+            prompts = [requests[i][1] or None for i in pixels]
             found = captioner.caption_and_score(torch.stack(list(pixels.values())), settings, prompts)
             for i, pairs in zip(pixels, found, strict=True):
                 answers[i] = (pairs[0][0], [[text, round(score, 3)] for text, score in pairs])
@@ -74,8 +84,11 @@ def page(captioner: Captioner, batch_size: int) -> gr.Blocks:
                 prompt = gr.Textbox(
                     label="The caption shall begin with", placeholder="a photography of", max_length=MAX_PROMPT
                 )
-                beams = gr.Slider(1, MAX_BEAMS, 5, step=1, label="Beams: how many captions are followed at a time")
-                tokens = gr.Slider(1, MAX_TOKENS, 30, step=1, label="Longest caption, in tokens")
+                own = captioner.settings()
+                beams = gr.Slider(
+                    1, MAX_BEAMS, own.num_beams, step=1, label="Beams: how many captions are followed at a time"
+                )
+                tokens = gr.Slider(1, MAX_TOKENS, own.max_new_tokens, step=1, label="Longest caption, in tokens")
                 button = gr.Button("Caption", variant="primary")
             with gr.Column():
                 caption = gr.Textbox(label="Caption", lines=3)

@@ -9,7 +9,7 @@ from typing import Any
 from blip_lite.captioner import Captioner
 from blip_lite.errors import CheckpointError
 from blip_lite.model.generation import GenerationSettings
-from blip_lite.model.pretrained import load_pretrained, save_pretrained
+from blip_lite.model.pretrained import DECODING, load_pretrained, save_pretrained
 from blip_lite.reports.model_card import model_card
 
 
@@ -49,12 +49,16 @@ def loads_in_transformers(folder: Path) -> None:
     theirs, info = load(folder, output_loading_info=True, dtype=torch.float32)
     if wrong := {kind: keys for kind, keys in info.items() if keys}:
         raise CheckpointError(f"{folder}: transformers says {wrong}")
-    with torch.no_grad():
-        found = theirs.eval().generate(pixel_values=pixel_values, max_new_tokens=20, num_beams=1)
-    there = ours.processor.decode(found[0].tolist())
-    [[here]] = ours.caption_pixels(pixel_values, GenerationSettings(max_new_tokens=20, num_beams=1))
-    if here != there:
-        raise CheckpointError(f"{folder}: transformers captions a picture with {there!r}, we with {here!r}")
+    own = ours.settings()
+    for prompt, settings in (("", GenerationSettings(max_new_tokens=20, num_beams=1)), (ours.processor.prompt, own)):
+        decoding = {name: getattr(settings, name) for name in DECODING}
+        prompt_ids = torch.tensor([[*ours.processor.prompt_ids(prompt), ours.processor.sep_token_id]])
+        with torch.no_grad():
+            found = theirs.eval().generate(pixel_values=pixel_values, input_ids=prompt_ids, **decoding)
+        there = ours.processor.decode(found[0].tolist())
+        here = ours.caption_pixels(pixel_values, settings, [prompt])[0][0]
+        if here != there:
+            raise CheckpointError(f"{folder}: transformers captions a picture with {there!r}, we with {here!r}")
     tokenizer = BlipProcessor.from_pretrained(folder).tokenizer
     if tokenizer(here).input_ids[1:] != ours.processor.encode(here)[1:]:  # the first is [CLS] there, [DEC] here
         raise CheckpointError(f"{folder}: the tokenizer that transformers loads splits {here!r} otherwise")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.util
 import math
 import os
@@ -175,6 +176,8 @@ def build_model(config: TrainConfig, data: DataSet) -> tuple[Blip, Processor]:
             f"--prompt leaves no room for a caption within --max_length {config.optimisation.max_length} tokens"
         )
     processor.max_words = config.optimisation.max_words
+    decoding = dataclasses.asdict(config.decoding)  # travels with every checkpoint
+    processor.prompt, processor.decoding = decoding.pop("prompt"), decoding
     model.gradient_checkpointing = bool(config.model.gradient_checkpointing)
     if config.model.freeze_vision:
         model.freeze_vision()

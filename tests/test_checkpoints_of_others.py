@@ -1,0 +1,215 @@
+"""Checkpoints as people have them: wrapped, old, of BLIP's own release, with settings of their own; and the settings of a
+run, which are the same through every door."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from safetensors.torch import load_file, save_file
+
+from blip_lite import Captioner
+from blip_lite.data.sources.shapes import draw_scene, scene_captions, scene_ids
+from blip_lite.errors import CheckpointError
+from blip_lite.model.foreign import ORIGINAL
+from blip_lite.model.from_scratch import from_scratch
+from blip_lite.model.pretrained import load_pretrained, save_pretrained
+from blip_lite.settings import EvalConfig, TrainConfig
+
+PICTURES = [np.asarray(draw_scene(name)) for name in scene_ids(6, 11)]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    model, processor = from_scratch("tiny", [c for n in scene_ids(200, 1) for c in scene_captions(n)], 0)
+    save_pretrained(model, processor, folder)
+    return folder
+
+
+def copied(tiny: Path, to: Path, weights: Any, name: str) -> Path:
+    to.mkdir()
+    for file in tiny.iterdir():
+        if file.name != "model.safetensors":
+            (to / file.name).write_bytes(file.read_bytes())
+    if name.endswith("safetensors"):
+        save_file(weights, to / name)
+    else:
+        torch.save(weights, to / name, _use_new_zipfile_serialization=not name.startswith("old-"))
+    return to
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "base_model.model.", "module._orig_mod."])
+@pytest.mark.parametrize("form", ["model.safetensors", "pytorch_model.bin"])
+def test_wrappings_are_taken_off(tiny: Path, tmp_path: Path, prefix: str, form: str) -> None:
+    weights = {prefix + name: tensor for name, tensor in load_file(tiny / "model.safetensors").items()}
+    inner: Any = weights if form.endswith("tensors") else {"epoch": 3, "model": {"state_dict": weights}}
+    expected = Captioner.from_pretrained(tiny)(PICTURES)
+    assert Captioner.from_pretrained(copied(tiny, tmp_path / "c", inner, form))(PICTURES) == expected and any(expected)
+
+
+def test_torchs_old_format_is_read(tiny: Path, tmp_path: Path) -> None:
+    folder = copied(tiny, tmp_path / "c", load_file(tiny / "model.safetensors"), "old-pytorch_model.bin")
+    (folder / "old-pytorch_model.bin").rename(folder / "pytorch_model.bin")
+    assert Captioner.from_pretrained(folder)(PICTURES) == Captioner.from_pretrained(tiny)(PICTURES)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_what_cannot_be_used_is_named(tiny: Path, tmp_path: Path, name: str) -> None:
+    weights = load_file(tiny / "model.safetensors")
+    folder = copied(tiny, tmp_path / "c", weights, name)
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(CheckpointError, match="Git LFS pointer.*git lfs pull"):
+        load_pretrained(folder)
+    first = next(iter(weights))
+    odd = {**weights, first: torch.full_like(weights[first], torch.nan)}
+    save_file(odd, folder / name) if name.endswith("tensors") else torch.save(odd, folder / name)
+    with pytest.raises(CheckpointError, match=f"1 tensors hold NaN or infinity, e.g. {re.escape(first)}"):
+        load_pretrained(folder)
+
+
+def original_name(name: str) -> str:
+    """The name in BLIP's own release: the mapping of `foreign.ORIGINAL` backwards, written out."""
+    for old, new in (
+        ("vision_model.embeddings.class_embedding", "visual_encoder.cls_token"),
+        ("vision_model.embeddings.position_embedding", "visual_encoder.pos_embed"),
+        ("vision_model.embeddings.patch_embedding.", "visual_encoder.patch_embed.proj."),
+        ("vision_model.post_layernorm.", "visual_encoder.norm."),
+        ("vision_model.encoder.layers.", "visual_encoder.blocks."),
+        (".layer_norm1.", ".norm1."), (".layer_norm2.", ".norm2."),
+        (".self_attn.qkv.", ".attn.qkv."), (".self_attn.projection.", ".attn.proj."),
+    ):  # fmt: skip
+        name = name.replace(old, new)
+    return name
+
+
+def test_the_original_release_loads_with_a_vocabulary_beside_it(tmp_path: Path) -> None:
+    model, processor = from_scratch("small", [c for n in scene_ids(200, 1) for c in scene_captions(n)], 0)
+    save_pretrained(model, processor, tmp_path / "ours")
+    weights = {original_name(n): t for n, t in load_file(tmp_path / "ours/model.safetensors").items()}
+    assert all("vision_model" not in name for name in weights) and len(ORIGINAL) == 8
+    heads = model.config.text.num_attention_heads, model.config.vision.num_attention_heads
+    if heads != (model.config.text.hidden_size // 64, model.config.vision.hidden_size // 64):
+        pytest.skip("this preset has heads of another width than BLIP's 64")
+    (tmp_path / "theirs").mkdir()
+    torch.save({"model": {**weights, "itm_head.weight": torch.zeros(2)}}, tmp_path / "theirs/model_base_caption.pth")
+    with pytest.raises(CheckpointError, match="vocab.txt beside it"):
+        load_pretrained(tmp_path / "theirs")
+    (tmp_path / "theirs/vocab.txt").write_bytes((tmp_path / "ours/vocab.txt").read_bytes())
+    one, two = load_pretrained(tmp_path / "ours")[0], load_pretrained(tmp_path / "theirs/model_base_caption.pth")[0]
+    state = two.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in one.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "setting, says", [({"do_resize": False}, "do_resize"), ({"do_center_crop": True}, "do_center_crop")]
+)
+def test_image_settings_are_refused_by_name_or_honoured(
+    tiny: Path, tmp_path: Path, setting: dict[str, Any], says: str
+) -> None:
+    folder = copied(tiny, tmp_path / "c", load_file(tiny / "model.safetensors"), "model.safetensors")
+    about = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(json.dumps({**about, **setting}))
+    with pytest.raises(CheckpointError, match=says):
+        load_pretrained(folder)
+    for off, low, high in (({"do_normalize": False}, 0.0, 1.0), ({"do_normalize": False, "do_rescale": False}, 0, 255)):
+        (folder / "preprocessor_config.json").write_text(json.dumps({**about, **off}))
+        pixels = load_pretrained(folder)[1].pixels(np.array([[[0] * 3, [255] * 3]], np.uint8))
+        assert pixels.min() >= low and pixels.max() == high
+
+
+def test_a_mute_tokenizer_is_refused_and_added_tokens_named(tiny: Path, tmp_path: Path) -> None:
+    folder = copied(tiny, tmp_path / "c", load_file(tiny / "model.safetensors"), "model.safetensors")
+    (folder / "tokenizer.json").unlink()
+    (folder / "added_tokens.json").write_text('{"[DEC]": 300, "<dog>": 301}')
+    with pytest.raises(CheckpointError, match="added_tokens.json adds '<dog>'"):
+        load_pretrained(folder)
+    (folder / "added_tokens.json").unlink()
+    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n")
+    with pytest.raises(CheckpointError, match="the tokenizer has 5 tokens"):
+        load_pretrained(folder)
+
+
+def test_weights_have_the_rights_of_new_files(tiny: Path) -> None:
+    umask = os.umask(0)
+    os.umask(umask)
+    assert stat.S_IMODE((tiny / "model.safetensors").stat().st_mode) == 0o666 & ~umask
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained with a prompt and decoding of its own, long enough that captions differ."""
+    from blip_lite.training.loop import train
+
+    folder = tmp_path_factory.mktemp("travel") / "run"
+    train(
+        TrainConfig.of(
+            dataset="shapes", scenes=300, model="tiny", epochs=6, prompt="a picture of ", num_beams=2, max_new_tokens=6,
+            output_dir=str(folder), num_workers=0,
+        )
+    )  # fmt: skip
+    return folder
+
+
+@pytest.mark.long
+def test_captions_are_the_same_through_every_door(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from blip_lite.cli import main
+    from blip_lite.data.load import load_data
+    from blip_lite.evaluation.evaluate import evaluate
+
+    evaluate(EvalConfig.of(ckpt=str(run / "best"), spice=False, num_workers=0))
+    rows = [json.loads(line) for line in (run / "captions.jsonl").read_text().splitlines()]
+    expected = {row["image_id"]: row["caption"] for row in rows}
+    assert len(set(expected.values())) > 2 and all(expected.values())
+    about = json.loads((run / "config.json").read_text())["settings"]
+    data = load_data(TrainConfig.of(dataset="shapes", scenes=300).data, about["seed"])
+    sources = {e.image_id: e.open() for e in data.splits["test"]}
+
+    def captioner_door() -> dict[str, str]:
+        return dict(zip(sources, Captioner.from_pretrained(run / "best")(list(sources.values())), strict=True))
+
+    def command_door() -> dict[str, str]:
+        (tmp_path / "p").mkdir()
+        for image_id, source in sources.items():
+            from blip_lite.processing.images import open_image
+
+            open_image(source).save(tmp_path / f"p/{image_id}.png")
+        main(["caption", str(tmp_path / "p"), "--ckpt", str(run / "best"), "--output", str(tmp_path / "o.jsonl")])
+        lines = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
+        return {Path(line["image"]).stem: line["caption"] for line in lines}
+
+    doors: dict[str, Callable[[], dict[str, str]]] = {"Captioner": captioner_door, "caption": command_door}
+    for name, door in doors.items():
+        assert door() == expected, name
+    settings = json.loads((run / "best/generation_config.json").read_text())
+    assert settings["num_beams"] == 2 and settings["max_new_tokens"] == 6
+    explicit = Captioner.from_pretrained(run / "best")(PICTURES, prompt="there are", num_beams=1, max_new_tokens=3)
+    assert all(caption.startswith("there are") for caption in explicit)
+
+
+def test_what_is_asked_for_wins_and_fits(run: Path) -> None:
+    captioner = Captioner.from_pretrained(run / "best")
+    assert captioner.settings().num_beams == 2 and captioner.settings(num_beams=4).num_beams == 4
+    assert captioner.settings(do_sample=True).num_beams == 1
+    assert captioner.settings(num_return_sequences=5).num_beams == 5
+    assert len(captioner(PICTURES[0], num_return_sequences=3)) == 3
+
+
+@pytest.mark.long
+def test_an_export_is_compared_with_its_own_settings(run: Path, tmp_path: Path) -> None:
+    from blip_lite.serving.export import export
+
+    export(run / "best", tmp_path / "to")
+    assert json.loads((tmp_path / "to/captioning.json").read_text()) == {"prompt": "a picture of "}
+    assert safetensors.torch.load_file(tmp_path / "to/model.safetensors")
