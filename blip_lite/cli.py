@@ -45,6 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def guarded(work: Callable[[], int]) -> int:
     """The exit code of what `work` does, or of what stopped it."""
+    told = (sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace"), (sys.stdin, "surrogateescape")
+    for stream, errors in told:  # file names that are no UTF-8, a terminal or a log that is none
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors=errors)
     try:
         code = work()
         leave_together()

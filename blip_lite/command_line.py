@@ -109,7 +109,7 @@ def _read_yaml(cls: type[Grouped], path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        values = yaml.safe_load(path.read_text("utf-8")) or {}
+        values = yaml.safe_load(path.read_bytes()) or {}
     except OSError as error:
         raise ConfigError(f"--config {path}: {error.strerror}") from error
     except yaml.YAMLError as error:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import hashlib
+import math
 import re
 import types
 import typing
@@ -169,7 +171,7 @@ class OptimisationSettings:
     weight_decay: float = setting(0.05, "AdamW weight decay, on matrices only", least=0)
     label_smoothing: float = setting(0.0, "0 to 1; the official COCO recipe uses 0.1", least=0, most=1)
     max_grad_norm: float = setting(1.0, "clip the gradient's norm to this; 0: do not clip", least=0)
-    seed: int = setting(42, "of the split, the order of images and random weights")
+    seed: int = setting(42, "of the split, the order of images and random weights", least=0, most=2**32 - 1)
     captions_per_image: int | None = setting(
         None, "captions of each image in an epoch, others in the next; default: all, tiny 1", least=1
     )
@@ -287,6 +289,9 @@ class Grouped:
             choices, bounds = known[name].field.metadata["choices"], known[name].field.metadata["bounds"]
             if value is None:
                 continue
+            if isinstance(value, float) and not math.isfinite(value):
+                found.append(f"--{name} is {value}; expected a finite number")
+                continue
             if choices and value not in choices:
                 found.append(f"--{name} must be one of {', '.join(choices)}{did_you_mean(str(value), choices)}")
             least, above, most = (bounds.get(key) for key in ("least", "above", "most"))
@@ -353,7 +358,8 @@ class TrainConfig(Grouped):
             path = Path(dataset)  # a folder's name may hold a dot
             is_file = path.suffix in (*TABLES, ".tar")
             name = path.resolve().name if path.is_dir() else path.stem if is_file else path.name
-            fill["output_dir"] = "runs/" + re.sub(r"[^\w.]+", "-", name).strip("-.")
+            plain = re.sub(r"[^\w.]+", "-", name).strip("-.")  # of a name like 🐕 nothing is left
+            fill["output_dir"] = f"runs/{plain or 'data-' + hashlib.sha256(name.encode()).hexdigest()[:8]}"
         return self.replace(**fill)
 
     def problems(self) -> list[str]:

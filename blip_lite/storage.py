@@ -57,7 +57,7 @@ def write_text(path: Path, text: str) -> None:
     """Replace a small file, whole or not at all."""
     work = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     try:
-        work.write_text(text, "utf-8")
+        work.write_text(text, "utf-8", "backslashreplace")  # file names that are no UTF-8
         _fsync(work)
         os.replace(work, path)
     except BaseException:

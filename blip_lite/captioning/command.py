@@ -41,13 +41,6 @@ REMEMBERED = 10_000  # captions that are compared: do most images get the same o
 
 def caption(args: argparse.Namespace) -> int:
     """Caption what `args.images` names; see `command_line.add_caption` for the rest. Returns the exit code."""
-    for stream, how in (
-        (sys.stdout, "backslashreplace"),
-        (sys.stderr, "backslashreplace"),
-        (sys.stdin, "surrogateescape"),
-    ):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors=how)  # file names that are no UTF-8
     args.begun = False  # whether anything was written
     how_on = "; the same command without --overwrite goes on" if args.output else ""
     try:
@@ -134,7 +127,9 @@ def run(args: argparse.Namespace) -> int:
     if rank == 0 and args.html:
         on_page = {picture.image_id for picture in shown}
         page = {row["image"]: row for _, row in read_journal(journal) if row["image"] in on_page} if journal else page
-        Path(args.html).write_text(gallery([(s.open, page[s.image_id]) for s in shown if s.image_id in page]), "utf-8")
+        Path(args.html).write_text(
+            gallery([(s.open, page[s.image_id]) for s in shown if s.image_id in page]), "utf-8", "backslashreplace"
+        )
         print(f"a page to look at: {args.html}", file=sys.stderr)
     if rank == 0 and (others := passed_over_text(passed_over)):
         print(f"passed over: {others}", file=sys.stderr)

@@ -143,7 +143,7 @@ def write_sidecar(path: Path, captions: list[str], existing: str) -> bool:
     elif existing == "prepend":
         text += there
     with whole(path) as new:
-        new.write_text(text, "utf-8")
+        new.write_text(text, "utf-8", "backslashreplace")
     return True
 
 

@@ -164,7 +164,7 @@ def audit(config: TrainConfig) -> dict[str, Any]:
     folder = Path(f"{config.run.output_dir}-audit")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "audit.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
-    (folder / "audit.html").write_text(page(result, samples(data), near, suspicious), "utf-8")
+    (folder / "audit.html").write_text(page(result, samples(data), near, suspicious), "utf-8", "backslashreplace")
     print(summary(result), f"  written: {folder / 'audit.html'}, {folder / 'audit.json'}", sep="\n")
     return result
 

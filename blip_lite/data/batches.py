@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,8 @@ from blip_lite.model.blip import IGNORE
 from blip_lite.processing.picture import Picture
 from blip_lite.processing.processor import Processor
 from blip_lite.processing.text import normalize_caption
+
+LONGEST_WAIT = 1800  # seconds for a batch, after which a worker is given up
 
 
 @dataclass
@@ -147,16 +151,27 @@ def _ignore_first_signal(_: int) -> None:
     signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))
 
 
+def workers_that_fit(num_workers: int, batch_size: int, image_size: int) -> int:
+    """How many workers' batches `/dev/shm` has room for; Docker gives 64 MB, and where it is full, a worker waits for
+    ever. Each keeps two batches ready."""
+    if not num_workers or not Path("/dev/shm").is_dir():
+        return num_workers
+    free = shutil.disk_usage("/dev/shm").free
+    return min(num_workers, int(0.8 * free / (2 * batch_size * 3 * image_size**2 * 4)))
+
+
 def loader(
     dataset: Captions, batches: Sequence[list[int]], num_workers: int, pin_memory: bool = False
 ) -> DataLoader[Batch]:
     """Decode these batches ahead, in worker processes; the order does not depend on their number."""
     prompt_length = len(dataset.processor.prompt_ids(dataset.prompt))
+    num_workers = workers_that_fit(num_workers, max(map(len, batches), default=1), dataset.processor.image_size)
     return DataLoader(
         dataset,
         batch_sampler=batches,
         collate_fn=partial(collate, processor=dataset.processor, prompt_length=prompt_length),
         num_workers=num_workers,
+        timeout=LONGEST_WAIT if num_workers else 0,
         pin_memory=pin_memory,
         worker_init_fn=_ignore_first_signal,
         generator=torch.Generator(),  # else each epoch's start draws from the global one, and resuming moves it

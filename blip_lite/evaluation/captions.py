@@ -135,7 +135,7 @@ def caption_with(
     state.wait_for_everyone()  # all have read before one writes
     state.print(f"{ckpt}: captioning {len(todo)} images" + (f", {len(before)} are done" if before else ""))
     start = time.perf_counter()
-    with open(folder / f"{key}.{state.process_index}.jsonl", "a", encoding="utf-8") as file:
+    with open(folder / f"{key}.{state.process_index}.jsonl", "a", encoding="utf-8", errors="backslashreplace") as file:
 
         def keep(found: list[tuple[str, str]]) -> None:
             nonlocal start, seconds

@@ -80,6 +80,11 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     ckpt, run, run_config, data, split, examples = prepare(config)
     state = PartialState()
     folder = Path(config.output_dir or run or ".")
+    try:
+        if not config.predictions:
+            (folder / "captions").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder / 'captions'} cannot be made ({error.strerror}); use --output_dir") from error
     about: dict[str, Any] = {"dataset": data.name, "split": split}
     failures: dict[str, str] = {}
     others: dict[str, dict[str, str]] = {}
@@ -135,7 +140,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
             ]
             _write(folder, split, result, rows, run)
             if run and not config.output_dir:
-                (run / "README.md").write_text(model_card(run), "utf-8")
+                (run / "README.md").write_text(model_card(run), "utf-8", "backslashreplace")
                 log_evaluation(run, split, result)
     state.wait_for_everyone()
     return result
@@ -196,11 +201,14 @@ def read_predictions(path: Path, examples: Sequence[Picture]) -> dict[str, str]:
             if text.lstrip().startswith("[")
             else [json.loads(line) for line in text.splitlines() if line.strip()]
         )
-        found = {str(row["image_id"]): str(row["caption"]) for row in rows}
+        found = {str(row["image_id"]): row["caption"] for row in rows}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f'{path}: expected lines of {{"image_id", "caption"}} ({type(error).__name__} {error})'
         ) from error
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row["caption"], str):
+            raise ConfigError(f"{path}, row {number}: its caption is {row['caption']!r}; expected a text")
     wanted = [e.image_id for e in examples]
     missing, unknown = [i for i in wanted if i not in found], sorted(set(found) - set(wanted))
     if missing or unknown or len(rows) != len(found):
@@ -314,7 +322,7 @@ def _write(
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     suffix = "" if split == "test" else f"_{split}"
-    with open(folder / f"captions{suffix}.jsonl", "w", encoding="utf-8") as file:
+    with open(folder / f"captions{suffix}.jsonl", "w", encoding="utf-8", errors="backslashreplace") as file:
         for example, caption, scores in rows:
             line = {"image_id": example.image_id, "caption": caption, "references": example.captions, "scores": scores}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -322,7 +330,7 @@ def _write(
     worst = sorted(rows, key=lambda row: row[2].get("CIDEr", 0.0))
     shown = [(e.open(), e.image_id, caption, e.captions, scores) for e, caption, scores in worst[:REPORT_IMAGES]]
     page = report.page(result, shown, read_metrics(run) if run else [])
-    (folder / f"report{suffix}.html").write_text(page, "utf-8")
+    (folder / f"report{suffix}.html").write_text(page, "utf-8", "backslashreplace")
 
 
 def summary(result: dict[str, Any]) -> str:

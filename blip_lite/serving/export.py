@@ -29,7 +29,7 @@ def export(ckpt: Path, to: Path) -> list[Path]:
     save_pretrained(model, processor, to)
     run = ckpt.resolve().parent
     if (run / "config.json").is_file():
-        (to / "README.md").write_text(model_card(run), "utf-8")
+        (to / "README.md").write_text(model_card(run), "utf-8", "backslashreplace")
     for path in run.glob("coco_metrics*.json"):
         shutil.copy(path, to / path.name)
     loads_in_transformers(to)

@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -48,6 +49,14 @@ def check_output(run: Path, config: TrainConfig) -> None:
     `resume_from` is damaged. Changes nothing."""
     if run.exists() and not run.is_dir():
         raise ConfigError(f"--output_dir {run} is a file")
+    above = next(folder for folder in (run, *run.absolute().parents) if folder.exists() or folder.is_symlink())
+    if not above.exists():
+        raise ConfigError(f"--output_dir {run}: {above} is a link to nothing")
+    try:  # in the first folder that is there, as that is where the run's would be made
+        with tempfile.TemporaryFile(dir=above):
+            pass
+    except OSError as error:
+        raise ConfigError(f"--output_dir {run} cannot be written: {above}: {error.strerror}") from error
     if not run.is_dir() or not any(entry.name != ".lock" for entry in run.iterdir()):
         return
     if not (config.run.resume or config.run.overwrite):

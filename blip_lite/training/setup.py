@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, set_seed
 
 from blip_lite.captioner import cores
-from blip_lite.data.batches import Captions, epoch_batches
+from blip_lite.data.batches import Captions, epoch_batches, workers_that_fit
 from blip_lite.data.dataset import DataSet
 from blip_lite.data.load import load_data
 from blip_lite.data.look import first_look, refuse_what_is_no_caption
@@ -41,6 +41,10 @@ def start(config: TrainConfig) -> Accelerator:
             raise ConfigError(f"--log_with {tracker}: it is not installed; pip install 'blip_lite[{extra}]'")
     if config.run.country and importlib.util.find_spec("codecarbon") is None:
         raise ConfigError("--country: codecarbon is not installed; pip install 'blip_lite[energy]'")
+    if os.environ.get("LOCAL_RANK") and not (os.environ.get("RANK") and os.environ.get("WORLD_SIZE")):
+        raise ConfigError(
+            "LOCAL_RANK is set without RANK and WORLD_SIZE, left over by another program: unset LOCAL_RANK"
+        )
     accelerator = Accelerator(
         mixed_precision=pick_precision(config.model.mixed_precision),
         log_with=config.run.dashboards() or None,
@@ -111,6 +115,12 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
         accelerator.mixed_precision, accelerator.mixed_precision
     )
     accelerator.print(f"{config.model.model}: {size:.1f}M parameters, {accelerator.device}, {precision}")
+    asked = int(config.loading.num_workers or 0)
+    if (workers := workers_that_fit(asked, config.loading.batch_size, processor.image_size)) < asked:
+        accelerator.print(
+            f"/dev/shm has room for the batches of {workers} of {asked} workers, so no more are used; "
+            "`docker run --shm-size 2g` gives more"
+        )
     optimisation, batch_size = config.optimisation, config.loading.batch_size
     train_set = Captions(data.splits["train"], processor, config.decoding.prompt, optimisation.max_length)
     train_set.captions_per_image, train_set.seed = optimisation.captions_per_image, optimisation.seed
@@ -132,7 +142,9 @@ def pick_precision(mixed_precision: str) -> str | None:
     """What to tell Accelerate; None leaves it to `accelerate launch`, which has said it in the environment."""
     if mixed_precision != "auto":
         return mixed_precision
-    if os.environ.get("ACCELERATE_MIXED_PRECISION") is not None:
+    if (given := os.environ.get("ACCELERATE_MIXED_PRECISION")) is not None:
+        if given not in ("no", "bf16", "fp16"):
+            raise ConfigError(f"ACCELERATE_MIXED_PRECISION={given}: this loop knows no, bf16 and fp16")
         return None
     if not torch.cuda.is_available():
         return "no"
