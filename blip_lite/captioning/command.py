@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     settings: dict[str, Any] = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if args.num_captions != 1:
         settings |= {"num_return_sequences": args.num_captions}
-        settings |= {"num_beams": max(args.num_beams or 5, args.num_captions)}
+        settings |= {"num_beams": max(5 if args.num_beams is None else args.num_beams, args.num_captions)}
     if args.do_sample:
         settings |= {"do_sample": True, "num_beams": 1, "temperature": args.temperature, "top_p": args.top_p}
     if args.banned_words:
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     captioner = Captioner.from_pretrained(args.ckpt, device, args.dtype, "int8" if args.int8 else None)
     review = split_entries(captioner.processor, to_review)
     args.existing = args.existing or ("overwrite" if args.overwrite else "skip")
-    seen, shown, images, journal = Seen(), list[Picture](), 0, None
+    seen, shown, images, journal = Seen(), dict[str, Picture](), 0, None
     passed_over, sidecars = Counter[str](), Sidecars(args.sidecar_suffix, args.images)
 
     def wanted() -> Iterator[Picture]:
@@ -82,6 +82,8 @@ def run(args: argparse.Namespace) -> int:
             images += 1
             key = identity(picture.image_id)
             if not seen.add(key):
+                if journal and args.html and len(shown) < GALLERY:  # of an earlier run
+                    shown.setdefault(picture.image_id, picture)
                 continue
             if args.sidecar and not args.output:
                 try:
@@ -90,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
                 except (ImageError, OSError) as error:
                     picture = broken(picture.image_id, str(error))
             if args.html and len(shown) < GALLERY:
-                shown.append(picture)
+                shown[picture.image_id] = picture
             if key_of(key) % processes == rank:
                 yield picture
 
@@ -125,10 +127,9 @@ def run(args: argparse.Namespace) -> int:
             done, failed = done + ("error" not in row), failed + ("error" in row)
         print(f"{images_of(done)} captioned, {failed} failed: {args.output}", file=sys.stderr)
     if rank == 0 and args.html:
-        on_page = {picture.image_id for picture in shown}
-        page = {row["image"]: row for _, row in read_journal(journal) if row["image"] in on_page} if journal else page
+        page = {row["image"]: row for _, row in read_journal(journal) if row["image"] in shown} if journal else page
         Path(args.html).write_text(
-            gallery([(s.open, page[s.image_id]) for s in shown if s.image_id in page]), "utf-8", "backslashreplace"
+            gallery([(shown[i].open, page[i]) for i in shown if i in page]), "utf-8", "backslashreplace"
         )
         print(f"a page to look at: {args.html}", file=sys.stderr)
     if rank == 0 and (others := passed_over_text(passed_over)):
