@@ -7,7 +7,6 @@ import contextlib
 import json
 import math
 import os
-import resource
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -255,5 +254,9 @@ def peak_memory(device: torch.device) -> int:
     status = Path("/proc/self/status")
     if status.is_file():  # Linux; `ru_maxrss` would begin with the launcher's
         return int(status.read_text("utf-8").split("VmHWM:")[1].split()[0]) * 1024
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

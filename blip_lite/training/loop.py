@@ -253,7 +253,7 @@ def close(run: Run, log: RunLog, lock: Any) -> dict[str, Any]:
         )
         raise Stopped(run.stopped)
     score = f"sacreBLEU {progress.best_bleu:.2f}"
-    score = f"loss {progress.best_loss:.4f} ({score})" if chosen_by_loss(run) else score
+    score += f" (chosen by its loss, {progress.best_loss:.4f})" if chosen_by_loss(run) else ""
     run.accelerator.print(
         f"done in {progress.seconds:.0f} s: best validation {score} at step {progress.best_step}, "
         f"in {run.folder / 'best'}"
