@@ -60,7 +60,11 @@ def pick_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.d
     return DTYPES[name]
 
 
-SINGLE = typing.get_args(ImageInput)  # an open file is iterable, and still one image
+def is_one(images: Any) -> bool:
+    """Whether this is a single image; an open file is iterable, and still one."""
+    return (
+        isinstance(images, typing.get_args(ImageInput)) or hasattr(images, "read") or not isinstance(images, Iterable)
+    )
 
 
 class Captioner:
@@ -142,7 +146,7 @@ class Captioner:
         if batch_size < 1:
             raise ConfigError("batch_size must be at least 1")
         generation = self.settings(**settings)
-        single = isinstance(images, SINGLE) or not isinstance(images, Iterable)
+        single = is_one(images)
         sources: Sequence[Any] = [images] if single else list(images)  # type: ignore[arg-type]
         prompts = [prompt] * len(sources) if isinstance(prompt, str | None) else list(prompt)
         if len(prompts) != len(sources):
@@ -239,8 +243,8 @@ class Captioner:
             ImageError: an image cannot be read.
             ValueError: not as many captions as images, or an empty one.
         """
-        if isinstance(images, SINGLE):
-            return self.score([images], [captions], prompt)[0]
+        if is_one(images):
+            return self.score([typing.cast(ImageInput, images)], [captions], prompt)[0]
         images = list(images)  # type: ignore[arg-type]
         if len(captions) != len(images):
             raise ValueError(f"{len(captions)} captions for {len(images)} images")

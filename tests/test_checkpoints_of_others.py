@@ -4,11 +4,14 @@ run, which are the same through every door."""
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import stat
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +27,7 @@ from blip_lite.model.foreign import ORIGINAL
 from blip_lite.model.from_scratch import from_scratch
 from blip_lite.model.pretrained import load_pretrained, save_pretrained
 from blip_lite.settings import EvalConfig, TrainConfig
+from blip_lite.training.run import Progress
 
 PICTURES = [np.asarray(draw_scene(name)) for name in scene_ids(6, 11)]
 
@@ -213,3 +217,53 @@ def test_an_export_is_compared_with_its_own_settings(run: Path, tmp_path: Path) 
     export(run / "best", tmp_path / "to")
     assert json.loads((tmp_path / "to/captioning.json").read_text()) == {"prompt": "a picture of "}
     assert safetensors.torch.load_file(tmp_path / "to/model.safetensors")
+
+
+def test_a_temporary_file_is_one_image(tiny: Path) -> None:
+    from PIL import Image
+
+    with tempfile.NamedTemporaryFile(suffix=".png") as file:
+        Image.fromarray(PICTURES[0]).save(file, "PNG")
+        file.seek(0)
+        assert isinstance(Captioner.from_pretrained(tiny)(file), str)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(
+    "losses, best", [([3.0, 2.0, 2.5], 2), ([math.nan, 2.0, 3.0], 2), ([math.inf, math.nan, 1.0], 3)]
+)
+def test_few_images_choose_by_loss_even_after_one_that_is_no_number(
+    losses: list[float], best: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert chosen(Progress(), losses, monkeypatch, tmp_path) == best
+
+
+def test_an_older_run_goes_on_to_choose_by_score(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    before = Progress(best_step=1, best_bleu=5.0)  # its version knew no best_loss
+    assert chosen(before, [1.0, 0.5, 0.1], monkeypatch, tmp_path, bleus=[6.0, 5.5, 5.0]) == 1
+
+
+def chosen(
+    progress: Progress,
+    losses: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    bleus: list[float] | None = None,
+) -> int:
+    """Which validation (from 1) of a run with 5 images was kept as the best."""
+    import blip_lite.training.loop as loop
+
+    monkeypatch.setattr(loop, "save_best", lambda *a: None)
+    accelerator = SimpleNamespace(is_main_process=True)
+    run: Any = SimpleNamespace(
+        progress=progress, accelerator=accelerator, folder=folder, model=None, processor=None, saving_seconds=0.0,
+        data=SimpleNamespace(splits={"validation": [None] * 5}),
+    )  # fmt: skip
+    log: Any = SimpleNamespace(evaluation=lambda *a: None)
+    kept = 0
+    for number, loss in enumerate(losses, 1):
+        found = {"val_bleu": (bleus or [9.0, 8.0, 7.0])[number - 1], "val_loss": loss}
+        monkeypatch.setattr(loop, "validate", lambda *a, found=found: (found, []))
+        progress.step = 100 + number
+        loop.evaluate_and_keep_best(run, log, SimpleNamespace(asked=lambda _: 0))
+        kept = number if progress.best_step == progress.step else kept
+    return kept

@@ -556,3 +556,54 @@ def test_what_is_not_read_names_its_remedy(tmp_path: Path, name: str) -> None:
     if not name.endswith("png"):
         with pytest.raises(DataError, match="There are no images either.*(unpack it|save the sheet|save_to_disk)"):
             load(tmp_path)
+
+
+def test_one_file_under_two_names_is_in_one_split(tmp_path: Path) -> None:
+    for n, scene in enumerate(SCENES):
+        draw(tmp_path, f"images/{n}.png", scene)
+    captions = list(caption_to_scene)
+    table(tmp_path, "train.csv", [(f"images/{n}", captions[n]) for n in range(8)])
+    table(tmp_path, "test.csv", [(f"images/{n}.png", captions[n]) for n in range(7, 12)])
+    with pytest.raises(DataError, match="images/7.png is in"):
+        load(tmp_path)
+    rows = [
+        ("images/7", captions[7], "train"),
+        ("images/7.png", captions[7], "test"),
+        ("images/8.png", "a dog", "train"),
+    ]
+    table(tmp_path, "one.csv", rows, "image,caption,split")
+    with pytest.raises(DataError, match="its file is that of images/7, in train"):
+        load(tmp_path / "one.csv")
+
+
+@pytest.mark.parametrize("folder", ["flowers_test", "test-of-mine", "my val part", "x/held_out_2/y"])
+def test_a_folder_that_may_name_a_split_is_never_cut_off(tmp_path: Path, folder: str) -> None:
+    caption_all(tmp_path, {f"images/{n}.png": f"/srv/{folder}/{n}.png" for n in range(12)})
+    with pytest.raises(DataError, match="there is no image"):
+        load(tmp_path / "captions.csv")
+
+
+def test_a_text_belongs_to_the_image_that_is_called_like_it(tmp_path: Path) -> None:
+    for n, name in enumerate(("A.png", "a.png", "b.png")):
+        draw(tmp_path, name, SCENES[n])
+    (tmp_path / "a.txt").write_text("a dog")
+    (tmp_path / "B.txt").write_text("a cat")
+    found = load(tmp_path)
+    assert {e.image_id: e.captions for split in SPLITS for e in found.splits[split]} == {
+        "a.png": ("a dog",),
+        "b.png": ("a cat",),
+    }
+
+
+def test_long_names_in_any_script_are_one_error(tmp_path: Path) -> None:
+    for name in ("\u732b" * 100, "\U0001f415" * 64, "/".join(["a" * 200] * 30)):
+        table(tmp_path, "c.csv", [(name, "a dog"), (name, "a cat")])
+        with pytest.raises(DataError, match="is no path|there is no image"):
+            load(tmp_path / "c.csv")
+
+
+def test_metadata_in_another_unicode_spelling_names_its_images(tmp_path: Path) -> None:
+    names = {f"caf\u00e9{n}.png": unicodedata.normalize("NFD", f"caf\u00e9{n}.png") for n in range(12)}
+    caption_all(tmp_path, names, "file_name,caption", "metadata.csv")
+    found = load(tmp_path)
+    assert sum(map(len, found.splits.values())) == 12 and not any("are not in metadata" in n for n in found.notes)

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from blip_lite.captioning.command import try_to_write
 from blip_lite.captioning.inputs import expand, identity, passed_over_text
 from blip_lite.captioning.journal import take_up
 from blip_lite.captioning.outputs import Sidecars, write_sidecar
@@ -141,3 +142,37 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(
     assert list(Progress(range(6), "captioned", 6)) == list(range(6))
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 3 and told[0] == "captioned: 2 of 6 images, 0.1 images/s, 1.3 min left"
+
+
+def test_texts_that_are_no_utf8_are_kept_and_a_second_run_adds_nothing(tmp_path: Path) -> None:
+    text = tmp_path / "a.txt"
+    for existing, content in (("skip", b"caf\xe9\n"), ("append", b"caf\xe9\none\n"), ("prepend", b"one\ncaf\xe9\n")):
+        text.write_bytes(b"caf\xe9\n")
+        assert write_sidecar(text, ["one"], existing) == (existing != "skip")
+        assert not write_sidecar(text, ["one"], existing) and text.read_bytes() == content
+    assert write_sidecar(text, ["one"], "overwrite") and text.read_bytes() == b"one\n"
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".PNG", ".heic", ".csv", ".tar", "txt", ".", "", ".a/b"])
+def test_no_picture_or_table_is_written_over_by_a_text(suffix: str) -> None:
+    with pytest.raises(ConfigError, match="--sidecar_suffix"):
+        Sidecars(suffix, [])
+
+
+def test_looking_whether_a_file_can_be_written_touches_nothing(tmp_path: Path) -> None:
+    try_to_write(tmp_path / "new" / "o.jsonl")
+    assert list((tmp_path / "new").iterdir()) == []
+    (tmp_path / "o.jsonl").write_text("mine")
+    try_to_write(tmp_path / "o.jsonl")
+    assert (tmp_path / "o.jsonl").read_text() == "mine"
+    with pytest.raises(ConfigError, match="cannot be written"):
+        try_to_write(tmp_path / "new")
+
+
+def test_a_path_behind_a_link_is_opened_as_written(tmp_path: Path) -> None:
+    photo(tmp_path / "a.png"), photo(tmp_path / "far/away/b.png"), photo(tmp_path / "far/a.png")
+    (tmp_path / "link").symlink_to(tmp_path / "far/away")
+    (tmp_path / "list.txt").write_text(f"{tmp_path}/link/../a.png\n")
+    [name] = ids(tmp_path / "list.txt")
+    assert os.path.samefile(name, tmp_path / "far/a.png")
+    assert identity(name) == str(tmp_path / "far/a.png")

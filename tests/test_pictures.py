@@ -172,3 +172,12 @@ def test_formats_people_have(tmp_path: Path, suffix: str, form: str) -> None:
         pytest.skip(f"this Pillow writes no {form}")
     assert suffix in IMAGE_SUFFIXES
     assert np.abs(np.asarray(open_image(tmp_path / f"a{suffix}")).astype(int)[:, :, 0] - GREY).mean() < 6
+
+
+@pytest.mark.parametrize("key", [(0x1234, 0x5678, 0x9ABC), (0x0012, 0x0056, 0x009A)])
+def test_the_transparent_colour_of_a_deep_png_is_white(key: tuple[int, int, int]) -> None:
+    rows = b"".join(b"\0" + struct.pack(">3H", *key) + struct.pack(">3H", 60000, 30000, 20000) for _ in range(2))
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0))
+    data += chunk(b"tRNS", struct.pack(">3H", *key)) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    found = open_image(data)
+    assert found.getpixel((0, 0)) == (255, 255, 255) and found.getpixel((1, 0)) == (234, 117, 78)

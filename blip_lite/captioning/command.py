@@ -1,7 +1,7 @@
 """`blip-lite caption`: photographs from wherever they lie -> captions, printed or written.
 
-Exit code: 0, all have a caption; 1, some could not be read, or have none; 2, nothing was done, the command or a file it
-names is wrong; 3, it broke down on the way (out of memory, say).
+Exit code: 0, all were captioned (empty captions are counted in a warning); 1, some could not be; 2, nothing was done,
+the command or a file it names is wrong; 3, it broke down on the way (out of memory, say).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import os
 import sys
+import tempfile
 import threading
 import traceback
 from collections import Counter
@@ -25,7 +26,7 @@ from blip_lite.captioner import Captioner
 from blip_lite.captioning.bulk import Captioned, caption_files, review_of
 from blip_lite.captioning.inputs import broken, count, expand, identity, passed_over_text
 from blip_lite.captioning.journal import Seen, key_of, read_journal, take_up, to_line
-from blip_lite.captioning.outputs import Sidecars, convert, discard, journal_of, write_sidecar, write_sidecars
+from blip_lite.captioning.outputs import EMPTY, Sidecars, convert, discard, journal_of, write_sidecar, write_sidecars
 from blip_lite.errors import BrokenOff, ConfigError, ImageError
 from blip_lite.processing.images import IMAGE_SUFFIXES
 from blip_lite.processing.picture import Picture
@@ -35,7 +36,6 @@ from blip_lite.reports.gallery import gallery
 from blip_lite.storage import lock
 
 GALLERY = 1000  # images that --html shows
-EMPTY = "empty caption"  # a flag
 REMEMBERED = 10_000  # captions that are compared: do most images get the same one?
 
 
@@ -204,13 +204,10 @@ def begin(args: argparse.Namespace, rank: int, wait: Callable[[], None], seen: S
 
 def try_to_write(path: Path) -> None:
     """Raises ConfigError, before the first image, if a file cannot be written."""
-    there = path.exists()
-    try:
+    try:  # the file itself is neither made nor removed: another process may have it open
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "ab"):
+        with open(path, "r+b") if path.exists() else tempfile.TemporaryFile(dir=path.parent):
             pass
-        if not there:
-            path.unlink()
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written ({error.strerror or error})") from error
 

@@ -174,13 +174,18 @@ def named(name: str, folder: Path | None, allow_urls: bool) -> Picture:
         )
     if "\\" in name and os.sep == "/" and not os.path.exists(os.path.join(folder or "", name)):  # written on Windows
         name = name.replace("\\", "/")
-    path = os.path.normpath(os.path.join(folder, name) if folder else name)
+    path = os.path.join(folder, name) if folder else name
+    if ".." not in path.split("/"):  # behind a link, `..` is elsewhere
+        path = os.path.normpath(path)
     return Picture(path, path)
 
 
 def identity(name: str) -> str:
     """`p.jpg`, `./p.jpg` and `/here/p.jpg` are one image."""
-    return name if is_url(name) else os.path.abspath(name)
+    if is_url(name):
+        return name
+    folder, file = os.path.split(name)
+    return os.path.join(os.path.realpath(folder), file) if ".." in name.split("/") else os.path.abspath(name)
 
 
 def broken(name: str, reason: str) -> Picture:

@@ -17,7 +17,9 @@ from typing import Any
 
 from blip_lite.captioning.journal import Seen, parts_of, read_journal
 from blip_lite.errors import ConfigError, ImageError
+from blip_lite.processing.images import IMAGE_SUFFIXES, OTHER_PICTURES
 from blip_lite.processing.picture import Picture
+from blip_lite.settings import TABLES
 
 SUFFIXES = (".jsonl", ".csv", ".parquet", ".json")
 
@@ -134,23 +136,32 @@ def write_sidecar(path: Path, captions: list[str], existing: str) -> bool:
         captions: of the image.
         existing: what to do with a text that is there: skip, overwrite, append, prepend.
     """
-    there = path.read_text("utf-8") if path.exists() else ""
     if path.exists() and existing == "skip":
         return False
-    text = "".join(caption + "\n" for caption in captions)
+    text = "".join(caption + "\n" for caption in captions).encode("utf-8", "backslashreplace")
+    there = path.read_bytes() if path.exists() and existing in ("append", "prepend") else b""  # in any encoding
+    if there and (there.endswith(text) if existing == "append" else there.startswith(text)):
+        return False  # the command was run before
     if existing == "append":
-        text = there + ("\n" if there and not there.endswith("\n") else "") + text
-    elif existing == "prepend":
+        text = there + (b"\n" if there and not there.endswith(b"\n") else b"") + text
+    else:
         text += there
     with whole(path) as new:
-        new.write_text(text, "utf-8", "backslashreplace")
+        new.write_bytes(text)
     return True
+
+
+EMPTY = "empty caption"  # a flag for review
 
 
 class Sidecars:
     """Which texts belong to which image: one each."""
 
     def __init__(self, suffix: str, inputs: Iterable[str]) -> None:
+        """Raises ConfigError for a suffix that is none, or one of pictures or tables, which would be written over."""
+        kept = {*IMAGE_SUFFIXES, *OTHER_PICTURES, *TABLES, ".tar"}
+        if not re.fullmatch(r"\.[^./\\]+", suffix) or suffix.lower() in kept:
+            raise ConfigError(f"--sidecar_suffix {suffix}: expected one of texts, like .txt or .caption")
         self.suffix, self.owners, self.inputs = suffix, Seen(), {os.path.abspath(name) for name in inputs}
 
     def of(self, picture: Picture) -> Path:
@@ -174,7 +185,7 @@ def write_sidecars(journal: Path, args: argparse.Namespace) -> tuple[int, int]:
     for _, row in read_journal(journal):
         if row["caption"] is not None and os.path.isfile(row["image"]):
             captions = row["caption"] if isinstance(row["caption"], list) else [row["caption"]]
-            if not any(map(str.strip, captions)):
+            if EMPTY in row.get("review", ()) or not any(map(str.strip, captions)):
                 continue
             try:
                 text = sidecars.of(Picture(row["image"], row["image"]))

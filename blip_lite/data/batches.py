@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import signal
 from collections.abc import Sequence
@@ -156,7 +157,9 @@ def workers_that_fit(num_workers: int, batch_size: int, image_size: int) -> int:
     ever. Each keeps two batches ready."""
     if not num_workers or not Path("/dev/shm").is_dir():
         return num_workers
-    free = shutil.disk_usage("/dev/shm").free
+    free = shutil.disk_usage("/dev/shm").free / int(
+        os.environ.get("LOCAL_WORLD_SIZE") or 1
+    )  # shared by the processes here
     return min(num_workers, int(0.8 * free / (2 * batch_size * 3 * image_size**2 * 4)))
 
 

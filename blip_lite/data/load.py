@@ -114,11 +114,14 @@ def assemble(listing: Listing, settings: DataSettings, seed: int) -> DataSet:
 
     files = {key: row for key, row in images.items() if isinstance(row.image, Path) and not row.url}
     for key, row in files.items():
-        path = Path(str(row.image))
-        row.image = on_disk(path) or path
-        if row.image is path and not path.is_file():
+        path = on_disk(Path(str(row.image)))
+        if path:
+            row.image = path
+        else:
             absent.add(key)
-            unusable[numbers[key]] = f"{row.where}: there is no image {path}. Add it, or remove the row."
+            unusable[numbers[key]] = (
+                f"{row.where}: there is no image {Path(str(row.image))}. Add it, or remove the row."
+            )
     problems = settle_splits(images, files, others, notes)
     if problems or len(unusable) > settings.max_bad_images * max(1, len(images)):
         listed = problems + [unusable[number] for number in sorted(unusable)]
@@ -180,6 +183,13 @@ def settle_splits(
             problems.append(f"{row.where}: {row.image_id} is in {row.split}, and in {first.split} in {first.where}")
     if files and len(files) == len(images) and all(row.split is None for row in images.values()):
         splits_of_files(images, notes)
+    of_files: dict[str, Picture] = {}
+    for row in files.values():  # one file under two names
+        first = of_files.setdefault(str(row.image), row)
+        if first.split != row.split:
+            problems.append(
+                f"{row.where}: {row.image_id} is in {row.split}; its file is that of {first.image_id}, in {first.split}"
+            )
     return problems + split_problems(images.values())
 
 

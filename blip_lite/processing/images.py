@@ -146,6 +146,7 @@ def _open(data: bytes) -> Image.Image:
     bounds, without them."""
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image.info["deep"] = data[:8] == PNG and data[24:25] == b"\x10"  # 16 bits a colour
         if data[:8] == PNG and image.width * image.height < (Image.MAX_IMAGE_PIXELS or 0):
             image.load()  # texts may come after the pixels
         return image
@@ -190,7 +191,6 @@ def _from_array(array: np.ndarray) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     tags = getattr(image, "tag_v2", {})
-    deep_colours = any("16" in str(tile[3]) for tile in getattr(image, "tile", [])[:1])  # which Pillow makes 8 bits
     transparency = image.info.get("transparency")
     if image.mode == "RGB" and transparency is None:
         image.load()
@@ -208,7 +208,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image.putpalette(bytes(colours[c * each + i] for i in range(each) for c in range(3)))
     if image.mode in ("La", "RGBa"):  # multiplied by alpha
         image = image.convert("LA" if image.mode == "La" else "RGBA")
-    if deep_colours and isinstance(transparency, tuple):
+    if isinstance(transparency, tuple) and (image.info.get("deep") or max(transparency) > 255):  # Pillow has 8 bits
         image.info["transparency"] = tuple(value >> 8 for value in transparency)
     if image.format in ("BMP", "TIFF") and image.mode == "RGBA" and not image.getchannel("A").getbbox():
         return image.convert("RGB")  # programs that have no alpha leave 0 there

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import math
 import secrets
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -205,13 +206,16 @@ def evaluate_and_keep_best(run: Run, log: RunLog, stop: Stop) -> None:
         return
     run.evaluation, samples = found
     progress, bleu, loss = run.progress, run.evaluation["val_bleu"], run.evaluation["val_loss"]
-    improved = loss < progress.best_loss if chosen_by_loss(run) else bleu > progress.best_bleu
+    by_loss = chosen_by_loss(run)
+    improved = loss < progress.best_loss if by_loss else bleu > progress.best_bleu
     improved = improved or not progress.best_step
     if improved and run.accelerator.is_main_process:
         why = {"step": progress.step, **run.evaluation}
         improved = on_disk("best/", lambda: save_best(run.folder, run.model, run.processor, why))
     if improved:
-        progress.best_bleu, progress.best_loss, progress.best_step = bleu, loss, progress.step
+        progress.best_bleu, progress.best_step = bleu, progress.step
+        if by_loss:  # a loss that is no number is beaten by any
+            progress.best_loss = loss if math.isfinite(loss) else sys.float_info.max
     progress.validation_due = False
     log.evaluation(run.evaluation, samples, improved)
 

@@ -25,6 +25,7 @@ from blip_lite.data.sources.table import (
     split_in,
     table_rows,
     utf8,
+    with_suffix,
 )
 from blip_lite.errors import DataError
 from blip_lite.processing.images import IMAGE_SUFFIXES
@@ -100,7 +101,7 @@ def in_right_folder(
             name = str(row.image)
             if name not in paths:
                 short = shorter(Path(name.removeprefix(base)).as_posix())
-                paths[name] = row.image if short is None else inside(folder, short, row.where)
+                paths[name] = row.image if short is None else with_suffix(inside(folder, short, row.where))
             row.image = paths[name]
         yield row
 
@@ -136,11 +137,11 @@ def right_folder(
 
 def shortenings(names: Sequence[str]) -> Iterator[Callable[[str], str | None]]:
     """What may be left out of names: nothing; one after the other of the folders that all of these begin with, up to
-    one that names a split (None for a name that begins otherwise); and the eight signs that Label Studio puts before
+    one that may name a split (None for a name that begins otherwise); and the eight signs that Label Studio puts before
     the name of an uploaded file."""
     shared = PurePosixPath(os.path.commonpath([os.path.dirname(name) for name in names])).parts
     for cut in range(len(shared) + 1):
-        if cut and split_of_name(shared[cut - 1], strict=True):
+        if cut and split_of_name(shared[cut - 1]):  # `flowers_test`: what is cut off is not looked at again
             return
         begins = "".join(f"{part}/" for part in shared[:cut])
         yield lambda name, begins=begins: name[len(begins) :] if name.startswith(begins) else None  # type: ignore[misc]

@@ -140,16 +140,19 @@ def saved_tables(folder: Path) -> dict[str, Any]:
 def sidecars(found: Found) -> dict[Path, list[Path]]:
     """The texts beside each image that has any, those to be read first: `a.caption`, `a.txt`, `a.jpg.caption`,
     `a.jpg.txt`; else those whose names differ in capitals or in Unicode's spelling."""
+    names = {
+        image: [*(image.with_suffix(s) for s in SIDECARS), *(Path(f"{image}{s}") for s in SIDECARS)]
+        for image in found.images
+    }
+    there = {image: [name for name in wanted if name in found.texts] for image, wanted in names.items()}
+    taken = {text for texts in there.values() for text in texts}  # `a.txt` is not that of `A.jpg` beside `a.jpg`
     folded: dict[str, list[Path]] = {}
-    for text in sorted(found.texts):
+    for text in sorted(found.texts - taken):
         folded.setdefault(fold(text), []).append(text)
-    there: dict[Path, list[Path]] = {}
-    for image in found.images:
-        names = [*(image.with_suffix(s) for s in SIDECARS), *(Path(f"{image}{s}") for s in SIDECARS)]
-        exact = [name for name in names if name in found.texts]
-        if texts := exact or [text for name in names for text in folded.get(fold(name), ())]:
-            there[image] = texts
-    return there
+    for image, texts in there.items():
+        if not texts and (others := [text for name in names[image] for text in folded.pop(fold(name), ())]):
+            there[image] = others
+    return {image: texts for image, texts in there.items() if texts}
 
 
 def fold(path: Path) -> str:
@@ -171,11 +174,11 @@ def metadata_rows(
     for table in tables:
         inner = PurePosixPath(table.relative_to(folder).as_posix())
         for row in file_rows(table, image_root(settings) or table.parent, settings, notes, split_of_path(inner)):
-            named.add(str(row.image))
+            named.add(unicodedata.normalize("NFC", str(row.image)))
             if isinstance(row.image, Path) and not row.url:
                 row.image_id = id_in(folder, row)
             yield row
-    if silent := [p.relative_to(folder) for p in found.images if str(p) not in named]:
+    if silent := [p.relative_to(folder) for p in found.images if unicodedata.normalize("NFC", str(p)) not in named]:
         names = ", ".join(sorted({table.name for table in tables}))
         notes.append(f"{len(silent)} images are not in {names}; left out (e.g. {silent[0]})")
 

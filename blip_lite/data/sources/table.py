@@ -156,9 +156,16 @@ def image_path(root: Path, name: str, where: str) -> tuple[str, Path]:
     name = re.sub(r"^[A-Za-z]:/", "/", name)
     if name.startswith("/") and not name.startswith(os.path.abspath(root)) and not os.path.exists(name):
         name = name.lstrip("/")
-    if len(name) > 255 and max(len(part.encode("utf-8", "replace")) for part in name.split("/")) > 255:
+    if len(name) > 63 and max(len(part.encode("utf-8", "replace")) for part in name.split("/")) > 255:
         raise DataError(f"{where}: {name[:60]!r} is no path: its name is too long. Is it base64, or a text?")
-    return unicodedata.normalize("NFC", os.path.normpath(name)), inside(root, name, where)
+    path = inside(root, name, where)
+    return unicodedata.normalize("NFC", os.path.normpath(name)), with_suffix(path)
+
+
+def with_suffix(path: Path) -> Path:
+    """`p2` is `p2.jpg`, if that is there: one file, one path, so that it cannot be in two splits. A name that has a
+    picture's suffix is not looked for: there may be millions."""
+    return path if path.suffix.lower() in IMAGE_SUFFIXES else on_disk(path) or path
 
 
 def on_disk(path: Path) -> Path | None:
