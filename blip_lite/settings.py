@@ -133,6 +133,13 @@ class ModelSettings:
         "Salesforce/blip-image-captioning-base",
         "Hub id, checkpoint directory, or a preset that starts from nothing: tiny, small, base",
     )
+    image_size: int | None = setting(
+        None,
+        "side of the model's images in pixels, a multiple of its patches' (16); positions are interpolated as BLIP "
+        "does; default: the checkpoint's",
+        least=16,
+        most=4096,
+    )
     freeze_vision: bool = setting(False, "train the text decoder only")
     feature_cache_gb: float = setting(
         50.0,
@@ -182,6 +189,40 @@ class OptimisationSettings:
 
 
 @dataclass
+class RegularisationSettings:
+    """regularisation, all of it off by default"""
+
+    augment: bool = setting(
+        False,
+        "training images are cropped, mirrored, turned and changed in colour as BLIP's were, anew in each epoch; not "
+        "mirrored where a caption says left, right, or that there is text",
+    )
+    dropout: float | None = setting(
+        None,
+        "of the text decoder in training, 0 to 1; BLIP had 0.1; default: as the checkpoint says, mostly 0",
+        least=0,
+    )
+    vision_learning_rate_factor: float = setting(
+        1.0, "the image encoder learns at this share of the learning rate", above=0
+    )
+    layer_decay: float = setting(
+        1.0,
+        "each layer learns at this share of the rate of the one above it, in both halves; 1: all alike",
+        above=0,
+        most=1,
+    )
+    ema: float = setting(
+        0.0,
+        "keep an average of the weights, this share of it and the rest of the new ones at each step (0.999), and "
+        "validate and keep it as best; 0: off",
+        least=0,
+    )
+    patience: int | None = setting(
+        None, "stop after this many validations in a row without a better one; default: never", least=1
+    )
+
+
+@dataclass
 class DecodingSettings:
     """decoding"""
 
@@ -207,6 +248,11 @@ class RunSettings:
     )
     save_every: int | None = setting(None, "save a checkpoint every so many steps, besides each epoch's end", least=1)
     eval_every: int | None = setting(None, "validate every so many steps instead of at each epoch's end", least=1)
+    best_metric: str = setting(
+        "auto",
+        "what chooses best/ in validation; auto: sacreBLEU, or the loss where there are fewer than 50 images",
+        ("auto", "sacrebleu", "cider", "loss"),
+    )
     logging_steps: int = setting(50, "steps between two lines of the log", least=1)
     save_total_limit: int = setting(2, "checkpoints to keep, at least 2; best/ is kept besides", least=2)
     log_with: str = setting("none", "dashboards: none, wandb, tensorboard, or wandb,tensorboard")
@@ -342,6 +388,7 @@ class TrainConfig(Grouped):
     loading: LoadingSettings = dataclasses.field(default_factory=LoadingSettings)
     model: ModelSettings = dataclasses.field(default_factory=ModelSettings)
     optimisation: OptimisationSettings = dataclasses.field(default_factory=OptimisationSettings)
+    regularisation: RegularisationSettings = dataclasses.field(default_factory=RegularisationSettings)
     decoding: DecodingSettings = dataclasses.field(default_factory=DecodingSettings)
     run: RunSettings = dataclasses.field(default_factory=RunSettings)
     instead: InsteadSettings = dataclasses.field(default_factory=InsteadSettings)
@@ -364,7 +411,15 @@ class TrainConfig(Grouped):
 
     def problems(self) -> list[str]:
         """What is wrong, with single values and with some together."""
-        problems, run = super().problems(), self.run
+        problems, run, regularisation = super().problems(), self.run, self.regularisation
+        for name in ("dropout", "ema"):
+            if (getattr(regularisation, name) or 0) >= 1:
+                problems.append(f"--{name} must be below 1")
+        if regularisation.augment and self.model.freeze_vision and self.model.feature_cache_gb:
+            problems.append(
+                "--augment changes images in each epoch, and --freeze_vision keeps what it made of them once: leave "
+                "one out, or pass --feature_cache_gb 0"
+            )
         if self.decoding.min_new_tokens > self.decoding.max_new_tokens:
             problems.append("--min_new_tokens must not be above --max_new_tokens")
         if unknown := set(run.dashboards()) - {"wandb", "tensorboard"}:

@@ -210,3 +210,19 @@ def test_one_map_from_error_to_exit_code(error: BaseException, code: int) -> Non
 def test_what_nobody_foresaw_keeps_its_traceback(error: Exception) -> None:
     with pytest.raises(type(error)):
         exit_code(error)
+
+
+@pytest.mark.parametrize(
+    "recipe", sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_a_recipe_is_read_and_says_why(recipe: Path) -> None:
+    config = config_of(TrainConfig, parse(["train", "--config", str(recipe)]))
+    config.resolved().validate()
+    defaults = TrainConfig().resolved().flat()
+    lines = [line for line in recipe.read_text("utf-8").splitlines() if not line.startswith("#")]
+    assert lines and all("  # " in line for line in lines)
+    named = {line.split(":")[0] for line in lines}
+    assert {name for name, value in config.resolved().flat().items() if value != defaults[name]} <= {
+        *named,
+        "output_dir",
+    }

@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from blip_lite.data.augment import augment, augmented_key
 from blip_lite.errors import ImageError
 from blip_lite.model.blip import IGNORE
+from blip_lite.processing.images import open_image
 from blip_lite.processing.picture import Picture
 from blip_lite.processing.processor import Processor
 from blip_lite.processing.text import normalize_caption
@@ -56,6 +58,7 @@ class Captions(Dataset[Any]):
     Attributes:
         features: a `feature_cache.Features`, from which images come instead of being decoded.
         captions_per_image: how many captions of an image an epoch takes; None: all. `seed` and `epoch` say which.
+        augment: whether images are changed, in each epoch otherwise.
     """
 
     def __init__(self, examples: Sequence[Picture], processor: Processor, prompt: str, max_length: int) -> None:
@@ -63,6 +66,7 @@ class Captions(Dataset[Any]):
         self.prompt, self.max_length = prompt, max_length
         self.features: Any = None
         self.captions_per_image: int | None = None
+        self.augment = False
         self.seed = self.epoch = 0
 
     def __len__(self) -> int:
@@ -75,6 +79,14 @@ class Captions(Dataset[Any]):
             return usable
         return draw_captions(usable, self.captions_per_image, f"{self.seed}/{example.image_id}", self.epoch)
 
+    def pixels(self, example: Picture) -> Tensor:
+        """`[3, S, S]`. Raises ImageError, OSError."""
+        image = example.open()
+        if self.augment:
+            key = augmented_key(self.seed, self.epoch, example.image_id)
+            image = augment(open_image(image), example.captions, self.processor.image_size, key)
+        return self.processor.pixels(image)
+
     def tokens(self, example: Picture) -> list[list[int]]:
         return [self.processor.encode(caption, self.prompt, self.max_length) for caption in self.captions(example)]
 
@@ -83,9 +95,7 @@ class Captions(Dataset[Any]):
         position = index if index >= 0 else -1 - index
         example = self.examples[position]
         try:
-            pixels: Tensor | str = (
-                self.features.get(position) if self.features else self.processor.pixels(example.open())
-            )
+            pixels: Tensor | str = self.features.get(position) if self.features else self.pixels(example)
         except (ImageError, OSError) as error:
             pixels = str(error)
         return example.image_id, pixels, self.tokens(example) if index >= 0 else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -12,6 +13,8 @@ import numpy as np
 from blip_lite.processing.text import normalize_caption
 
 BOOTSTRAP_SAMPLES = 1000
+# don't is "do n't", dog's is "dog 's", 3:00 and sun-lit are one; other signs are left out
+PTB_WORD = re.compile(r"\w+(?=n't\b)|n't\b|'\w+|\w+(?:[-/:.]\w+)*")
 
 
 def sacrebleu(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Any]:
@@ -42,6 +45,27 @@ def sacrebleu(captions: Sequence[str], references: Sequence[Sequence[str]]) -> d
     bleu = BLEU(lowercase=True)
     score = bleu.corpus_score([normalize_caption(c) for c in captions], streams).score
     return {"score": score, "signature": str(bleu.get_signature())}
+
+
+def cider(captions: dict[str, str], references: dict[str, list[str]]) -> float:
+    """CIDEr-D (Vedantam et al. 2015), `pycocoevalcap`'s, without Java, so that each validation can have it. Its words
+    are nearly those of the PTB tokeniser, which `evaluate.py` runs for the number that papers give.
+
+    Args:
+        captions, references: by image id; how rare a word is, is counted in these references.
+
+    Returns:
+        From 0 to 10.
+    """
+    from pycocoevalcap.cider.cider import Cider
+
+    def words(texts: Sequence[str]) -> list[str]:
+        return [" ".join(PTB_WORD.findall(text.lower())) for text in texts]
+
+    score, _ = Cider().compute_score(
+        {i: words(references[i]) for i in captions}, {i: words([caption]) for i, caption in captions.items()}
+    )
+    return float(score)
 
 
 def human_agreement(references: Sequence[Sequence[str]]) -> float | None:

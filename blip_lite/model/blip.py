@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -301,6 +302,17 @@ class Blip(nn.Module):
         """Train the text decoder only."""
         self.vision_model.requires_grad_(False)
         self.frozen_vision = True
+
+    def set_dropout(self, rate: float) -> None:
+        """Drop this share of the decoder's activations and attentions in training, 0 to 1; BLIP had 0.1 (its
+        `med_config.json`)."""
+        self.config = replace(
+            self.config,
+            text=replace(self.config.text, hidden_dropout_prob=rate, attention_probs_dropout_prob=rate),
+        )
+        for module in self.text_decoder.modules():
+            if isinstance(module, (TextEmbeddings, TextLayer, TextOutput)):
+                module.dropout = rate
 
     def run(self, layer: Callable[..., Tensor], *args: Tensor) -> Tensor:
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():

@@ -108,7 +108,8 @@ class RunLog:
         if self.dashboard and self.accelerator.is_main_process:
             self._try(lambda: self._show(progress, values, samples))
         self._say(
-            f"step {progress.step}  validation loss {values['val_loss']:.4f}  sacreBLEU {values['val_bleu']:.2f}"
+            f"step {progress.step}  validation loss {values['val_loss']:.4f}  sacreBLEU {values['val_bleu']:.2f}  "
+            f"CIDEr {values['val_cider']:.3f}"
             f"{'  (best so far)' if improved else ''}  {values['val_seconds']:.0f} s"
         )
         if values["val_commonest_caption"] > 0.5 and values["val_images"] > 4:
@@ -198,6 +199,8 @@ class RunLog:
                 picture.thumbnail((256, 256))
                 table.add_data(split, example.image_id, wandb.Image(picture), " | ".join(example.captions))
         run.log({"data/first_look": table, "step": self.run.progress.step})
+        if (sheet := self.run.folder / "augmented.png").is_file():
+            run.log({"data/augmented": wandb.Image(str(sheet)), "step": self.run.progress.step})
 
     def _wandb(self) -> Any:
         """The W&B run, on the main process, if there is one."""

@@ -21,7 +21,7 @@ from blip_lite.settings import TrainConfig
 from blip_lite.training.log import peak_memory
 from blip_lite.training.loop import train_step, windows
 from blip_lite.training.run import Run
-from blip_lite.training.setup import prepare, start
+from blip_lite.training.setup import prepare, show_augmentation, start
 
 
 def sanity(config: TrainConfig, seconds: float = 60) -> dict[str, Any]:
@@ -127,6 +127,8 @@ def plan(config: TrainConfig) -> dict[str, Any]:
     config = config.resolved()
     config.validate()
     run = prepare(config, start(config))
+    if config.regularisation.augment and run.accelerator.is_main_process:
+        show_augmentation(run, run.folder.with_name(f"{run.folder.name}-augmented.png"))
     batch_size, accumulation = config.loading.batch_size, run.accumulation
     # what a batch takes is its number of captions times its longest
     size = {i: len(p.captions) * max(map(len, p.captions)) for i, p in enumerate(run.train_set.examples)}
