@@ -3,6 +3,7 @@ run, which are the same through every door."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
@@ -28,6 +29,7 @@ from blip_lite.model.from_scratch import from_scratch
 from blip_lite.model.pretrained import load_pretrained, save_pretrained
 from blip_lite.settings import EvalConfig, TrainConfig
 from blip_lite.training.run import Progress
+from conftest import ROOT
 
 PICTURES = [np.asarray(draw_scene(name)) for name in scene_ids(6, 11)]
 
@@ -193,7 +195,43 @@ def test_captions_are_the_same_through_every_door(
         lines = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
         return {Path(line["image"]).stem: line["caption"] for line in lines}
 
-    doors: dict[str, Callable[[], dict[str, str]]] = {"Captioner": captioner_door, "caption": command_door}
+    def files() -> dict[str, bytes]:
+        return {path.stem: path.read_bytes() for path in (tmp_path / "p").iterdir()}
+
+    def sagemaker_door() -> dict[str, str]:
+        monkeypatch.syspath_prepend(str(ROOT / "aws_sagemaker"))
+        import inference
+
+        loaded = inference.model_fn(str(run / "best"))
+        answers = [
+            json.loads(inference.output_fn(inference.predict_fn(inference.input_fn(data, "image/png"), loaded), "*/*"))
+            for data in files().values()
+        ]
+        return {name: a["predictions"][0]["generated_text"] for name, a in zip(files(), answers, strict=True)}
+
+    def page_door() -> dict[str, str]:
+        from blip_lite.serving.app import caption_batch
+
+        captioner = Captioner.from_pretrained(run / "best")
+        own, paths = captioner.settings(), [str(path) for path in (tmp_path / "p").iterdir()]
+        columns = ([each] * len(paths) for each in ("", own.num_beams, own.max_new_tokens))  # as the page begins
+        return dict(zip(files(), caption_batch(captioner, paths, *columns)[0], strict=True))
+
+    def ray_door() -> dict[str, str]:
+        monkeypatch.syspath_prepend(str(ROOT / "examples"))
+        from caption_ray import CaptionWorker
+
+        worker = CaptionWorker(str(run / "best"), "path", "bytes", 1, {"num_return_sequences": 1})
+        found = worker({"path": np.array(list(files())), "bytes": np.array(list(files().values()), object)})
+        return dict(zip(found["path"].to_pylist(), found["caption"].to_pylist(), strict=True))
+
+    doors: dict[str, Callable[[], dict[str, str]]] = {
+        "Captioner": captioner_door, "caption": command_door, "SageMaker": sagemaker_door,
+    }  # fmt: skip
+    if importlib.util.find_spec("gradio"):
+        doors["page"] = page_door
+    if importlib.util.find_spec("ray"):
+        doors["Ray"] = ray_door
     for name, door in doors.items():
         assert door() == expected, name
     settings = json.loads((run / "best/generation_config.json").read_text())
