@@ -42,7 +42,8 @@ class Batch:
         return len(self.target_rows)
 
     def pin_memory(self) -> Batch:
-        return Batch(*(tensor.pin_memory() for tensor in self.tensors()), self.image_ids, self.bad)
+        pixel_values, input_ids, labels, target_rows = (tensor.pin_memory() for tensor in self.tensors())
+        return Batch(pixel_values, input_ids, labels, target_rows, self.image_ids, self.bad)
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What `Blip.forward` takes, in its order."""
