@@ -11,10 +11,12 @@ from unittest import mock
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 
+from blip_lite.cli import main
 from blip_lite.data.batches import Batch
 from blip_lite.model.generation import STEPS_A_LOOK, GenerationSettings, generate
-from blip_lite.training.loop import epoch, train_step
+from blip_lite.training.loop import SKIPS_IN_A_ROW, epoch, train_step
 from blip_lite.training.run import Run
 from blip_lite.training.setup import prepare, start
 from conftest import make_hf, tiny_config
@@ -102,6 +104,54 @@ def test_a_training_step_never_waits_and_gives_the_weights_of_the_cpu(tmp_path: 
         weights = {name: value.cpu() for name, value in run.model.state_dict().items()}
     for name, value in here.model.state_dict().items():
         assert torch.equal(weights[name], value), name
+
+
+def test_steps_that_fp16_leaves_out_are_counted_in_a_row_too(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path, batch_size=1)
+    run.accelerator.scaler = torch.amp.GradScaler("cpu")
+    run.optimizer = AcceleratedOptimizer(run.optimizer.optimizer, scaler=run.accelerator.scaler)
+    run.accelerator._optimizers = [run.optimizer]
+    run.accelerator.native_amp, run.accelerator.state._mixed_precision = True, "fp16"
+    window, unscale = windows(run, 1)[0], run.accelerator.scaler.unscale_
+    weight = run.model.text_decoder.cls.predictions.bias
+    try:
+        train_step(run, window, 1e-3)
+        assert (run.skips.take(), run.skips.in_a_row()) == (0, 0)
+        before, scale = weight.clone(), run.accelerator.scaler.get_scale()
+        with mock.patch.object(
+            run.accelerator.scaler, "unscale_", lambda one: (weight.grad.fill_(torch.inf), unscale(one))
+        ):
+            for _ in range(SKIPS_IN_A_ROW):
+                train_step(run, window, 1e-3)
+        assert torch.equal(weight, before) and run.accelerator.scaler.get_scale() == scale / 2**SKIPS_IN_A_ROW
+        assert run.skips.in_a_row() == SKIPS_IN_A_ROW and run.skips.take() == SKIPS_IN_A_ROW
+    finally:
+        run.accelerator.state._mixed_precision = "no"
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (torch.AcceleratorError("CUDA error: out of memory", 2), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: 9 bytes"), True),
+        (MemoryError(), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (RuntimeError("shapes cannot be multiplied"), False),
+    ],
+)
+def test_memory_that_ran_out_is_one_line_of_advice(
+    error: Exception, expected: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("blip_lite.training.loop.train", mock.Mock(side_effect=error))
+    command = ["train", "--dataset", "shapes", "--model", "tiny"]
+    if not expected:
+        with pytest.raises(RuntimeError):
+            main(command)
+        return
+    assert main(command) == 1
+    assert "Try --gradient_checkpointing, or --batch_size 8" in capsys.readouterr().err
 
 
 def test_the_emulated_gpu_keeps_the_rules() -> None:

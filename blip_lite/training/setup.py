@@ -9,12 +9,13 @@ import math
 import os
 import platform
 import subprocess
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, set_seed
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, set_seed
 
 from blip_lite.captioner import cores
 from blip_lite.data.batches import Captions, epoch_batches, workers_that_fit
@@ -31,6 +32,9 @@ from blip_lite.processing.text import normalize_caption
 from blip_lite.settings import FROM_SCRATCH, OptimisationSettings, TrainConfig, did_you_mean
 from blip_lite.storage import newest
 from blip_lite.training.run import Run, Skips
+
+# How long processes wait for one that works alone, on a download or a save; NCCL's own limit is ten minutes.
+LONGEST_ALONE = timedelta(hours=24)
 
 
 def start(config: TrainConfig) -> Accelerator:
@@ -49,6 +53,7 @@ def start(config: TrainConfig) -> Accelerator:
         mixed_precision=pick_precision(config.model.mixed_precision),
         log_with=config.run.dashboards() or None,
         project_dir=config.run.output_dir,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_ALONE)],
     )
     if (
         accelerator.device.type == "cuda"
