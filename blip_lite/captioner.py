@@ -128,7 +128,8 @@ class Captioner:
                 of these.
             prompt: how captions shall begin, e.g. `"a photography of"`; one for all images, or one an image. It
                 is part of the caption. None: that with which the checkpoint was trained, which is left out.
-            batch_size: images at a time. It changes speed and memory, not captions (but for `do_sample`).
+            batch_size: images at a time. It changes speed and memory, in float32 on a CPU not captions (but for
+                `do_sample`); in half precision and on a GPU, sums round otherwise, and a close call may fall otherwise.
             return_scores: give (caption, score) for each caption: the mean log-probability of its new tokens.
             **settings: fields of `GenerationSettings`, by default as the checkpoint's run had them: `num_beams=5`,
                 `max_new_tokens=30`, `min_new_tokens`, `length_penalty`, `early_stopping`, `num_return_sequences`,
