@@ -55,8 +55,8 @@ def merge(x: Tensor) -> Tensor:
 
 
 def rows_before_targets(labels: Tensor) -> Tensor:
-    """Where in labels `[I, K, T]`, flat, the next one is a target, `[N]`: the hidden states there predict it. Position 0
-    is never a target. Of labels on a GPU, the host waits for it."""
+    """Where in labels `[I, K, T]`, flat, the next one is a target, `[N]`: the hidden states there predict it.
+    Position 0 is never a target. Of labels on a GPU, the host waits for it."""
     return F.pad(labels[:, :, 1:] != IGNORE, (0, 1)).flatten().nonzero()[:, 0]
 
 
