@@ -99,14 +99,14 @@ def train(args: argparse.Namespace) -> int:
     if config.instead.audit:
         return audit_exit_code(config)
     config.resolved().validate()  # before the imports below, which take seconds
-    import torch
-
     from blip_lite.training import loop, preflight
 
     instead = preflight.sanity if config.instead.sanity else preflight.plan if config.instead.plan else None
     try:
         (instead or loop.train)(config)
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not preflight.is_out_of_memory(error):
+            raise
         raise TrainingError(preflight.out_of_memory(config.resolved())) from error
     return 0
 

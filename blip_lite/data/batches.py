@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from blip_lite.data.augment import augment, augmented_key
 from blip_lite.errors import ImageError
-from blip_lite.model.blip import IGNORE
+from blip_lite.model.blip import IGNORE, rows_before_targets
 from blip_lite.processing.images import open_image
 from blip_lite.processing.picture import Picture
 from blip_lite.processing.processor import Processor
@@ -36,20 +36,24 @@ class Batch:
     pixel_values: Tensor  # [I, 3, S, S], or the cached features [I, P, D] of a frozen encoder
     input_ids: Tensor  # [I, K, T]
     labels: Tensor  # [I, K, T], IGNORE where no loss is wanted
+    target_rows: Tensor  # [targets], found here, as the host would wait for a GPU that finds them
     image_ids: list[str]
     bad: dict[str, str]  # why each image that could not be decoded could not, by its id
 
     def num_targets(self) -> int:
-        return int((self.labels[:, :, 1:] != IGNORE).sum())
+        return len(self.target_rows)
 
     def pin_memory(self) -> Batch:
-        tensors = (self.pixel_values.pin_memory(), self.input_ids.pin_memory(), self.labels.pin_memory())
-        return Batch(*tensors, self.image_ids, self.bad)
+        pixel_values, input_ids, labels, target_rows = (tensor.pin_memory() for tensor in self.tensors())
+        return Batch(pixel_values, input_ids, labels, target_rows, self.image_ids, self.bad)
 
-    def to(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """pixel_values, input_ids and labels on a device."""
-        move = partial(Tensor.to, device=device, non_blocking=True)
-        return move(self.pixel_values), move(self.input_ids), move(self.labels)
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What `Blip.forward` takes, in its order."""
+        return self.pixel_values, self.input_ids, self.labels, self.target_rows
+
+    def to(self, device: torch.device) -> tuple[Tensor, ...]:
+        """The tensors on a device."""
+        return tuple(tensor.to(device, non_blocking=True) for tensor in self.tensors())
 
 
 class Captions(Dataset[Any]):
@@ -134,7 +138,8 @@ def collate(
     blank = torch.zeros_like(decoded[0]) if decoded else torch.zeros(3, processor.image_size, processor.image_size)
     pixel_values = torch.stack([pixels if isinstance(pixels, Tensor) else blank for _, pixels, _ in items])
     bad = {image_id: pixels for image_id, pixels, _ in items if isinstance(pixels, str)}
-    return Batch(pixel_values, input_ids, labels, [image_id for image_id, _, _ in items], bad)
+    image_ids = [image_id for image_id, _, _ in items]
+    return Batch(pixel_values, input_ids, labels, rows_before_targets(labels), image_ids, bad)
 
 
 def epoch_order(num_images: int, seed: int, epoch: int) -> list[int]:

@@ -55,6 +55,12 @@ def merge(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
+def rows_before_targets(labels: Tensor) -> Tensor:
+    """Where in labels `[I, K, T]`, flat, the next one is a target, `[N]`: the hidden states there predict it.
+    Position 0 is never a target. Of labels on a GPU, the host waits for it."""
+    return F.pad(labels[:, :, 1:] != IGNORE, (0, 1)).flatten().nonzero()[:, 0]
+
+
 class VisionEmbeddings(nn.Module):
     def __init__(self, c: VisionConfig) -> None:
         super().__init__()
@@ -351,8 +357,13 @@ class Blip(nn.Module):
         return x.view(images, captions, length, -1)
 
     def forward(
-        self, pixel_values: Tensor, input_ids: Tensor, labels: Tensor, label_smoothing: float = 0.0
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        labels: Tensor,
+        target_rows: Tensor | None = None,
+        label_smoothing: float = 0.0,
+    ) -> tuple[Tensor, int]:
         """Cross-entropy of the captions given their images; each image is encoded once for all of its captions.
 
         Args:
@@ -361,15 +372,17 @@ class Blip(nn.Module):
             labels: `[I, K, T]`, `input_ids` with `IGNORE` (-100) where no loss is wanted: position 0, the
                 prompt, padding, and every position of a caption that is not there. The token at t is the
                 target of the hidden state at t - 1.
+            target_rows: `[N]`, those of `labels`, flat, that come before a target. Finding them
+                here waits for a GPU; the loader has them.
             label_smoothing: share of the target probability spread over the vocabulary, 0 to 1.
 
         Returns:
             (sum of the losses over all targets, number of targets), so that the caller can normalise over an
             effective batch that spans several calls and processes.
         """
-        hidden = self.decode(input_ids, self.encode(pixel_values))[:, :, :-1]
-        targets = labels[:, :, 1:]
-        wanted = targets != IGNORE
-        logits = self.logits(hidden[wanted])  # [targets, V]: the vocabulary is costly, so only where needed
-        loss = F.cross_entropy(logits.float(), targets[wanted], reduction="sum", label_smoothing=label_smoothing)
-        return loss, wanted.sum()
+        rows = rows_before_targets(labels) if target_rows is None else target_rows
+        hidden = self.decode(input_ids, self.encode(pixel_values)).flatten(0, 2)
+        logits = self.logits(hidden.index_select(0, rows))  # [N, V]: the vocabulary is costly, so only where needed
+        targets = labels.flatten()[rows + 1]
+        loss = F.cross_entropy(logits.float(), targets, reduction="sum", label_smoothing=label_smoothing)
+        return loss, len(rows)

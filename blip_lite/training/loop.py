@@ -93,7 +93,7 @@ def train_step(run: Run, window: list[Batch], lr: float) -> Step:
     accelerator, settings = run.accelerator, run.config.optimisation
     # The loss is the mean over every target token of the effective batch, so count them first: over
     # all micro-batches, and all processes.
-    targets = torch.tensor(sum(batch.num_targets() for batch in window), device=accelerator.device)
+    targets = torch.full((), sum(batch.num_targets() for batch in window), device=accelerator.device)
     targets = accelerator.reduce(targets, "sum").clamp(min=1)
     total = torch.zeros((), device=accelerator.device)
     run.ddp.train()

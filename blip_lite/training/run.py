@@ -53,13 +53,12 @@ class Skips:
 
     def step(self, optimizer: Any, grad_norm: Tensor) -> None:
         """`optimizer.step()`, unless the gradient is not finite."""
-        if self.accelerator.scaler:  # fp16: the scaler looks, and lowers its scale
-            optimizer.step()
-            bad = torch.tensor(float(self.accelerator.optimizer_step_was_skipped), device=self.count.device)
-        else:  # the fused AdamW's own switch, made for scalers: nothing changes where `found_inf` is 1
-            bad = (~torch.isfinite(grad_norm)).float()
+        bad = (~torch.isfinite(grad_norm)).float()
+        # The fused AdamW's own switch: nothing changes where `found_inf` is 1. In fp16 the scaler sets it, and lowers
+        # its scale; as it then leaves nothing out itself, Accelerate's `optimizer_step_was_skipped` is never true.
+        if not self.accelerator.scaler:
             optimizer.optimizer.grad_scale, optimizer.optimizer.found_inf = None, bad
-            optimizer.step()
+        optimizer.step()
         self.count = self.count + bad
         self.row = (self.row + 1) * bad
 

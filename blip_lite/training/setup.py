@@ -10,12 +10,13 @@ import os
 import platform
 import re
 import subprocess
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, set_seed
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, set_seed
 
 from blip_lite.captioner import cores
 from blip_lite.data.augment import sheet
@@ -35,6 +36,9 @@ from blip_lite.storage import newest
 from blip_lite.training.checkpoint import on_disk
 from blip_lite.training.run import Average, Run, Skips
 
+# How long processes wait for one that works alone, on a download or a save; NCCL's own limit is ten minutes.
+LONGEST_ALONE = timedelta(hours=24)
+
 
 def start(config: TrainConfig) -> Accelerator:
     """Devices, precision and processes; random seeds."""
@@ -52,6 +56,7 @@ def start(config: TrainConfig) -> Accelerator:
         mixed_precision=pick_precision(config.model.mixed_precision),
         log_with=config.run.dashboards() or None,
         project_dir=config.run.output_dir,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_ALONE)],
     )
     if (
         accelerator.device.type == "cuda"

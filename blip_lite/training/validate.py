@@ -45,7 +45,8 @@ def validate(
             return None
         with accelerator.autocast():
             loss, targets = model(*batch.to(accelerator.device))
-            sums += torch.stack([loss.float(), targets.float()])
+            sums[0] += loss
+            sums[1] += targets
             mine += caption_batch(captioner, batch, indices, run.generation, prompt)
     loss_sum, num_targets = accelerator.reduce(sums, "sum").tolist()
     captions, failures = gather_captions(mine, failed, [e.image_id for e in examples])
