@@ -1,0 +1,110 @@
+"""The page of `blip-lite serve`, as Hugging Face Spaces want it; needs `pip install "blip_lite[demo]"`.
+
+Its requests go the way of those over HTTP: within the same limits, and in batches with them.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+import gradio as gr
+from fastapi import FastAPI, HTTPException
+
+from blip_lite.data.sources.shapes import draw_scene, scene_ids
+from blip_lite.processing.picture import Picture
+from blip_lite.serving.http import told
+from blip_lite.serving.requests import LIMITS, MAX_BYTES, MAX_PROMPT
+from blip_lite.serving.schema import Failed, Parameters
+from blip_lite.serving.service import Service
+
+MAX_BEAMS, MAX_TOKENS = LIMITS["num_beams"], LIMITS["max_new_tokens"]
+
+class Photograph(gr.Image):
+    """An image whose file comes as it is: gradio opens it by itself, and ends in an error where that fails."""
+
+    is_template = True  # to the browser it is gradio's Image
+
+    def preprocess(self, payload: Any) -> Any:
+        return payload and payload.path
+    from collections.abc import Callable, Sequence
+    from typing import TYPE_CHECKING, Any, Literal
+
+    from gradio.blocks import Block
+
+    if TYPE_CHECKING:
+        from gradio.components import Timer
+        from gradio.components.base import Component
+
+async def caption(
+    service: Service, path: str | None, prompt: str, beams: float, tokens: float
+) -> tuple[str, list[list[Any]]]:
+    """The caption, and each beam's caption and score; what is wrong is the caption."""
+    if path is None:
+        return "Choose a photograph first.", []
+    values = {"num_beams": beams, "num_return_sequences": beams, "max_new_tokens": tokens, "prompt": prompt or None}
+    try:
+        with told():
+            parameters = Parameters.model_validate(values).model_dump(exclude_none=True)
+        end = time.monotonic() + service.options.timeout
+        [result] = await service.caption([Picture(path, Path(path).read_bytes)], parameters, end)
+    except HTTPException as error:
+        return f"No caption: {error.detail}.", []
+    if isinstance(result, Failed):
+        return f"This image cannot be used: {result.error}.", []
+    return result.caption, [[one.caption, round(one.score, 3)] for one in result.captions or [result]]
+
+def page(service: Service) -> gr.Blocks:
+    """The page; its examples are drawn."""
+    examples = Path(tempfile.mkdtemp(prefix="blip_lite-"))
+    for number, scene in enumerate(scene_ids(4, 0), 1):
+        draw_scene(scene, 256).save(examples / f"scene-{number}.png")
+    own = service.captioner.settings()
+    with gr.Blocks(title=f"blip_lite: {service.options.name}") as blocks:
+        gr.Markdown(f"# What is in this photograph?\nCaptions by **{service.options.name}**")
+        with gr.Row():
+            with gr.Column():
+                image = Photograph(type="filepath", label="Photograph", height=380, sources=["upload", "clipboard"])
+                gr.Examples([str(path) for path in sorted(examples.iterdir())], image, label="Drawn scenes to try")
+                prompt = gr.Textbox(
+                    label="The caption shall begin with", placeholder="a photography of", max_length=MAX_PROMPT
+                )
+                beams = gr.Slider(
+                    1, MAX_BEAMS, own.num_beams, step=1, label="Beams: how many captions are followed at a time"
+                )
+                tokens = gr.Slider(
+                    1, MAX_TOKENS, min(own.max_new_tokens, MAX_TOKENS), step=1, label="Longest caption, in tokens"
+                )
+                button = gr.Button("Caption", variant="primary")
+            with gr.Column():
+                text = gr.Textbox(label="Caption", lines=3)
+                table = gr.Dataframe(
+                    headers=["caption", "score"],
+                    datatype=["str", "number"],
+                    column_widths=["80%", "20%"],
+                    wrap=True,
+                    label="All beams; the score is the mean log-probability of the tokens",
+                )
+
+        async def ask(path: str | None, prompt: str, beams: float, tokens: float) -> tuple[str, list[list[Any]]]:
+            return await caption(service, path, prompt, beams, tokens)
+
+        gr.on(
+            [button.click, image.upload],
+            ask,
+            [image, prompt, beams, tokens],
+            [text, table],
+            api_name="caption",
+            concurrency_limit=service.options.max_queue,  # what waits is captioned together
+        )
+    return blocks
+
+def mount(app: FastAPI, service: Service) -> None:
+    """Show the page at `/`."""
+    blocks = page(service).queue(max_size=service.options.max_queue)
+    gr.mount_gradio_app(app, blocks, path="/", max_file_size=MAX_BYTES, footer_links=["gradio"], run_history=False)
