@@ -26,15 +26,6 @@ from blip_lite.serving.service import Service
 MAX_BEAMS, MAX_TOKENS = LIMITS["num_beams"], LIMITS["max_new_tokens"]
 
 
-class Photograph(gr.Image):
-    """An image whose file comes as it is: gradio opens it by itself, and ends in an error where that fails."""
-
-    is_template = True  # to the browser it is gradio's Image
-
-    def preprocess(self, payload: Any) -> Any:
-        return payload and payload.path
-
-
 async def caption(
     service: Service, path: str | None, prompt: str, beams: float, tokens: float
 ) -> tuple[str, list[list[Any]]]:
@@ -64,7 +55,9 @@ def page(service: Service) -> gr.Blocks:
         gr.Markdown(f"# What is in this photograph?\nCaptions by **{service.options.name}**")
         with gr.Row():
             with gr.Column():
-                image = Photograph(type="filepath", label="Photograph", height=380, sources=["upload", "clipboard"])
+                image: Any = gr.Image(type="filepath", label="Photograph", height=380, sources=["upload", "clipboard"])
+                # The file as it is: gradio opens it by itself, and ends in an error where that fails.
+                image.preprocess = lambda payload: payload and payload.path
                 gr.Examples([str(path) for path in sorted(examples.iterdir())], image, label="Drawn scenes to try")
                 prompt = gr.Textbox(
                     label="The caption shall begin with", placeholder="a photography of", max_length=MAX_PROMPT

@@ -208,14 +208,15 @@ def build(service: Service) -> FastAPI:
 
 def bound(host: str, port: int) -> socket.socket:
     """A socket bound to an address, on which the server listens when the model is loaded. Raises ConfigError."""
+    if not 0 <= port < 2**16:  # getaddrinfo would take a part of it
+        raise ConfigError(f"--port {port}: expected 0 to 65535")
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         sock = socket.socket(family, kind)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"--host {host} --port {port}: {reason}; --port 0 takes any that is free") from error
+    except OSError as error:
+        raise ConfigError(f"--host {host} --port {port}: {error.strerror}; --port 0 takes any that is free") from error
     return sock
 
 
