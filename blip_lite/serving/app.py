@@ -18,10 +18,9 @@ from fastapi import FastAPI, HTTPException
 
 from blip_lite.data.sources.shapes import draw_scene, scene_ids
 from blip_lite.processing.picture import Picture
-from blip_lite.serving.http import told
 from blip_lite.serving.requests import LIMITS, MAX_BYTES, MAX_PROMPT
 from blip_lite.serving.schema import Failed, Parameters
-from blip_lite.serving.service import Service
+from blip_lite.serving.service import Service, told
 
 MAX_BEAMS, MAX_TOKENS = LIMITS["num_beams"], LIMITS["max_new_tokens"]
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import math
 import os
@@ -14,7 +13,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -25,7 +24,6 @@ from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.requests import ClientDisconnect
@@ -37,7 +35,7 @@ from blip_lite.processing.download import fetch
 from blip_lite.processing.picture import Picture
 from blip_lite.serving.requests import MAX_BYTES, MAX_IMAGES, URL_SECONDS, from_base64
 from blip_lite.serving.schema import BODY, Answer, Body, Failed, Health, Parameters, Problem
-from blip_lite.serving.service import Options, Service, within
+from blip_lite.serving.service import Options, Service, sentence, told, within
 
 JSON = "application/json"
 bearer = HTTPBearer(auto_error=False, description="the server's BLIP_LITE_TOKEN")
@@ -101,25 +99,6 @@ def at_most(size: int, receive: Callable[[], Awaitable[Any]]) -> Callable[[], Aw
         raise HTTPException(413, f"more than {size / 2**20:g} MiB in one request")
 
     return limited
-
-
-@contextlib.contextmanager
-def told() -> Iterator[None]:
-    """What pydantic finds wrong -> HTTPException with a sentence: 400 for what is no JSON, else 422."""
-    try:
-        yield
-    except ValidationError as error:
-        raise HTTPException(400 if error.errors()[0]["type"] == "json_invalid" else 422, sentence(error)) from None
-
-
-def sentence(error: ValidationError | RequestValidationError) -> str:
-    found = []
-    for one in error.errors():
-        where = ".".join(str(part) for part in one["loc"] if part != "query")
-        if one["type"] == "extra_forbidden":
-            one["msg"] = f"unknown; known are {', '.join(Parameters.model_fields)}"
-        found.append(f"{where}: {one['msg']}" if where else one["msg"])
-    return "; ".join(found)
 
 
 class Counted:

@@ -13,6 +13,8 @@ from typing import Any
 
 import prometheus_client as prometheus
 from fastapi import HTTPException
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 from torch import Tensor
 
 from blip_lite.captioner import Captioner, cores
@@ -20,7 +22,7 @@ from blip_lite.errors import ConfigError, ImageError, TooLarge
 from blip_lite.processing.picture import Picture
 from blip_lite.serving.batching import Batcher, Job, Pairs
 from blip_lite.serving.requests import look
-from blip_lite.serving.schema import Captioned, Failed, Scored
+from blip_lite.serving.schema import Captioned, Failed, Parameters, Scored
 
 log = logging.getLogger(__name__)
 
@@ -127,3 +129,23 @@ async def within(end: float, work: Coroutine[Any, Any, Any], status: int, messag
         return await asyncio.wait_for(work, max(0.0, end - time.monotonic()))
     except asyncio.TimeoutError:
         raise HTTPException(status, message, {"Retry-After": "1"} if status == 503 else None) from None
+
+
+@contextlib.contextmanager
+def told() -> Iterator[None]:
+    """What pydantic finds wrong -> HTTPException with a sentence: 400 for what is no JSON, else 422."""
+    try:
+        yield
+    except ValidationError as error:
+        raise HTTPException(400 if error.errors()[0]["type"] == "json_invalid" else 422, sentence(error)) from None
+
+
+def sentence(error: ValidationError | RequestValidationError) -> str:
+    """What pydantic found wrong, for people."""
+    found = []
+    for one in error.errors():
+        where = ".".join(str(part) for part in one["loc"] if part != "query")
+        if one["type"] == "extra_forbidden":
+            one["msg"] = f"unknown; known are {', '.join(Parameters.model_fields)}"
+        found.append(f"{where}: {one['msg']}" if where else one["msg"])
+    return "; ".join(found)
