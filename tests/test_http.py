@@ -130,6 +130,14 @@ def test_what_is_drawn_repeats(client: TestClient, captioner: Captioner, drawn: 
     assert [[result["caption"] for result in answer] for answer in answers] == [expected] * 4
 
 
+def test_a_nucleus_of_next_to_nothing_is_greedy(client: TestClient, captioner: Captioner) -> None:
+    """What schemathesis found: in float32 this top_p is 0, and no token was left to draw."""
+    asked = {"images": [TEXT], "do_sample": True, "top_p": 5e-324, "max_new_tokens": 8}
+    answer = client.post("/caption", json=asked)
+    assert answer.status_code == 200
+    assert answer.json()["results"][0]["caption"] == captioner(SCENE, num_beams=1, max_new_tokens=8)
+
+
 def test_a_bad_image_is_an_answer(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     files = [("image", SCENE), ("image", b"%PDF-1.7"), ("image", SCENE[:2000])]
     answer = client.post("/caption", files=files, data=GREEDY)
