@@ -5,7 +5,9 @@ Its requests go the way of those over HTTP: within the same limits, and in batch
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -47,6 +49,7 @@ async def caption(
 def page(service: Service) -> gr.Blocks:
     """The page; its examples are drawn."""
     examples = Path(tempfile.mkdtemp(prefix="blip_lite-"))
+    atexit.register(shutil.rmtree, examples, ignore_errors=True)
     for number, scene in enumerate(scene_ids(4, 0), 1):
         draw_scene(scene, 256).save(examples / f"scene-{number}.png")
     own = service.captioner.settings()
