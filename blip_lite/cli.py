@@ -22,6 +22,7 @@ EXTRAS = {
     "torchao": "int8",
     "matplotlib": "plot",
     "gradio": "demo",
+    **dict.fromkeys(("fastapi", "uvicorn", "prometheus_client", "pydantic", "starlette"), "serve"),
     "jgo": "spice",
     "shtab": "completion",
     **dict.fromkeys(("boto3", "sagemaker"), "aws"),
@@ -167,11 +168,11 @@ def plot(args: argparse.Namespace) -> int:
 
 
 def serve(args: argparse.Namespace) -> int:
-    from blip_lite.serving.app import serve
+    from blip_lite.serving.http import serve
 
+    given = {name: value for name, value in vars(args).items() if name not in ("command", "ckpt", "no_page")}
     ckpt = args.ckpt or os.environ.get("BLIP_CKPT", "Salesforce/blip-image-captioning-base")
-    serve(ckpt, args.batch_size)
-    return 0
+    return serve(ckpt, page=not args.no_page, **given)
 
 
 COMMANDS = {

@@ -24,7 +24,7 @@ COMMANDS = {
     "audit": "look at a data set: counts, lengths, duplicates across splits",
     "export": "a checkpoint -> a folder that loads in transformers, or a repository of the Hub",
     "plot": "the curves of runs as one picture",
-    "serve": "a page that captions photographs",
+    "serve": "caption photographs over HTTP, and on a page",
 }
 
 
@@ -237,12 +237,7 @@ def add_caption(parser: argparse.ArgumentParser) -> None:
     add(
         "--max_new_tokens", type=int, metavar="N", help="longest caption in tokens (default: the checkpoint's, else 30)"
     )
-    add("--device", default="auto", help="auto (the default), cpu, cuda, cuda:1, mps")
-    add(
-        "--dtype",
-        default="auto",
-        help="of the weights: auto, float32, bfloat16 (faster on CPUs that have it, too), float16",
-    )
+    add_placement(parser)
     add("--int8", action="store_true", help="CPU: image encoder in 8-bit integers (needs blip_lite[int8] and g++)")
 
 
@@ -256,11 +251,49 @@ def add_export(parser: argparse.ArgumentParser) -> None:
 
 
 def add_serve(parser: argparse.ArgumentParser) -> None:
-    """The options of `serve`."""
-    parser.add_argument(
-        "--ckpt", help="checkpoint directory or Hub id (default: $BLIP_CKPT, else BLIP-base from the Hub)"
+    """The options of `serve`. Defaults from the environment are texts, which argparse checks as it does arguments."""
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "ckpt",
+        nargs="?",
+        default=argparse.SUPPRESS,
+        help="checkpoint directory or Hub id (default: $BLIP_CKPT, else BLIP-base from the Hub)",
     )
-    batch = os.environ.get("BLIP_BATCH", "8")  # a text: argparse then checks it as it does an argument
+    which.add_argument("--ckpt", help="the same")
+    add, env = parser.add_argument, os.environ.get
+    add(
+        "--host",
+        default=env("GRADIO_SERVER_NAME", "127.0.0.1"),
+        metavar="ADDRESS",
+        help="where to listen; 0.0.0.0: on every network (default: $GRADIO_SERVER_NAME, else 127.0.0.1, this machine)",
+    )
+    add(
+        "--port",
+        type=int,
+        default=env("GRADIO_SERVER_PORT", "7860"),
+        metavar="N",
+        help="0: any that is free (default: $GRADIO_SERVER_PORT, else 7860)",
+    )
+    add(
+        "--batch_size",
+        type=int,
+        default=env("BLIP_BATCH", "8"),
+        metavar="N",
+        help="images at a time (default: $BLIP_BATCH, else 8)",
+    )
+    add("--max_queue", type=int, default=64, metavar="N", help="images that may wait; above it 503 (default: 64)")
+    add("--timeout", type=float, default=60.0, metavar="X", help="seconds for a request, or to stop in (default: 60)")
+    add("--max_body", type=int, default=32, metavar="N", help="MiB of a request; above it 413 (default: 32)")
+    add("--allow_urls", action="store_true", help="fetch images at https URLs, from public addresses only")
+    add("--no_page", action="store_true", help="only HTTP; else the page is there, too, with blip_lite[demo]")
+    add_placement(parser)
+
+
+def add_placement(parser: argparse.ArgumentParser) -> None:
+    """Where a model runs, and in which numbers."""
+    parser.add_argument("--device", default="auto", help="auto (the default), cpu, cuda, cuda:1, mps")
     parser.add_argument(
-        "--batch_size", type=int, default=batch, metavar="N", help="images at a time (default: $BLIP_BATCH, else 8)"
+        "--dtype",
+        default="auto",
+        help="of the weights: auto, float32, bfloat16 (faster on CPUs that have it, too), float16",
     )

@@ -172,7 +172,7 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
         ("matplotlib", ["plot", "x"], "plot"),
         ("accelerate", ["train", "--dataset", "shapes"], "train"),
         ("accelerate", ["evaluate"], "train"),
-        ("gradio", ["serve"], "demo"),
+        ("fastapi", ["serve"], "serve"),
     ],
 )
 def test_a_missing_extra_is_named(

@@ -319,7 +319,8 @@ def _sample(logits: Tensor, s: GenerationSettings, generator: torch.Generator) -
     if s.top_p < 1:
         ordered, order = logits.sort(descending=True)
         probabilities = ordered.softmax(-1)
-        outside = probabilities.cumsum(-1) - probabilities >= s.top_p  # the first token always stays
+        outside = probabilities.cumsum(-1) - probabilities >= s.top_p
+        outside[..., 0] = False  # the first token always stays, also where top_p rounds to 0
         logits = logits.masked_fill(outside.gather(-1, order.argsort(-1)), -torch.inf)
     # What `torch.multinomial` does, without its look whether these are probabilities: the first of exponential clocks.
     probabilities = logits.softmax(-1)
