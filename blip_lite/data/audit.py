@@ -164,8 +164,8 @@ def audit(config: TrainConfig) -> dict[str, Any]:
     result["leaks"] = len(same)
     result["flat_pictures"] = sum(is_flat(seen) for split in SPLITS for seen in looks[split] if not seen.error)
     result["near_duplicates"] = [[s, a.image_id, t, b.image_id, how] for s, a, t, b, how in near]
-    if data.name == "shapes":
-        result["near_duplicates_not_looked_for"] = "drawn scenes that differ in one shape look alike"
+    why_not = "drawn scenes that differ in one shape look alike" if data.name == "shapes" else None
+    result["near_duplicates_not_looked_for"] = why_not
     shared = shared_captions(data)
     result["captions_in_several_splits"] = {"count": len(shared), "examples": shared[:AUDIT_PAIRS]}
     result["vocabulary"] = vocabulary(data)
@@ -303,7 +303,7 @@ def summary(result: dict[str, Any]) -> str:
     lines += [
         f"  LEAK: {a} ({one}) and {b} ({two}) are the same file" for one, a, two, b in result["exact_duplicates"][:20]
     ]
-    why_not = result.get("near_duplicates_not_looked_for")
+    why_not = result["near_duplicates_not_looked_for"]
     near = f"not looked for ({why_not})" if why_not else len(result["near_duplicates"])
     lines.append(f"  across splits: exact duplicates {result['leaks']}, near-duplicates {near}")
     if result["flat_pictures"]:

@@ -320,12 +320,15 @@ def _write(
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     suffix = "" if split == "test" else f"_{split}"
+    lines = [
+        {"image_id": example.image_id, "caption": caption, "references": example.captions, "scores": scores}
+        for example, caption, scores in rows
+    ]
     with open(folder / f"captions{suffix}.jsonl", "w", encoding="utf-8", errors="backslashreplace") as file:
-        for example, caption, scores in rows:
-            line = {"image_id": example.image_id, "caption": caption, "references": example.captions, "scores": scores}
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     (folder / f"coco_metrics{suffix}.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
-    page = report.page(result, rows, read_metrics(run) if run else [])
+    pictures = {example.image_id: example.open for example, _, _ in rows}
+    page = report.page(result, lines, pictures, read_metrics(run) if run else [])
     (folder / f"report{suffix}.html").write_text(page, "utf-8", "backslashreplace")
 
 

@@ -15,7 +15,7 @@ from blip_lite.evaluation.captions import caption_with
 from blip_lite.evaluation.coco_process import coco_metrics
 from blip_lite.evaluation.evaluate import prepare
 from blip_lite.reports.charts import chart
-from blip_lite.reports.metric_names import HEADLINES, METRICS, shown
+from blip_lite.reports.metric_names import HEADLINES, METRICS, hundredths
 from blip_lite.reports.page import render
 from blip_lite.settings import EvalConfig
 
@@ -76,7 +76,7 @@ def page(title: str, rows: list[dict[str, Any]], swept: list[str]) -> str:
         for label, row in zip(labels, rows, strict=True)
     }
     table = [
-        [label, f"{row['images_per_second']:.3g}", *(shown(name, row[name], 1) for name in names)]
+        [label, f"{row['images_per_second']:.3g}", *(hundredths(name, row[name], 1) for name in names)]
         for label, row in zip(labels, rows, strict=True)
     ]
     return render(

@@ -47,6 +47,6 @@ def digits(name: str, interval: Sequence[float]) -> int:
     return min(2, max(0, 1 - math.floor(math.log10(width)))) if width > 0 else 1
 
 
-def shown(name: str, value: float | None, decimals: int = 0) -> str:
+def hundredths(name: str, value: float | None, decimals: int = 0) -> str:
     """A metric's value, on the scale of our files, as people are shown it: in hundredths."""
     return "–" if value is None else f"{METRICS[name].factor * value:.{decimals}f}"

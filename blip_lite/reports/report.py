@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from blip_lite.processing.picture import Picture
+from blip_lite.processing.images import ImageInput
 from blip_lite.processing.text import normalize_caption
 from blip_lite.reports.charts import curves, lengths
-from blip_lite.reports.metric_names import METRICS, digits, shown
+from blip_lite.reports.metric_names import METRICS, digits, hundredths
 from blip_lite.reports.page import picture, render
 
 IMAGES = 1000
@@ -26,24 +26,28 @@ ABOUT = (
     "decoding", "sacrebleu_signature",
 )  # fmt: skip
 
-Row = tuple[Picture, str, dict[str, float]]  # an image, its caption, scores by metric
 
-
-def page(result: dict[str, Any], rows: Sequence[Row], lines: Sequence[dict[str, Any]]) -> str:
+def page(
+    result: dict[str, Any],
+    rows: Sequence[dict[str, Any]],
+    pictures: Mapping[str, Callable[[], ImageInput]],
+    log: Sequence[dict[str, Any]],
+) -> str:
     """One self-contained HTML page, to be searched, filtered and sorted; under 10 MB for 1,000 images.
 
     Args:
         result: content of `coco_metrics.json`.
-        rows: of all images; the worst and the best are shown.
-        lines: of `metrics.jsonl`, for the curves.
+        rows: the lines of `captions.jsonl`; the worst and the best are shown.
+        pictures: what opens each image, by its id.
+        log: the lines of `metrics.jsonl`, for the curves.
     """
-    captions = [caption for _, caption, _ in rows]
-    references = [reference for image, _, _ in rows for reference in image.captions]
-    worst = sorted(rows, key=lambda row: row[2].get("CIDEr", 0.0))
-    cut = worst[: IMAGES // 2] + worst[-IMAGES // 2 :] if len(worst) > IMAGES else worst
+    captions = [row["caption"] for row in rows]
+    references = [reference for row in rows for reference in row["references"]]
+    worst = sorted(rows, key=lambda row: row["scores"].get("CIDEr", 0.0))
+    shown = worst[: IMAGES // 2] + worst[-IMAGES // 2 :] if len(worst) > IMAGES else worst
     charts = [
-        curves("loss", {"training": (lines, "loss"), "validation": (lines, "val_loss")}),
-        curves("validation sacreBLEU", {"sacreBLEU": (lines, "val_bleu")}),
+        curves("loss", {"training": (log, "loss"), "validation": (log, "val_loss")}),
+        curves("validation sacreBLEU", {"sacreBLEU": (log, "val_bleu")}),
         lengths({"this checkpoint": captions, "references": references}),
     ]
     groups = {name.replace("_", " "): share for name, share in result["failure_groups"].items()}
@@ -62,8 +66,8 @@ def page(result: dict[str, Any], rows: Sequence[Row], lines: Sequence[dict[str, 
         },
         shares=[*groups.items(), ("word for word a reference", result["exact_match_rate"])],
         filters=FILTERS,
-        orders=list(orders(cut)),
-        cards=list(cards(cut)),
+        orders=list(orders(shown)),
+        cards=list(cards(shown, pictures)),
     )
 
 
@@ -75,13 +79,13 @@ def scores(result: dict[str, Any]) -> dict[str, Any]:
         # One without an interval of its own has the digits of sacreBLEU's: the same images, the same scale.
         of = name if name in intervals else "sacrebleu"
         decimals = digits(of, intervals[of])
-        own = shown(name, result.get(name), decimals)
+        own = hundredths(name, result.get(name), decimals)
         if name in intervals:
-            low, high = (shown(name, end, decimals) for end in intervals[name])
+            low, high = (hundredths(name, end, decimals) for end in intervals[name])
             own += f" ({low} to {high})"
         elif reason := result.get("reasons", {}).get(name):
             own += f" ({reason})"
-        rows.append([metric.title, own, *(shown(name, each.get(name), decimals) for each in systems.values())])
+        rows.append([metric.title, own, *(hundredths(name, each.get(name), decimals) for each in systems.values())])
     for name, each in systems.items():
         if about := each.get("caption") or each.get("checkpoint"):
             notes.append(f"{SYSTEMS[name]}: {about}" + (f"; left out: {each['reason']}" if "reason" in each else ""))
@@ -95,7 +99,7 @@ def spice(result: dict[str, Any]) -> dict[str, Any] | None:
     human = (found["human"] or {}).get("categories", {})
     decimals = digits("SPICE", found["model"]["interval_95"])
     rows = [
-        [name, *(shown("SPICE", side.get("f"), decimals) for side in (each, human.get(name, {}))), each["images"]]
+        [name, *(hundredths("SPICE", side.get("f"), decimals) for side in (each, human.get(name, {}))), each["images"]]
         for name, each in found["model"]["categories"].items()
     ]
     note = (
@@ -124,28 +128,28 @@ FILTERS = (
 )
 
 
-def orders(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
+def orders(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str]]:
     """(key and direction, label) of the ways to sort."""
     yield from (("order 1", "worst first"), ("order -1", "best first"))
     yield from (("words 1", "shortest first"), ("words -1", "longest first"))
-    for name in dict.fromkeys(name for _, _, scores in rows for name in scores):
+    for name in dict.fromkeys(name for row in rows for name in row["scores"]):
         yield f"{name.lower()} 1", f"lowest {METRICS[name].title}"
         yield f"{name.lower()} -1", f"highest {METRICS[name].title}"
 
 
-def cards(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
+def cards(rows: Sequence[dict[str, Any]], pictures: Mapping[str, Callable[[], ImageInput]]) -> Iterator[dict[str, Any]]:
     """Each image as the template shows it."""
-    often = Counter(caption for _, caption, _ in rows)
-    for image, caption, scores in rows:
-        exact = normalize_caption(caption) in map(normalize_caption, image.captions)
+    often = Counter(row["caption"] for row in rows)
+    for row in rows:
+        caption = row["caption"]
+        exact = normalize_caption(caption) in map(normalize_caption, row["references"])
         flags = {"exact": exact, "other": not exact, "shared": often[caption] > 1, "empty": not caption.strip()}
         yield {
-            "src": picture(image.open, **THUMBNAIL),
-            "image_id": image.image_id,
-            "caption": caption,
-            "references": image.captions,
+            **row,
+            "src": picture(pictures[row["image_id"]], **THUMBNAIL),
             "words": len(caption.split()),
             "flags": " ".join(name for name, holds in flags.items() if holds),
-            "scores": scores,
-            "shown": ", ".join(f"{METRICS[name].title} {shown(name, value)}" for name, value in scores.items()),
+            "shown": ", ".join(
+                f"{METRICS[name].title} {hundredths(name, value)}" for name, value in row["scores"].items()
+            ),
         }
