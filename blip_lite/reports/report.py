@@ -84,7 +84,7 @@ def scores(result: dict[str, Any]) -> dict[str, Any]:
             low, high = (hundredths(name, end, decimals) for end in intervals[name])
             own += f" ({low} to {high})"
         elif reason := result.get("reasons", {}).get(name):
-            own += f" ({reason})"
+            own += f" {reason}"
         rows.append([metric.title, own, *(hundredths(name, each.get(name), decimals) for each in systems.values())])
     for name, each in systems.items():
         if about := each.get("caption") or each.get("checkpoint"):
@@ -113,9 +113,10 @@ def flat(values: dict[str, Any]) -> list[tuple[str, Any]]:
     """(name, value) of settings, those of a group one by one."""
     pairs: list[tuple[str, Any]] = []
     for name, value in values.items():
-        pairs += (
-            flat(value) if isinstance(value, dict) else [(name.replace("_", " "), "none" if value is None else value)]
-        )
+        if isinstance(value, dict):
+            pairs += flat(value)
+        else:
+            pairs.append((name.replace("_", " "), "none" if value in (None, "", []) else value))
     return pairs
 
 

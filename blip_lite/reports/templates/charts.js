@@ -28,12 +28,12 @@ function draw(figure, chart) {
   const style = getComputedStyle(document.documentElement);
   const [ink, line] = ['--quiet', '--line'].map(name => style.getPropertyValue(name).trim());
   const axis = { stroke: ink, grid: { stroke: line, width: 1 }, ticks: { stroke: line, width: 1 } };
-  const margin = { line: 0.02, bars: 0.03, points: 0.08 }[chart.kind];
+  const margin = span => chart.kind === 'bars' ? 0.7 : (span || 1) * (chart.kind === 'points' ? 0.08 : 0.02);
   figure.querySelector('.uplot')?.remove();
   const plot = new uPlot({
     width: figure.clientWidth, height: 240,
     scales: {
-      x: { time: false, range: (plot, low, high) => { const m = margin * (high - low || 1); return [low - m, high + m]; } },
+      x: { time: false, range: (plot, low, high) => [low - margin(high - low), high + margin(high - low)] },
       y: chart.kind === 'bars' ? { range: (plot, low, high) => [0, high * 1.05 || 1] } : {},
     },
     axes: [{ ...axis, label: chart.x, labelSize: 20 }, { ...axis, size: 62, values: (plot, ticks) => ticks.map(brief) }],
