@@ -29,6 +29,10 @@ def plot(runs: list[Path], output: Path) -> None:
     """
     if output.suffix not in (".html", ".png", ".svg", ".pdf"):
         raise ConfigError(f"--output {output}: expected a name that ends in .html, .png, .svg or .pdf")
+    if output.suffix != ".html":
+        import matplotlib
+
+        matplotlib.use("Agg")
     logs: dict[str, list[dict[str, Any]]] = {}
     above = os.path.commonpath([run.resolve().parent for run in runs])
     for run in runs:  # their names may be the same in different folders
@@ -61,9 +65,6 @@ def page(logs: dict[str, list[dict[str, Any]]]) -> str:
 
 def picture(logs: dict[str, list[dict[str, Any]]], output: Path) -> None:
     """The same charts for a paper, by matplotlib."""
-    import matplotlib
-
-    matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(2, 3, figsize=(13, 6.5))
