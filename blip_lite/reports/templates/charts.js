@@ -1,7 +1,8 @@
 // Draw the charts of #charts with uPlot, in the colours of the page. Arrow keys move the cursor of a chart in focus.
 const charts = JSON.parse(document.getElementById('charts').textContent);
 const colours = ['#2f81f7', '#d9730d', '#2da44e', '#bf4ba6', '#8b949e', '#b8860b', '#6e5bd6', '#cf4446'];
-const brief = value => value == null ? '–' : String(+value.toPrecision(4));
+const brief = value => value == null ? '–'
+  : value && Math.abs(value) < 1e-3 ? (+value.toPrecision(3)).toExponential() : String(+value.toPrecision(4));
 
 // The series' point nearest to the cursor: series have points at places of their own.
 function nearest(plot, series, at) {
