@@ -23,7 +23,7 @@ COMMANDS = {
     "caption": "caption photographs",
     "audit": "look at a data set: counts, lengths, duplicates across splits",
     "export": "a checkpoint -> a folder that loads in transformers, or a repository of the Hub",
-    "plot": "the curves of runs as one picture",
+    "plot": "the curves of runs together, as a page or a picture",
     "serve": "caption photographs over HTTP, and on a page",
 }
 
@@ -136,7 +136,10 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     add_caption(subs["caption"])
     add_export(subs["export"])
     subs["plot"].add_argument("runs", nargs="+", type=Path, help="directories that hold a metrics.jsonl")
-    subs["plot"].add_argument("--output", type=Path, default=Path("curves.png"), help="PNG file (default: curves.png)")
+    subs["plot"].add_argument(
+        "--output", type=Path, default=Path("curves.html"),
+        help="file that ends in .html, or with matplotlib in .png, .svg or .pdf (default: curves.html)",
+    )  # fmt: skip
     add_serve(subs["serve"])
     return top, subs
 

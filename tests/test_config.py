@@ -169,7 +169,7 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("package", "words", "extra"),
     [
-        ("matplotlib", ["plot", "x"], "plot"),
+        ("matplotlib", ["plot", "x", "--output", "x.png"], "plot"),
         ("accelerate", ["train", "--dataset", "shapes"], "train"),
         ("accelerate", ["evaluate"], "train"),
         ("fastapi", ["serve"], "serve"),

@@ -21,10 +21,9 @@ from blip_lite.evaluation.captions import caption_images, decoding, gather_capti
 from blip_lite.evaluation.evaluate import evaluate, find_checkpoint, leak_warnings
 from blip_lite.evaluation.sweep import sweep
 from blip_lite.processing.picture import Picture
-from blip_lite.reports import report
 from blip_lite.settings import DataSettings, EvalConfig, LoadingSettings
 from blip_lite.training.loop import train
-from conftest import ROOT, free_port, real_data, tiny_config
+from conftest import ROOT, charts_of, free_port, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +43,7 @@ def test_evaluate_writes_captions_metrics_and_a_page(run: Path) -> None:
     assert result["sacrebleu_signature"].startswith("nrefs:5|case:lc") and result["decoding"]["num_beams"] == 2
     assert result["human_agreement_sacrebleu"] > 50
     page = (run / "report.html").read_text()
-    assert page.count("<img") == 9 and lines[0]["caption"] in page and "http" not in page.replace("http-equiv", "")
+    assert page.count("<img") == 9 and lines[0]["caption"] in page
     evaluate(EvalConfig.of(run=str(run), split="validation", max_eval_images=2))
     assert (run / "coco_metrics_validation.json").is_file()
 
@@ -204,21 +203,15 @@ def test_a_sweep_draws_quality_against_speed(run: Path, tmp_path: Path, capsys: 
     assert [(r["num_beams"], r["length_penalty"]) for r in rows] == [(1, 0.8), (1, 1.2), (3, 0.8), (3, 1.2)]
     assert all(r["images_per_second"] > 0 and 0 <= r["sacrebleu"] <= 100 for r in rows)
     assert rows[0]["CIDEr"] == rows[1]["CIDEr"]  # greedy knows no length penalty
-    picture = (tmp_path / "sweep.svg").read_text()
-    assert picture.count("<circle") == 4 and ">3 / 1.2<" in picture and "num_beams / length_penalty" in picture
+    [chart] = charts_of((tmp_path / "sweep.html").read_text())
+    assert [s["label"] for s in chart["series"]][3] == "num beams 3, length penalty 1.2" and len(chart["series"]) == 4
+    assert [max(y for y in s["y"] if y is not None) for s in chart["series"]] == [100 * r["CIDEr"] for r in rows]
     assert json.loads((tmp_path / "sweep.json").read_text()) == rows
     assert "shapes, validation: 5 images" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="--sweep beams=3: expected name=value"):
         sweep(config.replace(sweep=["beams=3"]))
     with pytest.raises(ConfigError, match="--num_beams must be above 0"):
         sweep(config.replace(sweep=["num_beams=0"]))
-
-
-def test_a_report_of_a_thousand_photographs_is_under_10_mb() -> None:
-    photos = sorted((real_data("flickr8k_small") / "Flicker8k_Dataset").glob("*.jpg"))[:100]
-    sizes = [len(report.thumbnail(path, 176, 70)) for path in photos]
-    text = 5 * 60 + 60 + 250  # references, caption, markup of a card
-    assert len(sizes) == 100 and 1000 * (sum(sizes) / 100 + text) < 10e6
 
 
 @pytest.mark.long

@@ -49,9 +49,9 @@ def first_look(data: DataSet, processor: Processor | None, settings: Optimisatio
     return lines
 
 
-def samples(data: DataSet) -> list[tuple[str, Picture]]:
+def samples(data: DataSet, count: int = SAMPLES) -> list[tuple[str, Picture]]:
     """(split, picture): a few of each split, to be looked at."""
-    return [(split, picture) for split in SPLITS for picture in spread(data.splits[split], SAMPLES)]
+    return [(split, picture) for split in SPLITS for picture in spread(data.splits[split], count)]
 
 
 def some_captions(data: DataSet) -> list[str]:

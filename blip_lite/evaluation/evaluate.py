@@ -33,8 +33,6 @@ from blip_lite.reports.model_card import model_card
 from blip_lite.settings import FROM_SCRATCH, SPLITS, EvalConfig, TrainConfig, did_you_mean
 from blip_lite.storage import newest, read_metrics, read_run_config
 
-REPORT_IMAGES = 1000
-
 
 def find_checkpoint(config: EvalConfig) -> tuple[str, Path | None]:
     """The checkpoint to load and the run it belongs to (None for a Hub id, or a directory outside a run).
@@ -322,14 +320,15 @@ def _write(
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     suffix = "" if split == "test" else f"_{split}"
+    lines = [
+        {"image_id": example.image_id, "caption": caption, "references": example.captions, "scores": scores}
+        for example, caption, scores in rows
+    ]
     with open(folder / f"captions{suffix}.jsonl", "w", encoding="utf-8", errors="backslashreplace") as file:
-        for example, caption, scores in rows:
-            line = {"image_id": example.image_id, "caption": caption, "references": example.captions, "scores": scores}
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     (folder / f"coco_metrics{suffix}.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
-    worst = sorted(rows, key=lambda row: row[2].get("CIDEr", 0.0))
-    shown = [(e.open(), e.image_id, caption, e.captions, scores) for e, caption, scores in worst[:REPORT_IMAGES]]
-    page = report.page(result, shown, read_metrics(run) if run else [])
+    pictures = {example.image_id: example.open for example, _, _ in rows}
+    page = report.page(result, lines, pictures, read_metrics(run) if run else [])
     (folder / f"report{suffix}.html").write_text(page, "utf-8", "backslashreplace")
 
 

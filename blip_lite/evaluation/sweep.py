@@ -1,4 +1,4 @@
-"""Decoding settings -> quality against speed: a table and a picture."""
+"""Decoding settings -> quality against speed: a table and a chart."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from blip_lite.evaluation import metrics
 from blip_lite.evaluation.captions import caption_with
 from blip_lite.evaluation.coco_process import coco_metrics
 from blip_lite.evaluation.evaluate import prepare
-from blip_lite.reports.charts import scatter
-from blip_lite.reports.metric_names import HEADLINES
+from blip_lite.reports.charts import chart
+from blip_lite.reports.metric_names import HEADLINES, METRICS, hundredths
+from blip_lite.reports.page import render
 from blip_lite.settings import EvalConfig
 
 SWEPT = {"num_beams": int, "max_new_tokens": int, "min_new_tokens": int, "length_penalty": float}
@@ -24,7 +25,7 @@ SWEPT = {"num_beams": int, "max_new_tokens": int, "min_new_tokens": int, "length
 def sweep(config: EvalConfig) -> list[dict[str, Any]]:
     """Caption and score a split (validation, unless told otherwise: settings chosen on test images would make the
     test's numbers too good) with every combination of `config.sweep`; print a table, write `sweep.json` and
-    `sweep.svg`.
+    `sweep.html`.
 
     Returns:
         On the main process, one row a combination, in the order of the settings: those settings, images_per_second
@@ -59,11 +60,32 @@ def sweep(config: EvalConfig) -> list[dict[str, Any]]:
     print(f"{data.name}, {config.split}: {len(references)} images, {ckpt}")
     for line in ([*columns], *([f"{row[name]:.4g}" for name in columns] for row in rows)):
         print("  ".join(f"{text:>{max(8, len(name))}}" for text, name in zip(line, columns, strict=True)))
-    quality = "CIDEr" if "CIDEr" in columns else "sacrebleu"
-    points = [(row["images_per_second"], row[quality], " / ".join(f"{row[n]:g}" for n in grid[0])) for row in rows]
     (folder / "sweep.json").write_text(json.dumps(rows, indent=2) + "\n", "utf-8")
-    (folder / "sweep.svg").write_text(scatter(points, f"images/s (points: {' / '.join(grid[0])})", quality), "utf-8")
+    title = f"{data.name}, {config.split}: decoding of {ckpt}"
+    (folder / "sweep.html").write_text(page(title, rows, list(grid[0])), "utf-8", "backslashreplace")
     return rows
+
+
+def page(title: str, rows: list[dict[str, Any]], swept: list[str]) -> str:
+    """Quality against speed as a chart, one point a combination, and the table."""
+    names = [name for name in HEADLINES if rows[0].get(name) is not None]
+    quality = "CIDEr" if "CIDEr" in names else "sacrebleu"
+    labels = [", ".join(f"{name.replace('_', ' ')} {row[name]:g}" for name in swept) for row in rows]
+    points = {
+        label: {row["images_per_second"]: METRICS[quality].factor * row[quality]}
+        for label, row in zip(labels, rows, strict=True)
+    }
+    table = [
+        [label, f"{row['images_per_second']:.3g}", *(hundredths(name, row[name], 1) for name in names)]
+        for label, row in zip(labels, rows, strict=True)
+    ]
+    return render(
+        "curves.html",
+        title=title,
+        charts=[chart(METRICS[quality].title, "images a second", points, "points")],
+        columns=["", "images a second", *(METRICS[name].title for name in names)],
+        rows=table,
+    )
 
 
 def parse_grid(texts: list[str]) -> list[dict[str, Any]]:

@@ -104,7 +104,8 @@ class RunLog:
     def evaluation(self, values: dict[str, Any], samples: list[tuple[Picture, str]], improved: bool) -> None:
         """A line with validation's numbers; on the dashboards, the same few images each time with their captions."""
         progress = self.run.progress
-        self._write(progress.step, {"epoch": progress.epoch + progress.batches / self.run.batches_per_epoch, **values})
+        epoch = progress.epoch + progress.batches / self.run.batches_per_epoch
+        self._write(progress.step, {"epoch": epoch, **values, "val_best_so_far": improved})
         if self.dashboard and self.accelerator.is_main_process:
             self._try(lambda: self._show(progress, values, samples))
         self._say(
