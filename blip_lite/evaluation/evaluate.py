@@ -254,8 +254,8 @@ def prepare(config: EvalConfig) -> Plan:
     # A run's own limit of training images makes these its whole training split.
     asked = [s for s in splits if s != "train" or "max_train_images" in config.overrides]
     left_out = sum(data.left_out.get(s, 0) for s in asked)
-    whole = [e for s in splits for e in data.splits[s]]
-    examples = subsample(whole, run_config.data.max_eval_images, run_config.optimisation.seed)
+    every = [e for s in splits for e in data.splits[s]]
+    examples = subsample(every, run_config.data.max_eval_images, run_config.optimisation.seed)
     if not examples:
         raise ConfigError(f"{data.name}: the {split} split has no images")
     own_data = run is not None and (not differing(config, base, "data") or trained_on(run, base, data))
@@ -265,7 +265,7 @@ def prepare(config: EvalConfig) -> Plan:
         differs = {"ckpt": name, **differs}
     if pick_dtype(config.dtype, state.device) != pick_dtype("auto", state.device):
         differs["dtype"] = config.dtype
-    left_out += len(whole) - len(examples)
+    left_out += len(every) - len(examples)
     return Plan(ckpt, run, run_config, data, split, examples, differs, left_out, own_data)
 
 

@@ -137,6 +137,8 @@ def keep_what_was_known(result: dict[str, Any], captions: list[dict[str, Any]], 
         if {i: row["caption"] for i, row in rows.items()} != {row["image_id"]: row["caption"] for row in captions}:
             return
         for system, values in before["baselines"].items():
+            if "reason" in values:  # it could not be loaded
+                continue
             known = result["baselines"].setdefault(system, {})
             if known.get("checkpoint", values.get("checkpoint")) == values.get("checkpoint"):
                 known |= {key: v for key, v in values.items() if v is not None and known.get(key) is None}

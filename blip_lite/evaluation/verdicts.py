@@ -140,7 +140,7 @@ def few_images(validations: int, images: int) -> list[Verdict]:
     """The best checkpoint was chosen, among several validations, on so few images that chance chose it."""
     if validations < 2 or images >= FEW:
         return []
-    text = f"the best of {validations} validations was chosen on {images} images, of which chance makes the most"
+    text = f"the best of {validations} validations was chosen on {images} images, too few to tell the best from the luckiest"
     advice = f"Validate on {FEW} or more: name more, draw more with --validation_share, or raise --max_eval_images."
     return [{"name": "chosen on few images", "text": text, "advice": advice}]
 

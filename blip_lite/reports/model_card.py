@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shlex
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from blip_lite.reports.metric_names import METRICS
-from blip_lite.settings import FROM_SCRATCH, SPLITS, TrainConfig
+from blip_lite.settings import FROM_SCRATCH, SPLITS, DecodingSettings, TrainConfig
 from blip_lite.storage import newest
 
 EXAMPLES = "examples"  # folder of a run: pictures that may be shown, by number, and captions.json
@@ -19,9 +20,10 @@ SETTINGS = (
     "label_smoothing", "max_grad_norm", "max_length", "captions_per_image", "prompt", "freeze_vision",
     "mixed_precision", "seed",
 )  # fmt: skip
+DECODING = [field.name for field in dataclasses.fields(DecodingSettings)]
 
 
-def model_card(run: Path, verdicts: Sequence[Mapping[str, str]] = ()) -> str:
+def model_card(run: Path, verdicts: Sequence[Mapping[str, Any]] = ()) -> str:
     """The text of a run's `README.md`: YAML metadata and Markdown. It names no place on this machine.
 
     Reads `config.json`, the newest checkpoint's progress, the run's own evaluations, and the pictures in `examples/`.
@@ -118,9 +120,8 @@ def own_results(run: Path, about: dict[str, Any]) -> dict[str, dict[str, Any]]:
         result = json.loads(path.read_text("utf-8"))
         images = sum(about["images"][s] for s in (SPLITS if split == "all" else (split,)))
         partial = result.get("left_out", len(result["failed_images"]) + result["num_images"] < images)
-        other = result.get("differs") or any(
-            name in about["settings"] and value != about["settings"][name] for name, value in result["decoding"].items()
-        )
+        own = {name: about["settings"][name] for name in DECODING}
+        other = result.get("differs", {n: v for n, v in result["decoding"].items() if own.get(n, v) != v})
         if not partial and not other and Path(result["checkpoint"]).name.removeprefix(".old-") == "best":
             found[split] = result
     return found
@@ -172,7 +173,7 @@ def results_table(split: str, result: dict[str, Any]) -> list[str]:
     return lines + [f"**Warning:** {warning}\n" for warning in result["warnings"]]
 
 
-def verdict_lines(verdicts: Sequence[Mapping[str, str]]) -> list[str]:
+def verdict_lines(verdicts: Sequence[Mapping[str, Any]]) -> list[str]:
     """Markdown: a list of what the numbers say, with what to do."""
     return [f"- **{v['name']}**: {v['text']}. {v['advice']}" for v in verdicts] + [""] * bool(verdicts)
 
@@ -183,7 +184,7 @@ def again(settings: dict[str, Any]) -> list[str]:
     names = ("scenes", "dataset_config", "dataset_split", "split_scheme", "validation_share", "caption_column")
     words = [f"--{n} {shlex.quote(str(settings[n]))}" for n in names if settings.get(n) != defaults[n]]
     command = " ".join(["blip-lite evaluate --ckpt THIS --dataset", shlex.quote(public(settings["dataset"])), *words])
-    lines = ["The same evaluation once more:", "", "```bash", f"{command} --split test", "```", ""]
+    lines = ["To evaluate it:", "", "```bash", f"{command} --split test", "```", ""]
     if settings["seed"] != defaults["seed"]:
         lines += [
             f"If the data name no splits, they were drawn with `--seed {settings['seed']}`, which only the run's folder "
@@ -212,8 +213,7 @@ def examples(run: Path, dataset: str) -> list[str]:
 
 def use(settings: dict[str, Any]) -> list[str]:
     """Markdown: how to caption with this package and with `transformers`."""
-    names = ("max_new_tokens", "min_new_tokens", "num_beams", "length_penalty", "early_stopping")
-    decoding = ", ".join(f"{name}={settings[name]!r}" for name in names)
+    decoding = ", ".join(f"{name}={settings[name]!r}" for name in DECODING if name != "prompt")
     text = f"text={settings['prompt']!r}, " if settings["prompt"] else ""
     return [
         "```python",

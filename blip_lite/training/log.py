@@ -77,7 +77,7 @@ class RunLog:
     def training(self, lr: float, grad_norm: Tensor, bad_images: int) -> None:
         """A line with the means since the last one."""
         progress = self.run.progress
-        seconds = time.perf_counter() - self.since
+        seconds, elapsed = time.perf_counter() - self.since, time.perf_counter() - self.run.begun
         loss = (self.accelerator.reduce(self.loss, "sum") / self.targets.clamp(min=1)).item()
         values = {
             "epoch": progress.epoch + progress.batches / self.run.batches_per_epoch,
@@ -86,7 +86,7 @@ class RunLog:
             "grad_norm": grad_norm.item() if torch.isfinite(grad_norm) else None,
             "images_per_second": self.images / seconds,
             "tokens_per_second": self.targets.item() / seconds,
-            "seconds": time.perf_counter() - self.run.begun,
+            "seconds": elapsed,
             "seconds_per_step": seconds / max(1, progress.step - self.last_step),
             "data_wait_share_of_seconds": self.waited / seconds,
             "memory_gb": peak_memory(self.accelerator.device) / 1e9,
@@ -95,7 +95,7 @@ class RunLog:
         }
         self._write(progress.step, values)
         done = progress.step / self.run.total_steps
-        left = values["seconds"] * (1 - done) / done / 60
+        left = elapsed * (1 - done) / done / 60
         how_far = f"  {done:.0%}, {left:.1f} min left" if self.bar.disable else ""  # on a terminal the bar tells
         self._say(
             f"step {progress.step}  epoch {values['epoch']:.2f}  loss {loss:.4f}  lr {lr:.2e}  "
