@@ -49,7 +49,8 @@ def guarded(work: Callable[[], int]) -> int:
     told = (sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace"), (sys.stdin, "surrogateescape")
     for stream, errors in told:  # file names that are no UTF-8, a terminal or a log that is none
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors=errors)
+            # A log shows each line when it is said.
+            stream.reconfigure(errors=errors, line_buffering=stream is not sys.stdin)
     try:
         code = work()
         leave_together()
@@ -99,7 +100,10 @@ def train(args: argparse.Namespace) -> int:
     config = config_of(TrainConfig, args)
     if config.instead.audit:
         return audit_exit_code(config)
-    config.resolved().validate()  # before the imports below, which take seconds
+    resolved = config.resolved()
+    resolved.validate()  # before the imports below, which take seconds
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{config.model.model} on {config.data.dataset}, into {resolved.run.output_dir}: loading")
     from blip_lite.training import loop, preflight
 
     instead = preflight.sanity if config.instead.sanity else preflight.plan if config.instead.plan else None
@@ -115,13 +119,15 @@ def train(args: argparse.Namespace) -> int:
 def evaluate(args: argparse.Namespace) -> int:
     config = config_of(EvalConfig, args)
     config.validate()
-    from blip_lite.evaluation.evaluate import evaluate, summary
+    from blip_lite.evaluation.evaluate import evaluate, list_evaluations
     from blip_lite.evaluation.sweep import sweep
 
-    if config.sweep:
+    if config.list:
+        print(list_evaluations(config))
+    elif config.sweep:
         sweep(config)
-    elif result := evaluate(config):  # on the main process
-        print(summary(result))
+    else:
+        evaluate(config)
     return 0
 
 

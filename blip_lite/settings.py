@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from blip_lite.errors import ConfigError
 
+Texts = list[str]
 SPLITS = ("train", "validation", "test")
 TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")  # files of rows that a data set, or `caption`, is read from
 DATASETS = ("shapes", "flickr8k", "flickr30k", "coco_karpathy")  # data sets with a name of their own
@@ -463,7 +464,8 @@ class EvalConfig(Grouped):
     )
     spice_subsample: int = setting(1000, "SPICE of this many images, drawn with a fixed seed; 0 is all", least=0)
     spice_dir: str | None = setting(None, "a folder with the four files of SPICE, for machines without a network")
-    sweep: list[str] | None = setting(  # noqa: RUF009
+    list: bool = action("only print a table of the run's evaluations")
+    sweep: Texts | None = setting(  # noqa: RUF009
         None,
         "instead, quality against speed of every combination, on validation: e.g. num_beams=1,3,5 "
         "length_penalty=0.8,1.0,1.2",

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
@@ -43,12 +43,14 @@ class Listing:
 @dataclass
 class DataSet:
     """`splits` maps train, validation and test to their images; `notes` says what was seen and left out; `drawn`,
-    whether the splits are ours, as the data name none."""
+    whether the splits are ours, as the data name none; `left_out`, how many images `max_*_images` took out of a split.
+    """
 
     name: str
     splits: dict[str, list[Picture]]
     notes: list[str]
     drawn: bool = False
+    left_out: dict[str, int] = field(default_factory=dict)
 
     def fingerprint(self, in_row_order: bool = False) -> str:
         """A hash of every image id, caption and split: the same number, the same data, in the same order.

@@ -99,7 +99,7 @@ def load(
         if name.startswith("optimizer."):
             _, index, key = name.split(".")
             state.setdefault(int(index), {})[key] = value
-    now = [
+    now: list[dict[str, Any]] = [
         {name: group[name] for name in ("weight_decay", "lr_scale") if name in group}
         for group in optimizer.param_groups
     ]

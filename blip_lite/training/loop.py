@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import math
 import secrets
+import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -19,9 +20,10 @@ from torch.utils.data import DataLoader
 from blip_lite.data.batches import Batch, epoch_batches, epoch_order, loader
 from blip_lite.data.look import FEW
 from blip_lite.errors import Stopped, TrainingError
+from blip_lite.evaluation.verdicts import of_log, say
 from blip_lite.reports.model_card import model_card
 from blip_lite.settings import OptimisationSettings, TrainConfig
-from blip_lite.storage import newest, write_text
+from blip_lite.storage import command, newest, read_metrics, write_text
 from blip_lite.training.bad_images import BadImages
 from blip_lite.training.checkpoint import on_disk, resume, save_best, save_checkpoint
 from blip_lite.training.feature_cache import cache_features
@@ -260,7 +262,10 @@ def close(run: Run, log: RunLog, lock: Any) -> dict[str, Any]:
     if run.meter:
         run.meter.stop()
     if lock:
-        on_disk("README.md", lambda: write_text(run.folder / "README.md", model_card(run.folder)))
+        said = of_log(read_metrics(run.folder))
+        on_disk("README.md", lambda: write_text(run.folder / "README.md", model_card(run.folder, said)))
+        for line in say(said):
+            run.accelerator.print(line)
         lock.close()
     if run.stopped and (not run.finished or progress.validation_due):
         run.accelerator.print(
@@ -276,4 +281,7 @@ def close(run: Run, log: RunLog, lock: Any) -> dict[str, Any]:
         f"done in {progress.seconds:.0f} s: best validation {score} at step {progress.best_step}, "
         f"in {run.folder / 'best'}"
     )
+    names = ("best", "metrics.jsonl", "config.json", "README.md")
+    run.accelerator.print(f"written: {', '.join(str(run.folder / name) for name in names)}")
+    run.accelerator.print(f"next: {command('evaluate')} --run {shlex.quote(str(run.folder))}")
     return {**run.evaluation, "best_bleu": progress.best_bleu, "best_step": progress.best_step}

@@ -101,7 +101,12 @@ def hardware(accelerator: Accelerator) -> dict[str, Any]:
             query = ["nvidia-smi", "--query-gpu=power.limit", "--format=csv,noheader,nounits"]
             found = subprocess.run(query, capture_output=True, text=True, check=False).stdout.splitlines()
             watts = float((found or [""])[0])
-    return {"device": name, "processes": accelerator.num_processes, "board_power_watts": watts}
+    return {
+        "device": name,
+        "processes": accelerator.num_processes,
+        "precision": precision(accelerator),
+        "board_power_watts": watts,
+    }
 
 
 def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
@@ -112,6 +117,7 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
         accelerator.print(f"{data.name}: {note}")
     sizes = ", ".join(f"{split} {len(pictures)} images" for split, pictures in data.splits.items())
     accelerator.print(f"{data.name}: {sizes}")
+    accelerator.print(f"{config.model.model}: loading the model")
     model, processor = build_model(config, data)
     for line in first_look(data, processor, config.optimisation):
         accelerator.print(f"{data.name}: {line}")
@@ -119,10 +125,7 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
         refuse_what_is_no_caption(data)
     generation = decoding(config.decoding, model, processor)
     size = sum(p.numel() for p in model.parameters()) / 1e6
-    precision = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}.get(
-        accelerator.mixed_precision, accelerator.mixed_precision
-    )
-    accelerator.print(f"{config.model.model}: {size:.1f}M parameters, {accelerator.device}, {precision}")
+    accelerator.print(f"{config.model.model}: {size:.1f}M parameters, {accelerator.device}, {precision(accelerator)}")
     asked = int(config.loading.num_workers or 0)
     if (workers := workers_that_fit(asked, config.loading.batch_size, processor.image_size)) < asked:
         accelerator.print(
@@ -153,6 +156,12 @@ def show_augmentation(run: Run, path: Path) -> None:
     examples, seed = run.data.splits["train"], run.config.optimisation.seed
     if on_disk(str(path), lambda: sheet(examples, run.processor.image_size, seed, path)):
         run.accelerator.print(f"what --augment makes of the first images: {path}")
+
+
+def precision(accelerator: Accelerator) -> str:
+    """What is computed in."""
+    name = accelerator.mixed_precision
+    return {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}.get(name, name)
 
 
 def pick_precision(mixed_precision: str) -> str | None:
