@@ -130,6 +130,12 @@ def caption(args: argparse.Namespace) -> int:
     return caption(args)
 
 
+def review(args: argparse.Namespace) -> int:
+    from blip_lite.captioning.review_server import review
+
+    return review(args)
+
+
 def audit(args: argparse.Namespace) -> int:
     return audit_exit_code(config_of(TrainConfig, args))
 
@@ -178,6 +184,7 @@ COMMANDS = {
     "train": train,
     "evaluate": evaluate,
     "caption": caption,
+    "review": review,
     "audit": audit,
     "export": export,
     "plot": plot,

@@ -10,7 +10,6 @@ can. It knows the truth, as a person sees it.
 
 import csv
 import difflib
-import json
 import sys
 from pathlib import Path
 

@@ -42,7 +42,8 @@ class Item:
         score: of the best, if known.
         doubts: reasons to look at it first.
         problem: why it cannot be a row of a data set; then there is nothing to decide.
-        order: its place where the doubtful ones come first.
+        place: its number in the file.
+        order: its number where the doubtful ones come first.
         status: approved, rejected, or "" if nobody has decided yet.
         captions: the machine's, or those of the person who decided.
         src: of the page's `<img>`; "" shows none.
@@ -54,6 +55,7 @@ class Item:
     score: float | None = None
     doubts: list[str] = field(default_factory=list)
     problem: str = ""
+    place: int = 0
     order: int = 0
     status: str = ""
     captions: list[str] = field(default_factory=list)
@@ -75,7 +77,8 @@ def find_doubts(items: Sequence[Item]) -> None:
     said = Counter(caption.casefold() for item in items for caption in item.machine[:1])
     scores = sorted(item.score for item in items if item.score is not None)
     low = scores[math.ceil(len(scores) / 10) - 1] if len(scores) >= FEW_SCORES else -math.inf
-    for item in items:
+    for place, item in enumerate(items):
+        item.place = place
         same = said[item.machine[0].casefold()] if item.machine else 0
         if not any(map(str.strip, item.machine)) and not item.problem and not item.doubts:
             item.doubts.append("empty caption")
@@ -98,7 +101,9 @@ def embed(items: Sequence[Item]) -> None:
     for item in items:
         if not item.problem:
             try:
-                item.src = "data:image/jpeg;base64," + base64.b64encode(small(item.picture.open(), most * 3 // 4)).decode()
+                item.src = (
+                    "data:image/jpeg;base64," + base64.b64encode(small(item.picture.open(), most * 3 // 4)).decode()
+                )
             except (ImageError, OSError) as error:
                 item.problem = str(error)
 
