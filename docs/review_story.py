@@ -19,7 +19,7 @@ from blip_lite.captioning.review import Review
 from blip_lite.data.sources.shapes import draw_scene, scene_captions, scene_ids
 
 PAPER = (150, 115, 80)
-TRAINED_ON = 3000  # scenes of `--dataset shapes --scenes 3000`, which are in neither folder
+TRAINED_ON = 2000  # scenes of `--dataset shapes --scenes 2000`, which are in neither folder
 
 
 def draw() -> None:
