@@ -137,6 +137,12 @@ def caption(args: argparse.Namespace) -> int:
     return caption(args)
 
 
+def review(args: argparse.Namespace) -> int:
+    from blip_lite.captioning.review_server import review
+
+    return review(args)
+
+
 def audit(args: argparse.Namespace) -> int:
     return audit_exit_code(config_of(TrainConfig, args))
 
@@ -185,6 +191,7 @@ COMMANDS = {
     "train": train,
     "evaluate": evaluate,
     "caption": caption,
+    "review": review,
     "audit": audit,
     "export": export,
     "plot": plot,

@@ -21,6 +21,7 @@ COMMANDS = {
     "train": "fine-tune BLIP on a data set",
     "evaluate": "caption a split with a checkpoint and score the captions",
     "caption": "caption photographs",
+    "review": "correct captions on a page; what was approved can be trained on",
     "audit": "look at a data set: counts, lengths, duplicates across splits",
     "export": "a checkpoint -> a folder that loads in transformers, or a repository of the Hub",
     "plot": "the curves of runs together, as a page or a picture",
@@ -134,6 +135,7 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     add_settings(subs["audit"], TrainConfig)
     add_settings(subs["evaluate"], EvalConfig)
     add_caption(subs["caption"])
+    add_review(subs["review"])
     add_export(subs["export"])
     subs["plot"].add_argument("runs", nargs="+", type=Path, help="directories that hold a metrics.jsonl")
     subs["plot"].add_argument(
@@ -187,7 +189,7 @@ def add_caption(parser: argparse.ArgumentParser) -> None:
         "is not done again",
     )
     add("--sidecar", action="store_true", help="write each image's captions into a .txt beside it, if there is none")
-    add("--html", metavar="FILE", help="write a page with the first 1,000 images and their captions")
+    add("--html", metavar="FILE", help="write a page that shows the first 1,000 images, to correct their captions on")
     add("--sidecar_suffix", default=".txt", metavar=".X", help="of --sidecar's files, e.g. .caption (default: .txt)")
     add(
         "--existing",
@@ -242,6 +244,22 @@ def add_caption(parser: argparse.ArgumentParser) -> None:
     )
     add_placement(parser)
     add("--int8", action="store_true", help="CPU: image encoder in 8-bit integers (needs blip_lite[int8] and g++)")
+
+
+def add_review(parser: argparse.ArgumentParser) -> None:
+    """The options of `review`."""
+    add = parser.add_argument
+    add("captions", help="what `caption` wrote: .jsonl, .csv")
+    add(
+        "--output",
+        metavar="FILE",
+        help="table that each decision is saved to (default: reviewed.csv beside the captions)",
+    )
+    add("--html", metavar="FILE", help="instead, write the page as one file, which keeps decisions in the browser")
+    add("--sidecars", action="store_true", help="also keep a .txt beside each approved picture, and none beside others")
+    add("--sidecar_suffix", default=".txt", metavar=".X", help="of --sidecars, e.g. .caption (default: .txt)")
+    add("--port", type=int, default=0, metavar="N", help="of the page on this machine (default: one that is free)")
+    add("--allow_urls", action="store_true", help="fetch images at http(s) URLs, from public addresses only")
 
 
 def add_export(parser: argparse.ArgumentParser) -> None:
