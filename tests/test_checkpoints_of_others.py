@@ -31,6 +31,7 @@ from blip_lite.settings import EvalConfig, TrainConfig
 from blip_lite.training.run import Progress
 from conftest import ROOT
 
+PNG = {"content-type": "image/png"}
 PICTURES = [np.asarray(draw_scene(name)) for name in scene_ids(6, 11)]
 
 
@@ -209,13 +210,15 @@ def test_captions_are_the_same_through_every_door(
         ]
         return {name: a["predictions"][0]["generated_text"] for name, a in zip(files(), answers, strict=True)}
 
-    def page_door() -> dict[str, str]:
-        from blip_lite.serving.app import caption_batch
+    def http_door() -> dict[str, str]:
+        from fastapi.testclient import TestClient
 
-        captioner = Captioner.from_pretrained(run / "best")
-        own, paths = captioner.settings(), [str(path) for path in (tmp_path / "p").iterdir()]
-        columns = ([each] * len(paths) for each in ("", own.num_beams, own.max_new_tokens))  # as the page begins
-        return dict(zip(files(), caption_batch(captioner, paths, *columns)[0], strict=True))
+        from blip_lite.serving.http import build
+        from blip_lite.serving.service import Options, Service
+
+        with TestClient(build(Service(Captioner.from_pretrained(run / "best"), Options("model")))) as client:
+            posted = {name: client.post("/caption", content=data, headers=PNG) for name, data in files().items()}
+        return {name: answer.json()["results"][0]["caption"] for name, answer in posted.items()}
 
     def ray_door() -> dict[str, str]:
         monkeypatch.syspath_prepend(str(ROOT / "examples"))
@@ -228,8 +231,8 @@ def test_captions_are_the_same_through_every_door(
     doors: dict[str, Callable[[], dict[str, str]]] = {
         "Captioner": captioner_door, "caption": command_door, "SageMaker": sagemaker_door,
     }  # fmt: skip
-    if importlib.util.find_spec("gradio"):
-        doors["page"] = page_door
+    if importlib.util.find_spec("fastapi"):
+        doors["HTTP"] = http_door  # and the page, which asks the same service
     if importlib.util.find_spec("ray"):
         doors["Ray"] = ray_door
     for name, door in doors.items():

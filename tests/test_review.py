@@ -386,7 +386,7 @@ def test_keys_and_clicks_in_one_offline_file(browser: Any, captions: Path, tmp_p
     shutil.copy(table, tmp_path / "reviewed.csv")
     rows = {
         Path(row["image"]).name: row
-        for row in csv.DictReader(open(tmp_path / "reviewed.csv", encoding="utf-8", newline=""))
+        for row in csv.DictReader((tmp_path / "reviewed.csv").read_text("utf-8").splitlines())
     }
     assert rows["05.png"]["caption"] == rows["05.png"]["machine_caption"] == HOSTILE
     assert rows[names[3]]["caption"].endswith("and “more”, 🐕") and rows["08.png"]["is_rejected"] == "true"

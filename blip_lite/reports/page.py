@@ -54,4 +54,3 @@ def picture(load: Callable[[], ImageInput], size: int = 256, quality: int = 80) 
         return None
 
 
-STYLE, SEARCH = source("templates/style.css"), source("templates/cards.js")  # for pages without a template
