@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from blip_lite.cli import main
 from blip_lite.data.load import load_data
 from blip_lite.data.sources.shapes import draw_scene, scene_captions, scene_ids
+from blip_lite.evaluation import evaluate as evaluation
 from blip_lite.evaluation import verdicts
+from blip_lite.evaluation.coco_process import COCO_METRICS
 from blip_lite.evaluation.metrics import variety
 from blip_lite.training.loop import train
 from conftest import tiny_config
@@ -105,9 +107,12 @@ def learnt_by_heart(folder: Path) -> Path:
 
 
 @pytest.mark.long
-def test_each_verdict_from_a_run_that_earns_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_verdict_from_a_run_that_earns_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Learnt by heart, leaking, chosen on two images; then one caption for all images, collapsed."""
-    data, run, none = learnt_by_heart(tmp_path / "data"), tmp_path / "run", tmp_path / "untrained"
+    monkeypatch.setattr(evaluation, "coco_metrics", lambda *_, **__: {"reasons": dict.fromkeys(COCO_METRICS, "")})
+    data, run, none = learnt_by_heart(tmp_path / "data"), tmp_path / "run", tmp_path / "collapsed"
     config = tiny_config(
         tmp_path, dataset=str(data), max_train_images=None, max_eval_images=None, epochs=60, max_steps=None,
         batch_size=12, eval_every=20, learning_rate=2e-3, logging_steps=5,
@@ -125,7 +130,7 @@ def test_each_verdict_from_a_run_that_earns_it(tmp_path: Path, capsys: pytest.Ca
     )
     assert found["warnings"] and "possible leak: " in capsys.readouterr().out
 
-    train(tiny_config(tmp_path, output_dir=str(none), max_steps=1, max_train_images=None, scenes=600))
+    train(tiny_config(tmp_path, output_dir=str(none), max_steps=6, scenes=600))
     assert len(load_data(tiny_config(tmp_path, scenes=600).replace(max_eval_images=None).data, 3).splits["test"]) >= 20
     assert main(["evaluate", "--run", str(none)]) == 0
     found = json.loads((none / "coco_metrics.json").read_text())

@@ -73,14 +73,12 @@ def against(what: str, score: float, other: float, p_value: float, images: int, 
     """
     if images < ENOUGH_IMAGES:
         return []
-    numbers = f"sacreBLEU {score:.1f} against {other:.1f}, p = {p_value:.3f}"
+    text = f"sacreBLEU {score:.1f} against {other:.1f}, p = {p_value:.3f}"
     if p_value >= SIGNIFICANT:
-        name, text = "no better than", f"not shown to be better or worse than {what}: {numbers}"
-    elif score > other:
-        return [{"name": f"better than {what}", "text": f"better than {what}: {numbers}", "advice": good}]
-    else:
-        name, text = "worse than", f"worse than {what}: {numbers}"
-    return [{"name": f"{name} {what}", "text": text, "advice": bad}]
+        return [{"name": f"no better than {what}", "text": f"{text}, which chance may explain", "advice": bad}]
+    if score > other:
+        return [{"name": f"better than {what}", "text": text, "advice": good}]
+    return [{"name": f"worse than {what}", "text": text, "advice": bad}]
 
 
 def collapsed(
