@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,18 +16,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
+import huggingface_hub
 import pytest
 import torch
 
 from blip_lite import storage
 from blip_lite.data.load import load_data
-from blip_lite.errors import TIME_UP, CheckpointError, ConfigError, Stopped, TrainingError
+from blip_lite.errors import TIME_UP, CheckpointError, ConfigError, DataError, Stopped, TrainingError
+from blip_lite.model.pretrained import resolve
+from blip_lite.processing import hub
 from blip_lite.storage import read_run_config
 from blip_lite.training import checkpoint
 from blip_lite.training.loop import train
 from blip_lite.training.preflight import out_of_memory
 from blip_lite.training.setup import build_model, build_optimizer
-from conftest import ROOT, free_port, tiny_config
+from conftest import ROOT, free_port, load, tiny_config
 
 ARGUMENTS = [
     "--dataset",
@@ -327,3 +332,24 @@ def test_a_file_system_without_locks_is_a_warning(
 
     monkeypatch.setattr(storage.fcntl, "lockf", refuse)
     assert storage.lock(tmp_path) and "without locks" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("answers", [False, None], ids=["refuses", "never answers"])
+def test_without_the_hub_the_answer_comes_soon_and_says_what_helps(
+    monkeypatch: pytest.MonkeyPatch, answers: bool | None
+) -> None:
+    """Its clients would ask six times, for 23 seconds."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "SECONDS", 0.5)
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if answers is None:  # connects, and hears nothing
+            server.listen()
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        for kind, get in ((CheckpointError, resolve), (DataError, load)):
+            begun = time.monotonic()
+            with pytest.raises(kind, match=r"nobody/nothing.* does not answer.*local folder.*HF_HUB_OFFLINE=1"):
+                get("nobody/nothing")
+            assert time.monotonic() - begun < 5
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE and not datasets.config.HF_HUB_OFFLINE
