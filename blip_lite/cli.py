@@ -72,6 +72,8 @@ def exit_code(error: BaseException) -> int:
     if isinstance(error, Stopped):  # as the shell names signals: 143 for SIGTERM, 130 for Ctrl-C; 75 is "try again"
         return 75 if error.number == TIME_UP else 128 + error.number
     if isinstance(error, KeyboardInterrupt):
+        if batches := sys.modules.get("blip_lite.data.batches"):
+            batches.end_workers()
         print(str(error) or "interrupted", file=sys.stderr)
         return 130
     if isinstance(error, ModuleNotFoundError):

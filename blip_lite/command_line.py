@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from blip_lite.errors import ConfigError
-from blip_lite.settings import EvalConfig, Grouped, TrainConfig, check, did_you_mean
+from blip_lite.settings import EvalConfig, Grouped, TrainConfig, at_home, check, did_you_mean
 
 COMMANDS = {
     "train": "fine-tune BLIP on a data set",
@@ -44,7 +44,7 @@ class Parser(argparse.ArgumentParser):
             name = next((word for word in unknown if word.startswith("-")), unknown[0]).partition("=")[0]
             options = [o for o in self._option_string_actions if o.startswith("--")]
             self.error(f"unknown option {name}{did_you_mean(name, options)}")
-        return found
+        return argparse.Namespace(**{name: at_home(value) for name, value in vars(found).items()})
 
     def error(self, message: str) -> NoReturn:
         if wrong := re.match(r"argument (?P<option>[\w-]+).*: invalid choice: '(?P<given>.*?)' ", message):

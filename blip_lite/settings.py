@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import hashlib
 import math
+import os
 import re
 import types
 import typing
@@ -314,7 +315,7 @@ class Grouped:
         groups: dict[str, dict[str, Any]] = {}
         for name, value in flat.items():
             group = known_setting(known, name).group
-            (own if group is None else groups.setdefault(group, {}))[name] = value
+            (own if group is None else groups.setdefault(group, {}))[name] = at_home(value)
         own |= {group: dataclasses.replace(getattr(self, group), **values) for group, values in groups.items()}
         return dataclasses.replace(self, **own)  # type: ignore[type-var]
 
@@ -366,6 +367,16 @@ def _settings(cls: type, group: str | None, title: str = "") -> Iterator[Setting
             kind = next(arg for arg in typing.get_args(kind) if arg is not type(None))
         if "help" in field.metadata:
             yield Setting(field.name, group, field, kind, optional, title)
+
+
+def at_home(value: Any) -> Any:
+    """`~/photos`, a text or a path, alone or in a list -> the one in the user's home; all else as it is. Shells do that
+    neither in `--output=~/x` nor in a YAML file."""
+    if isinstance(value, list):
+        return [at_home(one) for one in value]
+    if isinstance(value, (str, Path)) and re.match(r"~\w*([/\\]|$)", str(value)):
+        return type(value)(os.path.expanduser(value))
+    return value
 
 
 def did_you_mean(given: str, known: typing.Iterable[str]) -> str:
@@ -488,8 +499,8 @@ class EvalConfig(Grouped):
 
     def replace(self, **flat: Any) -> EvalConfig:
         known = self.settings()
-        own = {name: value for name, value in flat.items() if known_setting(known, name).group is None}
-        overrides = {name: value for name, value in flat.items() if name not in own}
+        own = {name: at_home(value) for name, value in flat.items() if known_setting(known, name).group is None}
+        overrides = {name: at_home(value) for name, value in flat.items() if name not in own}
         return dataclasses.replace(self, **own, overrides={**self.overrides, **overrides})
 
     def flat(self) -> dict[str, Any]:

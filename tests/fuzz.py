@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from blip_lite.errors import ImageError
-from blip_lite.processing.images import open_image
+from blip_lite.processing.images import FORMATS, open_image
 
 
 def corpus() -> list[bytes]:
@@ -46,7 +46,13 @@ def corpus() -> list[bytes]:
         (smooth, "WEBP", {"save_all": True, "append_images": [rough], "exif": exif}),
         *((smooth, "TIFF", {"compression": c}) for c in ("raw", "tiff_lzw", "tiff_deflate", "jpeg", "packbits")),
         (smooth.convert("1"), "TIFF", {"compression": "group4"}),
-        (smooth, "BMP", {}),
+        *((image, "TIFF", {}) for image in (deep, palette, smooth.convert("CMYK"), smooth.convert("LA"))),
+        (smooth.convert("F"), "TIFF", {"compression": "tiff_lzw"}),
+        (smooth, "TIFF", {"big_tiff": True}),
+        *((smooth.convert(mode), "BMP", {}) for mode in ("RGB", "RGBA", "P", "1")),
+        (smooth, "PNG", {"save_all": True, "append_images": [rough]}),
+        (smooth, "MPO", {"save_all": True, "append_images": [rough]}),
+        *((smooth.convert(mode), kind, {}) for kind in ("AVIF", "HEIF") if kind in FORMATS for mode in ("RGB", "RGBA")),
     ]
     found = []
     for image, kind, options in files:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blip_lite.cli import exit_code, main
-from blip_lite.command_line import COMMANDS, config_of, parse
+from blip_lite.command_line import COMMANDS, config_of, parse, parsers
 from blip_lite.errors import (
     TIME_UP,
     BrokenOff,
@@ -226,3 +226,34 @@ def test_a_recipe_is_read_and_says_why(recipe: Path) -> None:
         *named,
         "output_dir",
     }
+
+
+REQUIRED = {"caption": ["a.png"], "export": ["ckpt", "--to", "out"], "plot": ["run"], "review": ["c.jsonl"]}
+TEXTS = [  # every option of every command that may hold a path
+    (command, action.option_strings[-1:], action.dest)
+    for command, parser in parsers()[1].items()
+    for action in parser._actions
+    if action.nargs != 0 and action.type in (None, str, Path) and not action.choices
+]
+
+
+@pytest.mark.parametrize("command, option, name", TEXTS, ids=lambda part: "".join(part) if part else "positional")
+def test_a_tilde_is_the_home_of_the_user(
+    command: str, option: list[str], name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Shells leave it in `--output=~/x`."""
+    monkeypatch.setenv("HOME", "/home/me")
+    words = [f"{option[0]}=~/a b/c"] if option else ["~/a b/c"]
+    required = REQUIRED.get(command, [])
+    found = getattr(parse([command, *(required + words if option else words + required[1:])]), name)
+    assert str(found[0] if isinstance(found, list) else found) == "/home/me/a b/c"
+    settings = {"train": TrainConfig, "evaluate": EvalConfig}.get(command)
+    if settings and name in settings.settings():
+        (tmp_path / "run.yaml").write_text(f"{name}: {'[~/a b/c]' if isinstance(found, list) else '~/a b/c'}")
+        config = config_of(settings, parse([command, "--config", str(tmp_path / "run.yaml")]))
+        assert config.flat()[name] == found
+
+
+@pytest.mark.parametrize("text", ["a~/b", "~ a picture", "~a picture of", "", "shapes", "~no-such user/x"])
+def test_other_texts_keep_their_tilde(text: str) -> None:
+    assert TrainConfig.of(prompt=text).flat()["prompt"] == text

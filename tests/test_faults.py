@@ -8,25 +8,33 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
+import huggingface_hub
 import pytest
 import torch
 
 from blip_lite import storage
 from blip_lite.data.load import load_data
-from blip_lite.errors import TIME_UP, CheckpointError, ConfigError, Stopped, TrainingError
+from blip_lite.data.sources.shapes import draw_scene, scene_captions, scene_ids
+from blip_lite.errors import TIME_UP, CheckpointError, ConfigError, DataError, Stopped, TrainingError
+from blip_lite.model.pretrained import resolve
+from blip_lite.processing import hub, threads
 from blip_lite.storage import read_run_config
 from blip_lite.training import checkpoint
 from blip_lite.training.loop import train
 from blip_lite.training.preflight import out_of_memory
 from blip_lite.training.setup import build_model, build_optimizer
-from conftest import ROOT, free_port, tiny_config
+from blip_lite.training.signals import Stop
+from conftest import ROOT, free_port, load, tiny_config
 
 ARGUMENTS = [
     "--dataset",
@@ -327,3 +335,100 @@ def test_a_file_system_without_locks_is_a_warning(
 
     monkeypatch.setattr(storage.fcntl, "lockf", refuse)
     assert storage.lock(tmp_path) and "without locks" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("answers", [False, None], ids=["refuses", "never answers"])
+def test_without_the_hub_the_answer_comes_soon_and_says_what_helps(
+    monkeypatch: pytest.MonkeyPatch, answers: bool | None
+) -> None:
+    """Its clients would ask six times, for 23 seconds."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "SECONDS", 0.5)
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if answers is None:  # connects, and hears nothing
+            server.listen()
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        for kind, get in ((CheckpointError, resolve), (DataError, load)):
+            begun = time.monotonic()
+            with pytest.raises(kind, match=r"nobody/nothing.* does not answer.*local folder.*HF_HUB_OFFLINE=1"):
+                get("nobody/nothing")
+            assert time.monotonic() - begun < 5
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE and not datasets.config.HF_HUB_OFFLINE
+
+
+STUCK = """
+import sys, time
+from blip_lite.processing import images
+read = images._read
+def stuck(path):
+    while "stuck" in str(path):
+        print("reading", flush=True)
+        time.sleep(1000)
+    return read(path)
+images._read = stuck
+from blip_lite.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.long
+def test_ctrl_c_ends_what_hangs_in_a_read(hf_dir: Path, tmp_path: Path) -> None:
+    """A file of a broken network disk, for a thread, for the process itself, for a worker."""
+    for split in ("train", "validation"):
+        (tmp_path / "d" / split).mkdir(parents=True)
+        for number, scene in enumerate(scene_ids(6, 1)):
+            name = tmp_path / "d" / split / ("stuck" if (split, number) == ("train", 4) else str(number))
+            draw_scene(scene).save(name.with_suffix(".png"))
+            name.with_suffix(".txt").write_text(scene_captions(scene)[0])
+    data, small = str(tmp_path / "d"), ["--batch_size", "2", "--num_beams", "1"]
+    train = ["train", "--dataset", data, "--model", "tiny", *small, "--max_steps", "9"]
+    commands = [
+        ["caption", data, "--ckpt", str(hf_dir), *small],
+        ["audit", "--dataset", data, "--model", "tiny"],
+        *([*train, "--num_workers", n, "--output_dir", str(tmp_path / n)] for n in ("0", "1")),
+    ]
+    for arguments in commands:
+        process = subprocess.Popen(
+            [sys.executable, "-c", STUCK, *arguments],
+            env=ENVIRONMENT,
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # a terminal sends Ctrl-C to the whole group
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # may be ignored here
+        )
+        assert process.stdout and any("reading" in line for line in process.stdout)
+        time.sleep(0.5)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(30) == 130, process.stderr.read()
+
+
+def test_a_signal_ends_a_wait_for_images_and_keeps_what_was_there() -> None:
+    def images() -> Iterator[int]:
+        yield 1
+        signal.raise_signal(signal.SIGINT)
+        yield 2
+
+    with Stop(None) as stop:
+        assert list(stop.awaited(images())) == [1] and stop.cut and stop.signal == signal.SIGINT
+    with Stop(None) as stop:
+        for _ in stop.awaited([1]):  # a step is done whole
+            signal.raise_signal(signal.SIGTERM)
+        assert stop.signal == signal.SIGTERM
+
+
+def test_threads_that_hang_are_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "PATIENCE", 0.1)
+    stuck, begun = threading.Event(), time.monotonic()
+    with pytest.raises(KeyboardInterrupt), threads.Threads(2) as pool:
+        assert list(pool.map(abs, [-1, 2])) == [1, 2]
+        hangs = [pool.submit(stuck.wait) for _ in range(9)]
+        raise KeyboardInterrupt
+    assert time.monotonic() - begun < 2 and hangs[-1].cancelled()
+    stuck.set()
+    for thread in pool.threads:
+        thread.join(5)
+    assert not any(thread.is_alive() for thread in pool.threads)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from blip_lite.errors import ImageError
+from blip_lite.processing.file_kinds import kind_of
 from blip_lite.processing.images import IMAGE_SUFFIXES, open_image
 
 H, W = 24, 36
@@ -146,6 +147,11 @@ def test_what_is_no_picture_is_called_what_it_is(data: bytes, says: str) -> None
     with pytest.raises(ImageError, match=says) as caught:
         open_image(data)
     assert "TIFF" not in says or "not a JPEG" not in str(caught.value)
+
+
+def test_an_offset_that_no_file_can_have_is_damage() -> None:
+    """Found by fuzzing: two of 200,000 broken files ended in an OverflowError."""
+    assert "damaged" in str(kind_of(b"II+\0\x08\0\0\0" + b"\xff" * 48))
 
 
 def test_errors_of_the_file_system_say_just_that(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -15,6 +15,7 @@ from blip_lite.errors import ConfigError, ImageError
 from blip_lite.model.generation import GenerationSettings
 from blip_lite.processing.picture import Picture
 from blip_lite.processing.processor import Processor
+from blip_lite.processing.threads import Threads
 from blip_lite.processing.word_filter import found_words
 
 SLOW = 1.0  # seconds
@@ -99,7 +100,7 @@ def _caption(
     waiting: list[tuple[Picture, Future[torch.Tensor | str]]] = []
     late: set[Future[torch.Tensor | str]] = set()
     ahead = 3 * batch_size + workers
-    pool = ThreadPoolExecutor(workers)
+    pool = Threads(workers)
     try:
         while True:
             for image in islice(images, max(0, ahead - len(waiting))):
@@ -129,7 +130,7 @@ def _caption(
                     pairs = next(left)
                     yield Captioned(picture, [text for text, _ in pairs], [score for _, score in pairs])
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown()
 
 
 def review_of(processor: Processor, result: Captioned, entries: Mapping[str, list[str]]) -> list[str] | None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from blip_lite.data.names import IMAGE_COLUMNS, find_column
+from blip_lite.data.sources.hub import parquet_columns, reading
 from blip_lite.data.sources.shards import check_end, expand_braces, read_piece
 from blip_lite.data.sources.table import read_table, utf8, utf16_of
 from blip_lite.errors import ConfigError, ImageError
@@ -230,19 +231,14 @@ def pick(columns: list[str], image_column: str | None, where: str) -> str:
 
 def in_parquet(path: Path, image_column: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
     """("FILE, row N", {column: value}) of the column with images."""
-    import pyarrow
     import pyarrow.parquet
 
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            column = pick(file.schema_arrow.names, image_column, str(path))
-            number = 0
-            for batch in file.iter_batches(16, columns=[column]):
-                for row in batch.to_pylist():
-                    yield f"{path}, row {number}", row
-                    number += 1
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ConfigError(f"{path}: cannot be read as Parquet ({str(error).strip().splitlines()[0]})") from error
+    column, number = pick(parquet_columns(path), image_column, str(path)), 0
+    with reading(path), pyarrow.parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches(16, columns=[column]):
+            for row in batch.to_pylist():
+                yield f"{path}, row {number}", row
+                number += 1
 
 
 def in_tar(shard: str) -> Iterator[Picture]:

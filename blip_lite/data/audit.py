@@ -7,7 +7,6 @@ import json
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -28,6 +27,7 @@ from blip_lite.processing.picture import Picture
 from blip_lite.processing.processor import Processor
 from blip_lite.processing.progress import Progress
 from blip_lite.processing.text import normalize_caption
+from blip_lite.processing.threads import Threads
 from blip_lite.reports.charts import lengths
 from blip_lite.reports.page import picture, render
 from blip_lite.settings import FROM_SCRATCH, SPLITS, TrainConfig
@@ -141,7 +141,7 @@ def audit(config: TrainConfig) -> dict[str, Any]:
     notes = [*data.notes, *first_look(data, processor, config.optimisation)]
     result: dict[str, Any] = {"dataset": data.name, "data_fingerprint": data.fingerprint(), "notes": notes}
     looks: dict[str, list[Look]] = {}
-    with ThreadPoolExecutor(8) as pool:
+    with Threads(8) as pool:
         for split in SPLITS:
             examples = data.splits[split]
             looks[split] = list(Progress(pool.map(look, examples), split, len(examples)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import os
 import shutil
 import signal
@@ -162,9 +163,15 @@ def epoch_batches(order: Sequence[int], batch_size: int, rank: int = 0, world: i
 
 def _ignore_first_signal(_: int) -> None:
     """A signal to the whole process group (Ctrl-C, Slurm) is for the trainer, which finishes its step; a worker ends
-    when it is told, or at a second SIGTERM."""
+    when it is told, or at a second SIGTERM, in peace, else torch would raise an error."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))
+    signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, lambda *_: os._exit(0)))
+
+
+def end_workers() -> None:
+    """The first SIGTERM for all workers; torch sends the second to those that do not end within 5 s, stuck in a read."""
+    for worker in multiprocessing.active_children():
+        worker.terminate()
 
 
 def workers_that_fit(num_workers: int, batch_size: int, image_size: int) -> int:

@@ -6,17 +6,16 @@ import contextlib
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-
-from tqdm import tqdm
 
 from blip_lite.errors import DataError
 from blip_lite.processing.download import cache_dir
 from blip_lite.processing.picture import Picture
+from blip_lite.processing.progress import Progress
+from blip_lite.processing.threads import Threads
 from blip_lite.settings import SPLITS
 from blip_lite.storage import write_text
 
@@ -108,9 +107,9 @@ def image_digests(examples: Sequence[Picture]) -> list[str]:
         return [(stamp, known.get(stamp) or image_digest(one)) for stamp, one in zip(stamps, part, strict=True)]
 
     parts = [examples[start : start + 256] for start in range(0, len(examples), 256)]
-    with ThreadPoolExecutor(8) as pool:  # hashing waits for the disk
-        bar = tqdm(pool.map(digests, parts), "hashing images", len(parts), delay=5, disable=not sys.stderr.isatty())
-        found = [pair for part in bar for pair in part]
+    with Threads(8) as pool:  # hashing waits for the disk
+        hashed = chain.from_iterable(pool.map(digests, parts))
+        found = list(Progress(hashed, "hashed", len(examples)))
     if not all(stamp in known for stamp, _ in found):
         with contextlib.suppress(OSError):  # a cache that cannot be written is none
             cache.parent.mkdir(parents=True, exist_ok=True)

@@ -6,16 +6,14 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
-from tqdm import tqdm
 
 from blip_lite.captioner import Captioner, pick_dtype
 from blip_lite.data.batches import Batch, Captions, epoch_batches, loader
@@ -24,6 +22,7 @@ from blip_lite.model.blip import Blip
 from blip_lite.model.generation import GenerationSettings
 from blip_lite.processing.picture import Picture
 from blip_lite.processing.processor import Processor
+from blip_lite.processing.progress import Progress
 from blip_lite.settings import DecodingSettings, LoadingSettings, TrainConfig
 
 
@@ -91,9 +90,10 @@ def caption_images(
     batches = epoch_batches(range(len(bare)), loading.batch_size, state.process_index, state.num_processes)
     mine: list[tuple[str, str]] = []
     failed: dict[str, str] = {}
-    quiet = not (state.is_main_process and sys.stderr.isatty())
-    data = loader(Captions(bare, captioner.processor, "", 40), batches, int(loading.num_workers or 0))
-    for indices, batch in zip(batches, tqdm(data, "captions", unit="batch", disable=quiet), strict=True):
+    data: Iterable[Batch] = loader(Captions(bare, captioner.processor, "", 40), batches, int(loading.num_workers or 0))
+    if state.is_main_process:
+        data = Progress(data, "captioned", len(batches), "batches")
+    for indices, batch in zip(batches, data, strict=True):
         failed |= batch.bad
         found = caption_batch(captioner, batch, indices, settings, prompt)
         kept(found)

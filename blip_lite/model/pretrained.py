@@ -24,6 +24,7 @@ from blip_lite.model.blip import Blip
 from blip_lite.model.config import BlipConfig
 from blip_lite.model.foreign import config_of_original, from_original, is_original, read_torch, unwrapped
 from blip_lite.model.generation import GenerationSettings
+from blip_lite.processing.hub import from_hub
 from blip_lite.processing.processor import CLIP_MEAN, CLIP_STD, Processor, wordpiece
 
 HUB_FILES = ["*.json", "vocab.txt", "model*.safetensors", "pytorch_model*.bin"]
@@ -63,12 +64,15 @@ def resolve(path_or_id: str | Path) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise CheckpointError(f"{path_or_id}: no such directory; for a Hub id `pip install huggingface_hub`") from None
+    name = str(path_or_id)
+
+    def get() -> str:
+        return snapshot_download(name, allow_patterns=HUB_FILES, ignore_patterns=_only_one_format(name))
+
     try:
-        files = _only_one_format(str(path_or_id))
-        return Path(snapshot_download(str(path_or_id), allow_patterns=HUB_FILES, ignore_patterns=files))
-    except Exception as error:  # the hub client raises a dozen unrelated types; all mean "cannot be had"
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{path_or_id}: no such directory, and not to be had from the Hub ({reason})") from error
+        return Path(from_hub(get))
+    except LookupError as error:
+        raise CheckpointError(f"{name}: no such directory, and {error}") from error
 
 
 def _only_one_format(repo: str) -> list[str]:

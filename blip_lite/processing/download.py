@@ -9,20 +9,19 @@ import io
 import ipaddress
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from string import punctuation
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 from PIL import Image
-from tqdm import tqdm
 
 from blip_lite.errors import ImageError, Refused
 from blip_lite.processing.images import FORMATS
+from blip_lite.processing.progress import Progress
+from blip_lite.processing.threads import Threads
 
 MAX_BYTES = 64 * 2**20
 
@@ -235,7 +234,6 @@ def download(wanted: Mapping[Path, str]) -> dict[Path, str]:
         return None
 
     missing = [path for path in wanted if not path.is_file()]
-    quiet = not (missing and sys.stderr.isatty())
-    with ThreadPoolExecutor(16) as pool:
-        reasons = list(tqdm(pool.map(get, missing), "downloading", len(missing), unit="image", disable=quiet))
+    with Threads(16) as pool:
+        reasons = list(Progress(pool.map(get, missing), "downloaded", len(missing)))
     return {path: reason for path, reason in zip(missing, reasons, strict=True) if reason}

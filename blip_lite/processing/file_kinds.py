@@ -66,7 +66,7 @@ def layout_of_tiff(data: bytes) -> str:
                 if number * size > (8 if big else 4):
                     value = struct.unpack_from(order + ("Q" if big else "I"), data, value)[0]
                 tags[tag] = struct.unpack_from(order + form, data, value)[0], number
-    except struct.error:
+    except (struct.error, OverflowError):  # cut short; an offset beyond what a file can have
         return "damaged"
     bits, samples = tags.get(258, (1, 1))[0], tags.get(277, (1, 1))[0]
     forms = {1: "unsigned", 2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}

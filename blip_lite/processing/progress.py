@@ -21,12 +21,12 @@ class Progress(Generic[T]):
         total: how many there are, or None; may be set while it runs.
     """
 
-    def __init__(self, items: Iterable[T], what: str, total: int | None = None, unit: str = "image") -> None:
+    def __init__(self, items: Iterable[T], what: str, total: int | None = None, unit: str = "images") -> None:
         self.items, self.what, self.total, self.unit = items, what, total, unit
 
     def __iter__(self) -> Iterator[T]:
         if sys.stderr.isatty():
-            bar = tqdm(self.items, self.what, self.total, unit=self.unit)
+            bar = tqdm(self.items, self.what, self.total, unit=f" {self.unit}", delay=1)
             for item in bar:
                 bar.total = self.total
                 yield item
@@ -38,4 +38,4 @@ class Progress(Generic[T]):
                 said, rate = now, done / (now - began)
                 left = f", {(self.total - done) / rate / 60:.1f} min left" if self.total else ""
                 of = f" of {self.total}" if self.total else ""
-                print(f"{self.what}: {done}{of} {self.unit}s, {rate:.1f} {self.unit}s/s{left}", file=sys.stderr)
+                print(f"{self.what}: {done}{of} {self.unit}, {rate:.1f} {self.unit}/s{left}", file=sys.stderr)

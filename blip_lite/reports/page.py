@@ -52,5 +52,3 @@ def picture(load: Callable[[], ImageInput], size: int = 256, quality: int = 80) 
         return thumbnail(load(), size, quality)
     except (ImageError, OSError):
         return None
-
-

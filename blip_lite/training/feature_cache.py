@@ -6,8 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -16,10 +15,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
-from tqdm import tqdm
 
-from blip_lite.data.batches import Captions, epoch_batches, loader
+from blip_lite.data.batches import Batch, Captions, epoch_batches, loader
 from blip_lite.model.blip import Blip
+from blip_lite.processing.progress import Progress
 from blip_lite.training.run import Run
 
 MISSING, THERE, BAD = 0, 1, 2  # states of an image
@@ -93,10 +92,11 @@ def cache_features(run: Run, stopping: Callable[[], int]) -> Features | None:
     todo = epoch_batches(missing, batch_size, accelerator.process_index, accelerator.num_processes)
     todo = [[i for i in batch if i >= 0] for batch in todo]
     todo = [batch for batch in todo if batch]
-    quiet = not (accelerator.is_main_process and sys.stderr.isatty())
     with torch.no_grad(), accelerator.autocast():
-        batches = loader(images, todo, run.num_workers, accelerator.device.type == "cuda")
-        for indices, batch in tqdm(zip(todo, batches, strict=True), total=len(todo), unit="batch", disable=quiet):
+        batches: Iterable[Batch] = loader(images, todo, run.num_workers, accelerator.device.type == "cuda")
+        if accelerator.is_main_process:
+            batches = Progress(batches, "features", len(todo), "batches")
+        for indices, batch in zip(todo, batches, strict=True):
             encoded = model.encode(batch.pixel_values.to(accelerator.device, non_blocking=True))
             named = zip(indices, batch.image_ids, encoded, strict=True)
             features.put({index: None if image_id in batch.bad else value for index, image_id, value in named})

@@ -50,13 +50,14 @@ def train(config: TrainConfig) -> dict[str, Any]:
     """
     config = config.resolved()
     config.validate()
-    with Stop(config.run.time_limit) as stop:
-        accelerator = start(config)
-        check_output(Path(str(config.run.output_dir)), config)
-        config = config.replace(scenes=scenes_of(config))
-        run = prepare(config, accelerator)
-        lock = open_run(run, hardware(accelerator)) if accelerator.is_main_process else None
-        accelerator.wait_for_everyone()
+    stop = Stop(config.run.time_limit)
+    accelerator = start(config)
+    check_output(Path(str(config.run.output_dir)), config)
+    config = config.replace(scenes=scenes_of(config))
+    run = prepare(config, accelerator)
+    lock = open_run(run, hardware(accelerator)) if accelerator.is_main_process else None
+    accelerator.wait_for_everyone()
+    with stop:  # before, a signal ends the process: there is nothing to save
         log, bad_images = begin(run, stop), BadImages(run)
 
         if run.progress.validation_due and not run.stopped:  # the run was stopped before it
@@ -64,7 +65,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             run.stopped = stop.asked(0) if run.progress.validation_due else 0
             save(run, log)
         while not run.finished and not run.stopped:
-            for window in log.waits(windows(epoch(run), run.accumulation)):
+            for window in log.waits(stop.awaited(windows(epoch(run), run.accumulation))):
                 began = time.perf_counter()
                 lr = learning_rate(run.progress.step, run.total_steps, config.optimisation)
                 step = train_step(run, window, lr)
@@ -79,6 +80,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
                 validate_and_save(run, log, stop, end_of_epoch, began)
                 if run.finished or run.stopped:
                     break
+            if stop.cut:
+                run.stopped = stop.signal
+                save(run, log)
         return close(run, log, lock)
 
 

@@ -12,6 +12,7 @@ from blip_lite.data.dataset import Listing
 from blip_lite.data.names import IMAGE_COLUMNS, find_column, split_of_name
 from blip_lite.data.sources.table import table_rows
 from blip_lite.errors import DataError
+from blip_lite.processing.hub import from_hub
 from blip_lite.processing.picture import Picture
 from blip_lite.settings import DataSettings
 
@@ -20,36 +21,42 @@ def hub(dataset: str, settings: DataSettings) -> dict[str, Any]:
     """The splits of a Hub data set, or of a local copy of one, images not decoded."""
     import datasets
 
-    try:
-        found = datasets.load_dataset(dataset, settings.dataset_config, split=settings.dataset_split)
-    except Exception as error:  # offline, not found, gated: the client raises a dozen types
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(
-            f"the data set {dataset} is not to be had from the Hub: {reason}. Is the name right, is there a network? "
-            "A gated or private one needs `hf auth login`; --dataset_config and --dataset_split choose a part."
-        ) from error
+    def get() -> Any:
+        return datasets.load_dataset(dataset, settings.dataset_config, split=settings.dataset_split)
+
+    if Path(dataset).exists():
+        with reading(Path(dataset), "a data set"):
+            found = get()
+    else:
+        try:
+            found = from_hub(get)
+        except LookupError as error:
+            part = "--dataset_config and --dataset_split choose a part."
+            raise DataError(f"the data set {dataset} is {error} {part}") from error
     return {"": found} if settings.dataset_split else dict(found)
 
 
 @contextlib.contextmanager
-def reading_parquet(path: Path) -> Iterator[None]:
+def reading(path: Path, kind: str = "Parquet") -> Iterator[None]:
+    """Raises DataError for whatever pyarrow and datasets raise of a file."""
     try:
         yield
-    except Exception as error:  # pyarrow's and datasets' own kinds
-        raise DataError(f"{path}: cannot be read as Parquet ({str(error).strip().splitlines()[0]})") from error
+    except Exception as error:  # their own kinds, without a common base
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{path}: cannot be read as {kind} ({reason})") from error
 
 
 def parquet(path: Path) -> Any:
     import datasets
 
-    with reading_parquet(path):
+    with reading(path):
         return datasets.Dataset.from_parquet(str(path))
 
 
 def parquet_columns(path: Path) -> list[str]:
     import pyarrow.parquet
 
-    with reading_parquet(path):
+    with reading(path):
         return list(pyarrow.parquet.read_schema(path).names)
 
 
@@ -57,10 +64,8 @@ def saved(folder: Path) -> dict[str, Any]:
     """What `datasets.save_to_disk` wrote."""
     import datasets
 
-    try:
+    with reading(folder, "a saved data set"):
         found = datasets.load_from_disk(str(folder))
-    except Exception as error:
-        raise DataError(f"{folder}: cannot be read as a saved data set ({error})") from error
     return dict(found) if isinstance(found, Mapping) else {"": found}
 
 
