@@ -233,6 +233,18 @@ def add_caption(parser: argparse.ArgumentParser) -> None:
         "--min_new_tokens", type=int, metavar="N", help="shortest caption in tokens (default: the checkpoint's, else 0)"
     )
     add(
+        "--repetition_penalty",
+        type=float,
+        metavar="X",
+        help="above 1 a token that was said is less likely again (default: the checkpoint's, else 1.0)",
+    )
+    add(
+        "--no_repeat_ngram_size",
+        type=int,
+        metavar="N",
+        help="so many tokens never come twice in this order (default: the checkpoint's, else 0: they may)",
+    )
+    add(
         "--length_penalty",
         type=float,
         metavar="X",

@@ -233,6 +233,10 @@ class DecodingSettings:
     min_new_tokens: int = setting(0, "shortest generated caption in tokens", least=0)
     num_beams: int = setting(5, "beams; 1 is greedy", least=1)
     length_penalty: float = setting(1.0, "beam score = sum of log-probabilities / length ** length_penalty")
+    repetition_penalty: float = setting(
+        1.0, "above 1 a token that was said, in the prompt too, is less likely again", least=0.1, most=10
+    )
+    no_repeat_ngram_size: int = setting(0, "so many tokens never come twice in this order; 0: they may", least=0)
     early_stopping: bool = setting(True, "an image is done as soon as num_beams captions are complete")
 
 

@@ -37,6 +37,7 @@ from blip_lite.captioning.outputs import (
 )
 from blip_lite.captioning.review import items_of, write_page
 from blip_lite.errors import BrokenOff, ConfigError, ImageError
+from blip_lite.model.pretrained import DECODING
 from blip_lite.processing.images import IMAGE_SUFFIXES
 from blip_lite.processing.picture import Picture
 from blip_lite.processing.progress import Progress
@@ -66,7 +67,7 @@ def caption(args: argparse.Namespace) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """`caption`, with errors as they are."""
-    names = ("max_new_tokens", "min_new_tokens", "num_beams", "length_penalty", "seed")  # else as the checkpoint says
+    names = [name for name in (*DECODING, "seed") if hasattr(args, name)]  # else as the checkpoint says
     settings: dict[str, Any] = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if args.num_captions != 1:
         settings |= {"num_return_sequences": args.num_captions}

@@ -20,7 +20,14 @@ from blip_lite.reports.page import render
 from blip_lite.settings import EvalConfig
 from blip_lite.storage import write_text
 
-SWEPT = {"num_beams": int, "max_new_tokens": int, "min_new_tokens": int, "length_penalty": float}
+SWEPT = {
+    "num_beams": int,
+    "max_new_tokens": int,
+    "min_new_tokens": int,
+    "length_penalty": float,
+    "repetition_penalty": float,
+    "no_repeat_ngram_size": int,
+}
 
 
 def sweep(config: EvalConfig) -> list[dict[str, Any]]:

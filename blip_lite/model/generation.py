@@ -27,7 +27,8 @@ STEPS_A_LOOK = 4  # steps between two looks at a GPU whether captions are comple
 
 NUMBERS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("max_new_tokens", "min_new_tokens", "num_beams", "top_k", "num_return_sequences"), (int,)),
-    **dict.fromkeys(("length_penalty", "temperature", "top_p"), (int, float)),
+    "no_repeat_ngram_size": (int,),
+    **dict.fromkeys(("length_penalty", "temperature", "top_p", "repetition_penalty"), (int, float)),
 }
 
 
@@ -40,6 +41,8 @@ class GenerationSettings:
     num_beams: int = 5  # 1 is greedy (or sampling)
     length_penalty: float = 1.0  # beam score = sum of log-probabilities / length ** length_penalty
     early_stopping: bool = True  # stop an image when num_beams captions are complete; else when none can improve
+    repetition_penalty: float = 1.0  # above 1 a token that was said is less likely again; see `discourage`
+    no_repeat_ngram_size: int = 0  # so many tokens never come twice in this order; 0: they may
     do_sample: bool = False
     temperature: float = 1.0
     top_k: int = 0  # sample among the k likeliest tokens; 0: among all
@@ -63,6 +66,8 @@ class GenerationSettings:
             (not 0.01 <= self.temperature <= 100, "temperature must be 0.01 to 100"),
             (not 0 < self.top_p <= 1, "top_p must be above 0 and at most 1"),
             (self.top_k < 0, "top_k must not be negative"),
+            (not 0.1 <= self.repetition_penalty <= 10, "repetition_penalty must be 0.1 to 10"),
+            (self.no_repeat_ngram_size < 0, "no_repeat_ngram_size must not be negative"),
             (not -10 <= self.length_penalty <= 10, "length_penalty must be -10 to 10"),
             (self.seed is not None and not 0 <= self.seed < 2**63, "seed must be 0 to 2**63 - 1"),
             (self.do_sample and self.num_beams > 1, "do_sample needs num_beams=1"),
@@ -200,6 +205,26 @@ def forbid(scores: Tensor, prompt_ids: Tensor, tokens: Tensor, forbidden: Forbid
     scores.view(-1).index_fill_(0, upload(never, scores.device), -torch.inf)
 
 
+def discourage(scores: Tensor, prompt_ids: Tensor, tokens: Tensor, s: GenerationSettings) -> Tensor:
+    """Scores `[I, B, V]` of what follows `tokens` `[I, B, t]`, with repetitions made unlikely or impossible; the prompt
+    and `[DEC]` count as said, as in `transformers`' processors.
+
+    `repetition_penalty` (Keskar et al. 2019, https://arxiv.org/abs/1909.05858) divides positive scores of tokens that
+    were said, and multiplies negative ones.
+    """
+    said = torch.cat([prompt_ids[:, None].expand(-1, scores.shape[1], -1), tokens[:, : scores.shape[1]]], -1)
+    if s.repetition_penalty != 1:
+        score = scores.gather(-1, said)
+        score = torch.where(score < 0, score * s.repetition_penalty, score / s.repetition_penalty)
+        scores = scores.scatter(-1, said, score)
+    if (n := s.no_repeat_ngram_size) and said.shape[-1] >= n:
+        ngrams = said.unfold(-1, n, 1)  # [I, B, those said, n]
+        begun = (ngrams[..., :-1] == said[:, :, None, said.shape[-1] - n + 1 :]).all(-1)  # those that go on now
+        banned = torch.zeros_like(scores).scatter_add(-1, ngrams[..., -1], begun.to(scores.dtype))
+        scores = scores.masked_fill(banned > 0, -torch.inf)
+    return scores
+
+
 def beam_search(
     model: Blip, image_embeds: Tensor, prompt_ids: Tensor, s: GenerationSettings, forbidden: Forbidden | None = None
 ) -> Generated:
@@ -224,9 +249,12 @@ def beam_search(
     logits, cache = prefill(model, image_embeds, prompt_ids, prompt_length + B * s.max_new_tokens)
     cache.visible = cache.visible[:, -1:]
     logits = logits[:, None]
+    repeats = s.repetition_penalty != 1 or s.no_repeat_ngram_size > 0
     for t in range(s.max_new_tokens):
         # 2B candidates: at most B of them end here, so at least B go on.
         log_probs = logits.log_softmax(-1)
+        if repeats:
+            log_probs = discourage(log_probs, prompt_ids[rows], tokens[:, :, :t], s)
         if t < s.min_new_tokens:
             log_probs[..., text.sep_token_id] = -torch.inf
         if forbidden:
@@ -294,7 +322,10 @@ def greedy_or_sample(
     logits, cache = prefill(model, image_embeds, prompt_ids, prompt_length + B * s.max_new_tokens)
     cache.visible = cache.visible[:, -1:].repeat(1, B, 1)
     logits = logits[:, None].repeat(1, B, 1)
+    repeats = s.repetition_penalty != 1 or s.no_repeat_ngram_size > 0
     for t in range(s.max_new_tokens):
+        if repeats:
+            logits = discourage(logits, prompt_ids, tokens[:, :, :t], s)
         if t < s.min_new_tokens:
             logits[..., text.sep_token_id] = -torch.inf
         if forbidden:

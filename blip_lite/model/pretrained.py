@@ -40,7 +40,15 @@ DERIVED = {
 }
 
 
-DECODING = ("max_new_tokens", "min_new_tokens", "num_beams", "length_penalty", "early_stopping")
+DECODING = (
+    "max_new_tokens",
+    "min_new_tokens",
+    "num_beams",
+    "length_penalty",
+    "early_stopping",
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+)
 
 
 MAX_TEXT_BYTES = 64 * 2**20

@@ -23,6 +23,8 @@ class Parameters(BaseModel):
     max_new_tokens: int | None = number("longest caption in tokens", ge=1, le=LIMITS["max_new_tokens"])
     min_new_tokens: int | None = number("shortest caption in tokens", ge=0, le=LIMITS["max_new_tokens"])
     length_penalty: float | None = number("of beams: above 0 longer captions, below 0 shorter ones", ge=-10, le=10)
+    repetition_penalty: float | None = number("above 1 a token that was said is less likely again", ge=0.1, le=10)
+    no_repeat_ngram_size: int | None = number("so many tokens never come twice in this order; 0: they may", ge=0, le=60)
     early_stopping: bool | None = number("stop when num_beams captions are complete")
     num_return_sequences: int | None = number("captions of each image", ge=1, le=LIMITS["num_return_sequences"])
     do_sample: bool | None = number("draw captions instead of searching the likeliest; needs num_beams 1")
