@@ -121,6 +121,8 @@ def train(args: argparse.Namespace) -> int:
 def evaluate(args: argparse.Namespace) -> int:
     config = config_of(EvalConfig, args)
     config.validate()
+    if os.environ.get("RANK", "0") == "0" and not config.list:
+        print("evaluate: loading")  # the imports below take seconds
     from blip_lite.evaluation.evaluate import evaluate, list_evaluations
     from blip_lite.evaluation.sweep import sweep
 

@@ -1,4 +1,4 @@
-"""Numbers -> what they say, in words, each with what to do next. Where the numbers do not allow a verdict there is none.
+"""Numbers -> what they say, in words, each with what to do next. Where they do not allow a verdict there is none.
 
 The verdicts of an evaluation are `of_result`, those of a run's log `of_log`; both are put together of functions of
 plain numbers.
@@ -138,7 +138,10 @@ def few_images(validations: int, images: int) -> list[Verdict]:
     """The best checkpoint was chosen, among several validations, on so few images that chance chose it."""
     if validations < 2 or images >= FEW:
         return []
-    text = f"the best of {validations} validations was chosen on {images} images, too few to tell the best from the luckiest"
+    text = (
+        f"the best of {validations} validations was chosen on {images} images, too few to tell the best from the "
+        "luckiest"
+    )
     advice = f"Validate on {FEW} or more: name more, draw more with --validation_share, or raise --max_eval_images."
     return [{"name": "chosen on few images", "text": text, "advice": advice}]
 

@@ -187,8 +187,8 @@ def again(settings: dict[str, Any]) -> list[str]:
     lines = ["To evaluate it:", "", "```bash", f"{command} --split test", "```", ""]
     if settings["seed"] != defaults["seed"]:
         lines += [
-            f"If the data name no splits, they were drawn with `--seed {settings['seed']}`, which only the run's folder "
-            "tells: `blip-lite evaluate --run RUN`.",
+            f"If the data name no splits, they were drawn with `--seed {settings['seed']}`, which only the run's "
+            "folder tells: `blip-lite evaluate --run RUN`.",
             "",
         ]
     return lines
