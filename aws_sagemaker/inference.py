@@ -11,20 +11,17 @@ Environment: BLIP_ALLOW_URLS=true lets the endpoint fetch https URLs (public add
 
 from __future__ import annotations
 
-import base64
-import binascii
 import dataclasses
-import io
 import itertools
 import json
 import os
 import sys
 import time
 import typing
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # the package lies beside this file in model.tar.gz
 
@@ -32,7 +29,7 @@ from blip_lite import Captioner
 from blip_lite.errors import ImageError
 from blip_lite.model.generation import GenerationSettings
 from blip_lite.processing.download import fetch
-from blip_lite.processing.images import FORMATS
+from blip_lite.serving.requests import LIMITS, MAX_BYTES, MAX_IMAGES, MAX_PROMPT, URL_SECONDS, from_base64, look
 
 try:
     from sagemaker_inference.errors import BaseInferenceToolkitError
@@ -46,13 +43,8 @@ except ImportError:  # the Hugging Face container has another toolkit, which mak
             self.status_code, self.message, self.phrase = status_code, message, phrase
 
 
-MAX_IMAGES = 32  # a request
 MAX_IMAGES_A_BODY = 10_000  # in JSON lines
-URL_SECONDS = 30  # for all URLs of a body; SageMaker gives an answer 60
-MAX_BYTES = 20 * 2**20  # an image
-MAX_PIXELS = 50_000_000  # an image
-MAX_PROMPT = 100  # characters
-LIMITS = {"num_beams": 10, "max_new_tokens": 60, "num_return_sequences": 10, "top_k": 1000}
+ALL_URLS_SECONDS = 30  # for all URLs of a body; SageMaker gives an answer 60
 PARAMETERS = {f.name for f in dataclasses.fields(GenerationSettings)} - {"banned_words"}
 IMAGE_TYPES = ("image/", "application/x-image", "application/octet-stream")
 
@@ -85,8 +77,8 @@ def input_fn(body: bytes | bytearray | str, content_type: str) -> list[Request]:
     kind = (content_type or "").split(";")[0].strip().lower()
     if kind.startswith(IMAGE_TYPES):
         data = bytes(body) if not isinstance(body, str) else body.encode("latin-1")
-        return [Request([checked(data, "the image")], GenerationSettings())]
-    deadline = time.monotonic() + URL_SECONDS
+        return [Request([checked(lambda: data, "the image")], GenerationSettings())]
+    deadline = time.monotonic() + ALL_URLS_SECONDS
     if kind in ("application/jsonlines", "application/jsonl"):
         found, room = list[Request](), MAX_IMAGES_A_BODY
         for line in text_of(body).split("\n"):  # not splitlines: JSON may hold U+2028
@@ -172,33 +164,21 @@ def image_of(item: Any, name: str, deadline: float) -> bytes:
     if not isinstance(item, dict) or not isinstance(item.get("b64", item.get("url")), str):
         raise refuse(f'{name}: expected {{"b64": ...}} or {{"url": ...}}')
     if "b64" in item:
-        text = item["b64"].split(",", 1)[-1] if item["b64"].startswith("data:") else item["b64"]
-        try:
-            return checked(base64.b64decode(text, validate=True), name)
-        except (binascii.Error, ValueError):
-            raise refuse(f"{name}: not valid base64") from None
+        return checked(partial(from_base64, item["b64"]), name)
     if os.environ.get("BLIP_ALLOW_URLS", "").lower() not in ("1", "true"):
         raise refuse(f"{name}: this endpoint fetches no URLs; send the image as b64")
     if (left := deadline - time.monotonic()) < 0.1:
-        raise refuse(f"{name}: the URLs of this request took {URL_SECONDS} s")
+        raise refuse(f"{name}: the URLs of this request took {ALL_URLS_SECONDS} s")
+    seconds = min(URL_SECONDS, left)
+    return checked(partial(fetch, item["url"], seconds=seconds, max_bytes=MAX_BYTES, https_only=True), name)
+
+
+def checked(read: Callable[[], bytes], name: str) -> bytes:
+    """The bytes of an image, after a look at its size; nothing is decoded yet. Raises BaseInferenceToolkitError."""
     try:
-        return checked(fetch(item["url"], seconds=min(10, left), max_bytes=MAX_BYTES, https_only=True), name)
+        return look(read())
     except ImageError as error:
         raise refuse(f"{name}: {error}") from error
-
-
-def checked(data: bytes, name: str) -> bytes:
-    """The bytes of an image, after a look at its size; nothing is decoded yet. Raises BaseInferenceToolkitError."""
-    if len(data) > MAX_BYTES:
-        raise refuse(f"{name}: {len(data)} bytes; at most {MAX_BYTES}")
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            width, height = image.size
-    except Exception:  # Pillow raises many kinds
-        raise refuse(f"{name}: not an image that can be read") from None
-    if width * height > MAX_PIXELS:
-        raise refuse(f"{name}: {width} x {height} pixels; at most {MAX_PIXELS}")
-    return data
 
 
 def predict_fn(requests: list[Request], captioner: Captioner) -> list[dict[str, Any]]:

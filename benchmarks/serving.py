@@ -1,11 +1,13 @@
-"""A load test of `app.py` on loopback: so many clients that each ask again as soon as they are answered, with requests
-batched and one at a time, alternating.
+"""A load test of `blip-lite serve` on loopback: so many clients that each ask again as soon as they are answered, with
+requests batched (8 images at a time) and one at a time, alternating.
 
-python benchmarks/serving.py --photos DIR [--size base]        (needs blip_lite[demo])
+python benchmarks/serving.py [--photos DIR] [--size base]        (needs blip_lite[serve])
 """
 
 from __future__ import annotations
 
+import http.client
+import io
 import os
 import re
 import subprocess
@@ -16,65 +18,70 @@ from pathlib import Path
 
 import numpy as np
 from common import arguments, checkpoint, photographs
-from gradio_client import Client, handle_file
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
-CLIENTS, REQUESTS = 8, 32
 
 
-def load(url: str, photos: list[str]) -> tuple[list[float], float]:
+def pictures(folder: Path | None) -> list[bytes]:
+    """16 photographs, or drawn scenes of 500 x 375 pixels as JPEG."""
+    if folder:
+        return [Path(path).read_bytes() for path in photographs(folder, 16)]
+    from blip_lite.data.sources.shapes import draw_scene, scene_ids
+
+    files = [io.BytesIO() for _ in range(16)]
+    for file, scene in zip(files, scene_ids(16, 0), strict=True):
+        draw_scene(scene, 500).resize((500, 375), Image.Resampling.BICUBIC).save(file, "JPEG")
+    return [file.getvalue() for file in files]
+
+
+def load(port: int, images: list[bytes], clients: int, requests: int) -> tuple[list[float], float]:
     """Seconds that each request took, and requests a second in all."""
-    clients = [Client(url, verbose=False) for _ in range(CLIENTS)]
-
-    def ask(number: int) -> float:
-        start = time.perf_counter()
-        caption, _ = clients[number % CLIENTS].predict(
-            handle_file(photos[number % len(photos)]), "", 5, 20, api_name="/caption"
-        )
-        assert "cannot be used" not in caption, caption
-        return time.perf_counter() - start
 
     def client(number: int) -> list[float]:
-        return [ask(i) for i in range(number, REQUESTS, CLIENTS)]
+        connection, seconds = http.client.HTTPConnection("127.0.0.1", port), []
+        for i in range(number, requests, clients):
+            start = time.perf_counter()
+            url = "/caption?num_beams=5&max_new_tokens=20"
+            connection.request("POST", url, images[i % len(images)], {"Content-Type": "image/jpeg"})
+            answer = connection.getresponse()
+            assert answer.status == 200, answer.read()
+            answer.read()
+            seconds.append(time.perf_counter() - start)
+        return seconds
 
-    ask(0)  # the first one waits for threads and buffers
     start = time.perf_counter()
-    with ThreadPoolExecutor(CLIENTS) as pool:
-        seconds = [s for part in pool.map(client, range(CLIENTS)) for s in part]
-    return seconds, REQUESTS / (time.perf_counter() - start)
+    with ThreadPoolExecutor(clients) as pool:
+        seconds = [s for part in pool.map(client, range(clients)) for s in part]
+    return seconds, requests / (time.perf_counter() - start)
 
 
 def main() -> None:
     args = arguments(__doc__)
-    photos = photographs(args.photos, 16)
-    servers, urls = [], {}
+    images, servers, ports = pictures(args.photos), [], {}
     for batch in (8, 1):
-        environment = {
-            **os.environ,
-            "BLIP_CKPT": str(checkpoint(args.size)),
-            "BLIP_BATCH": str(batch),
-            "PYTHONUNBUFFERED": "1",
-            "PYTHONPATH": str(ROOT),
-        }
-        server = subprocess.Popen(
-            [sys.executable, str(ROOT / "app.py")], stdout=subprocess.PIPE, text=True, env=environment
-        )
+        command = [sys.executable, "-m", "blip_lite", "serve", str(checkpoint(args.size)), "--port", "0", "--no_page"]
+        command += ["--batch_size", str(batch), "--timeout", "600", "--device", args.device, "--dtype", args.dtype]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
         servers.append(server)
         assert server.stdout
-        urls[batch] = next(found[0] for line in server.stdout if (found := re.search(r"http://127\.0\.0\.1:\d+", line)))
+        ports[batch] = next(int(m[1]) for line in server.stdout if (m := re.search(r"http://127\.0\.0\.1:(\d+)", line)))
+        load(ports[batch], images, 1, 2)  # the first ones wait for threads and buffers
     try:
-        found: dict[int, list[tuple[list[float], float]]] = {8: [], 1: []}
-        for _ in range(args.repeats):
-            for batch, url in urls.items():
-                found[batch].append(load(url, photos))
-        print(f"{CLIENTS} clients, {args.repeats} x {REQUESTS} requests, {args.size}, 5 beams, 20 tokens")
-        print("| images at a time | requests/s | p50 | p95 | p99 |\n|---|---|---|---|---|")
-        for batch, runs in found.items():
-            p50, p95, p99 = np.percentile([s for seconds, _ in runs for s in seconds], [50, 95, 99])
-            rates = [rate for _, rate in runs]
-            print(
-                f"| {batch} | {np.median(rates):.2f} ({min(rates):.2f} to {max(rates):.2f}) | {p50:.2f} s | {p95:.2f} s | {p99:.2f} s |"
-            )
+        print(f"{args.size}, {args.device}, {args.dtype}, 5 beams, 20 tokens, {args.repeats} rounds", flush=True)
+        print("| clients | images at a time | requests/s | p50 | p99 |\n|---|---|---|---|---|")
+        for clients in (1, 8, 32):
+            requests = max(16, 2 * clients) * (4 if args.size == "tiny" else 1)
+            found: dict[int, list[tuple[list[float], float]]] = {8: [], 1: []}
+            for _ in range(args.repeats):
+                for batch, port in ports.items():
+                    found[batch].append(load(port, images, clients, requests))
+            for batch, runs in found.items():
+                p50, p99 = np.percentile([s for seconds, _ in runs for s in seconds], [50, 99])
+                rates = [rate for _, rate in runs]
+                rate = f"{np.median(rates):.3g} ({min(rates):.3g} to {max(rates):.3g})"
+                print(f"| {clients} | {batch} | {rate} | {p50:.3g} s | {p99:.3g} s |", flush=True)
     finally:
         for server in servers:
             server.terminate()

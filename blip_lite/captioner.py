@@ -14,7 +14,7 @@ from torch import Tensor
 
 from blip_lite.errors import ConfigError
 from blip_lite.model.blip import IGNORE, Blip
-from blip_lite.model.generation import GenerationSettings, generate
+from blip_lite.model.generation import GenerationSettings, generate, upload
 from blip_lite.model.pretrained import load_pretrained
 from blip_lite.model.quantize import quantize_encoder
 from blip_lite.processing.images import ImageInput
@@ -128,10 +128,11 @@ class Captioner:
                 of these.
             prompt: how captions shall begin, e.g. `"a photography of"`; one for all images, or one an image. It
                 is part of the caption. None: that with which the checkpoint was trained, which is left out.
-            batch_size: images at a time. It changes speed and memory, not captions (but for `do_sample`).
+            batch_size: images at a time. It changes speed and memory, in float32 on a CPU not captions (but for
+                `do_sample`); in half precision and on a GPU, sums round otherwise, and a close call may fall otherwise.
             return_scores: give (caption, score) for each caption: the mean log-probability of its new tokens.
             **settings: fields of `GenerationSettings`, by default as the checkpoint's run had them: `num_beams=5`,
-                `max_new_tokens=30`, `min_new_tokens`, `length_penalty`, `early_stopping`, `num_return_sequences`,
+                `max_new_tokens=30`, `min_new_tokens`, `length_penalty`, `repetition_penalty`, `no_repeat_ngram_size`, `early_stopping`, `num_return_sequences`,
                 `do_sample` (with `num_beams=1`), `temperature`, `top_k`, `top_p`, `seed`, `banned_words` (see
                 `processing/word_filter.py`).
 
@@ -213,18 +214,19 @@ class Captioner:
         # Prompts of one length at a time: no padding, so a caption does not depend on its neighbours' prompts.
         for length in sorted({len(prompt) for prompt in ids}):
             rows = [i for i, prompt in enumerate(ids) if len(prompt) == length]
-            prompt_ids = torch.tensor([ids[i] for i in rows], device=device)
-            found = generate(self.model, pixel_values[rows], prompt_ids, settings, banned)
+            prompt_ids = upload([ids[i] for i in rows], device)
+            pixels = pixel_values if len(rows) == len(ids) else pixel_values[upload(rows, device)]
+            found = generate(self.model, pixels, prompt_ids, settings, banned)
             new, scores = found.sequences[:, :, length:], found.scores
             if settings.num_beams > 1:  # sum / length ** length_penalty -> sum / length
                 ended = (new == self.processor.sep_token_id).long()
                 lengths = torch.where(ended.any(-1), ended.argmax(-1) + 1, settings.max_new_tokens)
                 scores = scores * lengths ** (settings.length_penalty - 1)
-            shown = [
-                (found.sequences if with_prompt and prompts[i] is not None else new)[n] for n, i in enumerate(rows)
-            ]
-            for i, texts, values in zip(rows, [row.tolist() for row in shown], scores.tolist(), strict=True):
-                captions[i] = [(self.processor.decode(t), value) for t, value in zip(texts, values, strict=True)]
+            for i, texts, values in zip(rows, new.tolist(), scores.tolist(), strict=True):
+                begins = ids[i] if with_prompt and prompts[i] is not None else []
+                captions[i] = [
+                    (self.processor.decode([*begins, *text]), value) for text, value in zip(texts, values, strict=True)
+                ]
         return captions
 
     def score(self, images: ImageInput | Sequence[ImageInput], captions: Any, prompt: str = "") -> Any:

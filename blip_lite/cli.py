@@ -22,6 +22,7 @@ EXTRAS = {
     "torchao": "int8",
     "matplotlib": "plot",
     "gradio": "demo",
+    **dict.fromkeys(("fastapi", "uvicorn", "prometheus_client", "pydantic", "starlette"), "serve"),
     "jgo": "spice",
     "shtab": "completion",
     **dict.fromkeys(("boto3", "sagemaker"), "aws"),
@@ -48,7 +49,8 @@ def guarded(work: Callable[[], int]) -> int:
     told = (sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace"), (sys.stdin, "surrogateescape")
     for stream, errors in told:  # file names that are no UTF-8, a terminal or a log that is none
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors=errors)
+            # A log shows each line when it is said.
+            stream.reconfigure(errors=errors, line_buffering=stream is not sys.stdin)
     try:
         code = work()
         leave_together()
@@ -100,15 +102,18 @@ def train(args: argparse.Namespace) -> int:
     config = config_of(TrainConfig, args)
     if config.instead.audit:
         return audit_exit_code(config)
-    config.resolved().validate()  # before the imports below, which take seconds
-    import torch
-
+    resolved = config.resolved()
+    resolved.validate()  # before the imports below, which take seconds
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{config.model.model} on {config.data.dataset}, into {resolved.run.output_dir}: loading")
     from blip_lite.training import loop, preflight
 
     instead = preflight.sanity if config.instead.sanity else preflight.plan if config.instead.plan else None
     try:
         (instead or loop.train)(config)
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not preflight.is_out_of_memory(error):
+            raise
         raise TrainingError(preflight.out_of_memory(config.resolved())) from error
     return 0
 
@@ -116,13 +121,15 @@ def train(args: argparse.Namespace) -> int:
 def evaluate(args: argparse.Namespace) -> int:
     config = config_of(EvalConfig, args)
     config.validate()
-    from blip_lite.evaluation.evaluate import evaluate, summary
+    from blip_lite.evaluation.evaluate import evaluate, list_evaluations
     from blip_lite.evaluation.sweep import sweep
 
-    if config.sweep:
+    if config.list:
+        print(list_evaluations(config))
+    elif config.sweep:
         sweep(config)
-    elif result := evaluate(config):  # on the main process
-        print(summary(result))
+    else:
+        evaluate(config)
     return 0
 
 
@@ -130,6 +137,12 @@ def caption(args: argparse.Namespace) -> int:
     from blip_lite.captioning.command import caption
 
     return caption(args)
+
+
+def review(args: argparse.Namespace) -> int:
+    from blip_lite.captioning.review_server import review
+
+    return review(args)
 
 
 def audit(args: argparse.Namespace) -> int:
@@ -169,17 +182,18 @@ def plot(args: argparse.Namespace) -> int:
 
 
 def serve(args: argparse.Namespace) -> int:
-    from blip_lite.serving.app import serve
+    from blip_lite.serving.http import serve
 
+    given = {name: value for name, value in vars(args).items() if name not in ("command", "ckpt", "no_page")}
     ckpt = args.ckpt or os.environ.get("BLIP_CKPT", "Salesforce/blip-image-captioning-base")
-    serve(ckpt, args.batch_size)
-    return 0
+    return serve(ckpt, page=not args.no_page, **given)
 
 
 COMMANDS = {
     "train": train,
     "evaluate": evaluate,
     "caption": caption,
+    "review": review,
     "audit": audit,
     "export": export,
     "plot": plot,

@@ -21,10 +21,11 @@ COMMANDS = {
     "train": "fine-tune BLIP on a data set",
     "evaluate": "caption a split with a checkpoint and score the captions",
     "caption": "caption photographs",
+    "review": "correct captions on a page; what was approved can be trained on",
     "audit": "look at a data set: counts, lengths, duplicates across splits",
     "export": "a checkpoint -> a folder that loads in transformers, or a repository of the Hub",
-    "plot": "the curves of runs as one picture",
-    "serve": "a page that captions photographs",
+    "plot": "the curves of runs together, as a page or a picture",
+    "serve": "caption photographs over HTTP, and on a page",
 }
 
 
@@ -134,9 +135,13 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     add_settings(subs["audit"], TrainConfig)
     add_settings(subs["evaluate"], EvalConfig)
     add_caption(subs["caption"])
+    add_review(subs["review"])
     add_export(subs["export"])
     subs["plot"].add_argument("runs", nargs="+", type=Path, help="directories that hold a metrics.jsonl")
-    subs["plot"].add_argument("--output", type=Path, default=Path("curves.png"), help="PNG file (default: curves.png)")
+    subs["plot"].add_argument(
+        "--output", type=Path, default=Path("curves.html"),
+        help="file that ends in .html, or with matplotlib in .png, .svg or .pdf (default: curves.html)",
+    )  # fmt: skip
     add_serve(subs["serve"])
     return top, subs
 
@@ -184,7 +189,7 @@ def add_caption(parser: argparse.ArgumentParser) -> None:
         "is not done again",
     )
     add("--sidecar", action="store_true", help="write each image's captions into a .txt beside it, if there is none")
-    add("--html", metavar="FILE", help="write a page with the first 1,000 images and their captions")
+    add("--html", metavar="FILE", help="write a page that shows the first 1,000 images, to correct their captions on")
     add("--sidecar_suffix", default=".txt", metavar=".X", help="of --sidecar's files, e.g. .caption (default: .txt)")
     add(
         "--existing",
@@ -228,6 +233,18 @@ def add_caption(parser: argparse.ArgumentParser) -> None:
         "--min_new_tokens", type=int, metavar="N", help="shortest caption in tokens (default: the checkpoint's, else 0)"
     )
     add(
+        "--repetition_penalty",
+        type=float,
+        metavar="X",
+        help="above 1 a token that was said is less likely again (default: the checkpoint's, else 1.0)",
+    )
+    add(
+        "--no_repeat_ngram_size",
+        type=int,
+        metavar="N",
+        help="so many tokens never come twice in this order (default: the checkpoint's, else 0: they may)",
+    )
+    add(
         "--length_penalty",
         type=float,
         metavar="X",
@@ -237,13 +254,24 @@ def add_caption(parser: argparse.ArgumentParser) -> None:
     add(
         "--max_new_tokens", type=int, metavar="N", help="longest caption in tokens (default: the checkpoint's, else 30)"
     )
-    add("--device", default="auto", help="auto (the default), cpu, cuda, cuda:1, mps")
-    add(
-        "--dtype",
-        default="auto",
-        help="of the weights: auto, float32, bfloat16 (faster on CPUs that have it, too), float16",
-    )
+    add_placement(parser)
     add("--int8", action="store_true", help="CPU: image encoder in 8-bit integers (needs blip_lite[int8] and g++)")
+
+
+def add_review(parser: argparse.ArgumentParser) -> None:
+    """The options of `review`."""
+    add = parser.add_argument
+    add("captions", help="what `caption` wrote: .jsonl, .csv")
+    add(
+        "--output",
+        metavar="FILE",
+        help="table that each decision is saved to (default: reviewed.csv beside the captions)",
+    )
+    add("--html", metavar="FILE", help="instead, write the page as one file, which keeps decisions in the browser")
+    add("--sidecars", action="store_true", help="also keep a .txt beside each approved picture, and none beside others")
+    add("--sidecar_suffix", default=".txt", metavar=".X", help="of --sidecars, e.g. .caption (default: .txt)")
+    add("--port", type=int, default=0, metavar="N", help="of the page on this machine (default: one that is free)")
+    add("--allow_urls", action="store_true", help="fetch images at http(s) URLs, from public addresses only")
 
 
 def add_export(parser: argparse.ArgumentParser) -> None:
@@ -256,11 +284,49 @@ def add_export(parser: argparse.ArgumentParser) -> None:
 
 
 def add_serve(parser: argparse.ArgumentParser) -> None:
-    """The options of `serve`."""
-    parser.add_argument(
-        "--ckpt", help="checkpoint directory or Hub id (default: $BLIP_CKPT, else BLIP-base from the Hub)"
+    """The options of `serve`. Defaults from the environment are texts, which argparse checks as it does arguments."""
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "ckpt",
+        nargs="?",
+        default=argparse.SUPPRESS,
+        help="checkpoint directory or Hub id (default: $BLIP_CKPT, else BLIP-base from the Hub)",
     )
-    batch = os.environ.get("BLIP_BATCH", "8")  # a text: argparse then checks it as it does an argument
+    which.add_argument("--ckpt", help="the same")
+    add, env = parser.add_argument, os.environ.get
+    add(
+        "--host",
+        default=env("GRADIO_SERVER_NAME", "127.0.0.1"),
+        metavar="ADDRESS",
+        help="where to listen; 0.0.0.0: on every network (default: $GRADIO_SERVER_NAME, else 127.0.0.1, this machine)",
+    )
+    add(
+        "--port",
+        type=int,
+        default=env("GRADIO_SERVER_PORT", "7860"),
+        metavar="N",
+        help="0: any that is free (default: $GRADIO_SERVER_PORT, else 7860)",
+    )
+    add(
+        "--batch_size",
+        type=int,
+        default=env("BLIP_BATCH", "8"),
+        metavar="N",
+        help="images at a time (default: $BLIP_BATCH, else 8)",
+    )
+    add("--max_queue", type=int, default=64, metavar="N", help="images that may wait; above it 503 (default: 64)")
+    add("--timeout", type=float, default=60.0, metavar="X", help="seconds for a request, or to stop in (default: 60)")
+    add("--max_body", type=int, default=32, metavar="N", help="MiB of a request; above it 413 (default: 32)")
+    add("--allow_urls", action="store_true", help="fetch images at https URLs, from public addresses only")
+    add("--no_page", action="store_true", help="only HTTP; else the page is there, too, with blip_lite[demo]")
+    add_placement(parser)
+
+
+def add_placement(parser: argparse.ArgumentParser) -> None:
+    """Where a model runs, and in which numbers."""
+    parser.add_argument("--device", default="auto", help="auto (the default), cpu, cuda, cuda:1, mps")
     parser.add_argument(
-        "--batch_size", type=int, default=batch, metavar="N", help="images at a time (default: $BLIP_BATCH, else 8)"
+        "--dtype",
+        default="auto",
+        help="of the weights: auto, float32, bfloat16 (faster on CPUs that have it, too), float16",
     )

@@ -43,3 +43,7 @@ class BrokenOff(RuntimeError):
 
 class Refused(ImageError):
     """An image that asking again will not bring."""
+
+
+class TooLarge(ImageError):
+    """An image of more bytes or pixels than an endpoint takes."""

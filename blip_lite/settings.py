@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from blip_lite.errors import ConfigError
 
+Texts = list[str]
 SPLITS = ("train", "validation", "test")
 TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")  # files of rows that a data set, or `caption`, is read from
 DATASETS = ("shapes", "flickr8k", "flickr30k", "coco_karpathy")  # data sets with a name of their own
@@ -134,6 +135,13 @@ class ModelSettings:
         "Salesforce/blip-image-captioning-base",
         "Hub id, checkpoint directory, or a preset that starts from nothing: tiny, small, base",
     )
+    image_size: int | None = setting(
+        None,
+        "side of the model's images in pixels, a multiple of its patches' (16); positions are interpolated as BLIP "
+        "does; default: the checkpoint's",
+        least=16,
+        most=4096,
+    )
     freeze_vision: bool = setting(False, "train the text decoder only")
     feature_cache_gb: float = setting(
         50.0,
@@ -183,6 +191,40 @@ class OptimisationSettings:
 
 
 @dataclass
+class RegularisationSettings:
+    """regularisation, all of it off by default"""
+
+    augment: bool = setting(
+        False,
+        "training images are cropped, mirrored, turned and changed in colour as BLIP's were, anew in each epoch; not "
+        "mirrored where a caption says left, right, or that there is text",
+    )
+    dropout: float | None = setting(
+        None,
+        "of the text decoder in training, 0 to 1; BLIP had 0.1; default: as the checkpoint says, mostly 0",
+        least=0,
+    )
+    vision_learning_rate_factor: float = setting(
+        1.0, "the image encoder learns at this share of the learning rate", above=0
+    )
+    layer_decay: float = setting(
+        1.0,
+        "each layer learns at this share of the rate of the one above it, in both halves; 1: all alike",
+        above=0,
+        most=1,
+    )
+    ema: float = setting(
+        0.0,
+        "keep an average of the weights, this share of it and the rest of the new ones at each step (0.999), and "
+        "validate and keep it as best; 0: off",
+        least=0,
+    )
+    patience: int | None = setting(
+        None, "stop after this many validations in a row without a better one; default: never", least=1
+    )
+
+
+@dataclass
 class DecodingSettings:
     """decoding"""
 
@@ -191,6 +233,10 @@ class DecodingSettings:
     min_new_tokens: int = setting(0, "shortest generated caption in tokens", least=0)
     num_beams: int = setting(5, "beams; 1 is greedy", least=1)
     length_penalty: float = setting(1.0, "beam score = sum of log-probabilities / length ** length_penalty")
+    repetition_penalty: float = setting(
+        1.0, "above 1 a token that was said, in the prompt too, is less likely again", least=0.1, most=10
+    )
+    no_repeat_ngram_size: int = setting(0, "so many tokens never come twice in this order; 0: they may", least=0)
     early_stopping: bool = setting(True, "an image is done as soon as num_beams captions are complete")
 
 
@@ -208,6 +254,11 @@ class RunSettings:
     )
     save_every: int | None = setting(None, "save a checkpoint every so many steps, besides each epoch's end", least=1)
     eval_every: int | None = setting(None, "validate every so many steps instead of at each epoch's end", least=1)
+    best_metric: str = setting(
+        "auto",
+        "what chooses best/ in validation; auto: sacreBLEU, or the loss where there are fewer than 50 images",
+        ("auto", "sacrebleu", "cider", "loss"),
+    )
     logging_steps: int = setting(50, "steps between two lines of the log", least=1)
     save_total_limit: int = setting(2, "checkpoints to keep, at least 2; best/ is kept besides", least=2)
     log_with: str = setting("none", "dashboards: none, wandb, tensorboard, or wandb,tensorboard")
@@ -353,6 +404,7 @@ class TrainConfig(Grouped):
     loading: LoadingSettings = dataclasses.field(default_factory=LoadingSettings)
     model: ModelSettings = dataclasses.field(default_factory=ModelSettings)
     optimisation: OptimisationSettings = dataclasses.field(default_factory=OptimisationSettings)
+    regularisation: RegularisationSettings = dataclasses.field(default_factory=RegularisationSettings)
     decoding: DecodingSettings = dataclasses.field(default_factory=DecodingSettings)
     run: RunSettings = dataclasses.field(default_factory=RunSettings)
     instead: InsteadSettings = dataclasses.field(default_factory=InsteadSettings)
@@ -375,7 +427,15 @@ class TrainConfig(Grouped):
 
     def problems(self) -> list[str]:
         """What is wrong, with single values and with some together."""
-        problems, run = super().problems(), self.run
+        problems, run, regularisation = super().problems(), self.run, self.regularisation
+        for name in ("dropout", "ema"):
+            if (getattr(regularisation, name) or 0) >= 1:
+                problems.append(f"--{name} must be below 1")
+        if regularisation.augment and self.model.freeze_vision and self.model.feature_cache_gb:
+            problems.append(
+                "--augment changes images in each epoch, and --freeze_vision keeps what it made of them once: leave "
+                "one out, or pass --feature_cache_gb 0"
+            )
         if self.decoding.min_new_tokens > self.decoding.max_new_tokens:
             problems.append("--min_new_tokens must not be above --max_new_tokens")
         if unknown := set(run.dashboards()) - {"wandb", "tensorboard"}:
@@ -419,7 +479,8 @@ class EvalConfig(Grouped):
     )
     spice_subsample: int = setting(1000, "SPICE of this many images, drawn with a fixed seed; 0 is all", least=0)
     spice_dir: str | None = setting(None, "a folder with the four files of SPICE, for machines without a network")
-    sweep: list[str] | None = setting(  # noqa: RUF009
+    list: bool = action("only print a table of the run's evaluations")
+    sweep: Texts | None = setting(  # noqa: RUF009
         None,
         "instead, quality against speed of every combination, on validation: e.g. num_beams=1,3,5 "
         "length_penalty=0.8,1.0,1.2",

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
@@ -179,6 +180,22 @@ def read_run_config(run: Path) -> TrainConfig:
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"{run}: not a run of train.py, {path.name} cannot be read ({error})") from error
     return TrainConfig.of(**check(TrainConfig, values, str(path)))
+
+
+def command(name: str) -> str:
+    """How to call another command, from where this one was called: `python evaluate.py`, or `blip-lite evaluate`."""
+    return (
+        f"python {name}.py"
+        if Path(sys.argv[0]).suffix == ".py" and Path(f"{name}.py").is_file()
+        else f"blip-lite {name}"
+    )
+
+
+def read_best(best: Path) -> dict[str, Any]:
+    """What made a run's best checkpoint the best: `best.json`; empty if it does not say."""
+    with contextlib.suppress(OSError, ValueError):
+        return dict(json.loads((best / "best.json").read_text("utf-8")))
+    return {}
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import socket
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
@@ -32,6 +35,12 @@ def real_data(*parts: str) -> Path:
     if not path.exists():
         pytest.skip(f"real data not here: {path}")
     return path
+
+
+def charts_of(page: str) -> list[dict[str, Any]]:
+    """The data of a page's charts."""
+    found = re.search(r'<script type="application/json" id="charts">(.*?)</script>', page, re.DOTALL)
+    return list(json.loads(found[1])) if found else []
 
 
 def free_port() -> int:
@@ -113,8 +122,6 @@ def hf_dir(tmp_path_factory: pytest.TempPathFactory, vocabulary: list[str]) -> P
 @pytest.fixture(scope="session")
 def scenes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An image folder of 60 scenes with metadata.jsonl, five captions each."""
-    import json
-
     folder = tmp_path_factory.mktemp("scenes")
     with open(folder / "metadata.jsonl", "w") as file:
         for number, scene in enumerate(scene_ids(60, 7)):

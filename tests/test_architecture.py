@@ -42,8 +42,17 @@ EXTRAS = {
     "wandb",
     "matplotlib",
     "gradio",
+    "fastapi",
+    "uvicorn",
+    "pydantic",
+    "starlette",
+    "prometheus_client",
 }
-TRAINED = {"evaluation": {"accelerate"}, "training": {"accelerate"}, "serving": {"gradio"}}
+TRAINED = {
+    "evaluation": {"accelerate"},
+    "training": {"accelerate"},
+    "serving": {"gradio", "fastapi", "uvicorn", "pydantic", "starlette", "prometheus_client"},
+}
 
 
 def room_of(path: Path) -> str:

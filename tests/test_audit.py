@@ -58,7 +58,7 @@ def test_leaks_are_found_and_end_in_an_error(tmp_path: Path) -> None:
     assert found["captions_in_several_splits"]["examples"] == [["the same words", ["test", "train", "validation"]]]
     assert found["train"]["images"] == 12 and found["train"]["captions"] == 24
     page = (tmp_path / "out-audit" / "audit.html").read_text()
-    assert page.count("data:image/jpeg;base64,") == 12 and "test/18.jpg" in page
+    assert page.count("data:image/webp;base64,") == 19 and "test/18.jpg" in page
 
 
 def test_without_a_leak_the_exit_code_is_0_and_train_py_can_do_it(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ run, which are the same through every door."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
@@ -28,7 +29,9 @@ from blip_lite.model.from_scratch import from_scratch
 from blip_lite.model.pretrained import load_pretrained, save_pretrained
 from blip_lite.settings import EvalConfig, TrainConfig
 from blip_lite.training.run import Progress
+from conftest import ROOT
 
+PNG = {"content-type": "image/png"}
 PICTURES = [np.asarray(draw_scene(name)) for name in scene_ids(6, 11)]
 
 
@@ -193,7 +196,45 @@ def test_captions_are_the_same_through_every_door(
         lines = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
         return {Path(line["image"]).stem: line["caption"] for line in lines}
 
-    doors: dict[str, Callable[[], dict[str, str]]] = {"Captioner": captioner_door, "caption": command_door}
+    def files() -> dict[str, bytes]:
+        return {path.stem: path.read_bytes() for path in (tmp_path / "p").iterdir()}
+
+    def sagemaker_door() -> dict[str, str]:
+        monkeypatch.syspath_prepend(str(ROOT / "aws_sagemaker"))
+        import inference
+
+        loaded = inference.model_fn(str(run / "best"))
+        answers = [
+            json.loads(inference.output_fn(inference.predict_fn(inference.input_fn(data, "image/png"), loaded), "*/*"))
+            for data in files().values()
+        ]
+        return {name: a["predictions"][0]["generated_text"] for name, a in zip(files(), answers, strict=True)}
+
+    def http_door() -> dict[str, str]:
+        from fastapi.testclient import TestClient
+
+        from blip_lite.serving.http import build
+        from blip_lite.serving.service import Options, Service
+
+        with TestClient(build(Service(Captioner.from_pretrained(run / "best"), Options("model")))) as client:
+            posted = {name: client.post("/caption", content=data, headers=PNG) for name, data in files().items()}
+        return {name: answer.json()["results"][0]["caption"] for name, answer in posted.items()}
+
+    def ray_door() -> dict[str, str]:
+        monkeypatch.syspath_prepend(str(ROOT / "examples"))
+        from caption_ray import CaptionWorker
+
+        worker = CaptionWorker(str(run / "best"), "path", "bytes", 1, {"num_return_sequences": 1})
+        found = worker({"path": np.array(list(files())), "bytes": np.array(list(files().values()), object)})
+        return dict(zip(found["path"].to_pylist(), found["caption"].to_pylist(), strict=True))
+
+    doors: dict[str, Callable[[], dict[str, str]]] = {
+        "Captioner": captioner_door, "caption": command_door, "SageMaker": sagemaker_door,
+    }  # fmt: skip
+    if importlib.util.find_spec("fastapi"):
+        doors["HTTP"] = http_door  # and the page, which asks the same service
+    if importlib.util.find_spec("ray"):
+        doors["Ray"] = ray_door
     for name, door in doors.items():
         assert door() == expected, name
     settings = json.loads((run / "best/generation_config.json").read_text())

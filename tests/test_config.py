@@ -169,10 +169,10 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("package", "words", "extra"),
     [
-        ("matplotlib", ["plot", "x"], "plot"),
+        ("matplotlib", ["plot", "x", "--output", "x.png"], "plot"),
         ("accelerate", ["train", "--dataset", "shapes"], "train"),
         ("accelerate", ["evaluate"], "train"),
-        ("gradio", ["serve"], "demo"),
+        ("fastapi", ["serve"], "serve"),
     ],
 )
 def test_a_missing_extra_is_named(
@@ -212,7 +212,23 @@ def test_what_nobody_foresaw_keeps_its_traceback(error: Exception) -> None:
         exit_code(error)
 
 
-REQUIRED = {"caption": ["a.png"], "export": ["ckpt", "--to", "out"], "plot": ["run"]}
+@pytest.mark.parametrize(
+    "recipe", sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_a_recipe_is_read_and_says_why(recipe: Path) -> None:
+    config = config_of(TrainConfig, parse(["train", "--config", str(recipe)]))
+    config.resolved().validate()
+    defaults = TrainConfig().resolved().flat()
+    lines = [line for line in recipe.read_text("utf-8").splitlines() if not line.startswith("#")]
+    assert lines and all("  # " in line for line in lines)
+    named = {line.split(":")[0] for line in lines}
+    assert {name for name, value in config.resolved().flat().items() if value != defaults[name]} <= {
+        *named,
+        "output_dir",
+    }
+
+
+REQUIRED = {"caption": ["a.png"], "export": ["ckpt", "--to", "out"], "plot": ["run"], "review": ["c.jsonl"]}
 TEXTS = [  # every option of every command that may hold a path
     (command, action.option_strings[-1:], action.dest)
     for command, parser in parsers()[1].items()

@@ -204,7 +204,7 @@ def test_a_save_that_fails_anywhere_harms_nothing(
     model, processor = build_model(
         config.replace(resume=True).resolved(), load_data(config.data, config.optimisation.seed)
     )
-    optimizer = build_optimizer(model, config.resolved().optimisation)
+    optimizer = build_optimizer(model, config.resolved().optimisation, config.regularisation)
     before = storage.newest(run)
 
     def save(step: int) -> bool:

@@ -156,8 +156,9 @@ def test_intervals_hold_the_score_and_a_real_difference_is_seen() -> None:
     references = [[f"a {w} star to the left of a {v} circle"] for w, v in words]
     good, bad = [r[0] for r in references], ["a star to the left of a circle"] * 12
     mixed = good[:6] + bad[6:]
-    score, test = metrics.sacrebleu(mixed, references)["score"], metrics.sacrebleu_test(mixed, references, good)
-    assert test["interval"][0] < score < test["interval"][1] and test["p_value"] < 0.05
-    assert metrics.sacrebleu_test(mixed, references, mixed[:])["p_value"] > 0.5
+    score = metrics.sacrebleu(mixed, references)["score"]
+    interval, tests = metrics.sacrebleu_test(mixed, references, {"good": good, "same": mixed[:]})
+    assert interval[0] < score < interval[1] and tests["good"]["interval_95"][1] > interval[1]
+    assert tests["good"]["p_value"] < 0.05 and tests["same"]["p_value"] == 1.0
     low, high = metrics.bootstrap([0.0, 1.0] * 50)
     assert 0.35 < low < 0.5 < high < 0.65 and metrics.bootstrap([0.3] * 9) == pytest.approx([0.3, 0.3])

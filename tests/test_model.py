@@ -76,7 +76,7 @@ def test_loss_and_gradients_equal_transformers(shape: dict, label_smoothing: flo
     hf = make_hf(**shape)
     model = ours(hf)
     data = batch(vocab=shape.get("vocab", 99), size=shape.get("image_size", 32))
-    loss, targets = model(*data, label_smoothing)
+    loss, targets = model(*data, label_smoothing=label_smoothing)
     expected = reference_loss(hf, *data, label_smoothing)
     loss.backward()
     expected.backward()

@@ -41,10 +41,10 @@ def test_sanity_fails_when_training_starts_from_cls(tmp_path: Path, monkeypatch:
 def test_sanity_fails_on_other_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mistake: str) -> None:
     forward = Blip.forward
 
-    def wrong(self, pixel_values, input_ids, labels, label_smoothing=0.0):
+    def wrong(self, pixel_values, input_ids, labels, *rest):
         if mistake == "image ignored":
-            return forward(self, torch.zeros_like(pixel_values), input_ids, labels, label_smoothing)
-        return forward(self, pixel_values, input_ids, labels.roll(1, -1), label_smoothing)  # each token predicts itself
+            return forward(self, torch.zeros_like(pixel_values), input_ids, labels, *rest)
+        return forward(self, pixel_values, input_ids, labels.roll(1, -1), *rest)  # each token predicts itself
 
     monkeypatch.setattr(Blip, "forward", wrong)
     reason = (

@@ -33,6 +33,8 @@ SETTINGS = st.fixed_dictionaries(
         "early_stopping": st.booleans(),
         "max_new_tokens": st.integers(1, 16),
         "min_new_tokens": st.integers(0, 6),
+        "repetition_penalty": st.sampled_from([1.0, 1.0, 0.7, 1.3, 5.0]),
+        "no_repeat_ngram_size": st.sampled_from([0, 0, 1, 2, 3]),
     }
 )
 

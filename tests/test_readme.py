@@ -33,6 +33,7 @@ def test_every_option_exists() -> None:
         known |= set(re.findall(r'add_argument\("--(\w+)"', (ROOT / script).read_text("utf-8")))
     other = {"index-url", "config_file", "print_completion", "num_gpus"}  # of pip, accelerate, the command itself, Ray
     other |= {"nnodes", "nproc_per_node", "rdzv_backend", "rdzv_endpoint", "signal"}  # of torchrun and srun
+    other.add("data-binary")  # of curl
     used = {option for text in PAGES.values() for option in re.findall(r"--([a-z][\w-]*)", text)} - other
     assert {option.replace("-", "_") for option in used} <= known, used - known
 

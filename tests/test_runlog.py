@@ -14,7 +14,7 @@ import pytest
 from blip_lite.cli import main
 from blip_lite.reports.dashboards import log_evaluation
 from blip_lite.training.loop import train
-from conftest import tiny_config
+from conftest import charts_of, tiny_config
 
 
 def inspect(run: Path, *options: str) -> str:
@@ -70,12 +70,25 @@ def test_the_dashboard_shows_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_curves_of_two_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("matplotlib")
     for name in ("a", "b"):
-        train(tiny_config(tmp_path, output_dir=str(tmp_path / name), max_steps=2))
-    picture = tmp_path / "curves.png"
-    assert (
-        main(["plot", str(tmp_path / "a"), str(tmp_path / "b"), "--output", str(picture)]) == 0
-        and picture.stat().st_size > 10_000
-    )
+        train(tiny_config(tmp_path, output_dir=str(tmp_path / name), max_steps=3, eval_every=1))
+    runs, page = [str(tmp_path / "a"), str(tmp_path / "b")], tmp_path / "curves.html"
+    assert main(["plot", *runs, "--output", str(page)]) == 0
+    charts = {chart["title"]: chart for chart in charts_of(page.read_text())}
+    lines = [json.loads(line) for line in (tmp_path / "b" / "metrics.jsonl").read_text().splitlines()]
+    for title, name in (("training loss", "loss"), ("validation loss", "val_loss"), ("learning rate", "lr")):
+        chart = charts[title]
+        assert [s["label"] for s in chart["series"]][:2] == ["a", "b"]
+        assert dict(zip(chart["at"], chart["series"][1]["y"])) == {
+            line["step"]: line[name] for line in lines if name in line
+        }
+    best = json.loads((tmp_path / "b" / "best" / "best.json").read_text())
+    [mark] = [s for s in charts["validation loss"]["series"] if s["mark"] and s["label"].startswith("b,")]
+    assert {x: y for x, y in zip(charts["validation loss"]["at"], mark["y"]) if y is not None} == {
+        best["step"]: best["val_loss"]
+    }
     assert main(["plot", str(tmp_path / "none")]) == 2 and "no metrics.jsonl here" in capsys.readouterr().err
+    assert main(["plot", *runs, "--output", "x.gif"]) == 2 and ".html, .png" in capsys.readouterr().err
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "curves.png"
+    assert main(["plot", *runs, "--output", str(picture)]) == 0 and picture.stat().st_size > 10_000

@@ -13,6 +13,7 @@ from PIL import Image
 
 from blip_lite import Captioner
 from blip_lite.processing import download as fetch
+from blip_lite.serving import requests
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "aws_sagemaker"))
@@ -53,6 +54,10 @@ def test_each_form_of_a_request(captioner: Captioner) -> None:
     found = json.loads(ask(captioner, several))["predictions"][0]
     expected = captioner(SCENE, prompt="a", num_return_sequences=2, num_beams=3, length_penalty=2)
     assert found == {"generated_text": expected[0], "all": expected}
+    in_lines, url_safe = base64.encodebytes(SCENE).decode(), base64.urlsafe_b64encode(SCENE).decode().rstrip("=")
+    assert "\n" in in_lines and "_" in url_safe
+    for text in (in_lines, url_safe, f"data:image/png;base64,{in_lines}"):
+        assert json.loads(ask(captioner, {"inputs": text})) == answer
     sampled = {**request, "parameters": {"do_sample": True, "num_beams": 1, "seed": 3, "temperature": 2}}
     assert ask(captioner, sampled) == ask(captioner, sampled)
 
@@ -123,10 +128,10 @@ def test_what_is_refused(captioner: Captioner, monkeypatch: pytest.MonkeyPatch) 
     assert refused(captioner, "a,b", "text/csv").startswith("415")
     assert refused(captioner, SCENE, "image/png", accept="text/html").startswith("406")
     assert "cannot be decoded" in refused(captioner, SCENE[:2000], "image/png")  # its header is whole
-    monkeypatch.setattr(inference, "MAX_BYTES", 100)
+    monkeypatch.setattr(requests, "MAX_BYTES", 100)
     assert "at most 100" in refused(captioner, SCENE, "image/png")
-    monkeypatch.setattr(inference, "MAX_BYTES", 10**9)
-    monkeypatch.setattr(inference, "MAX_PIXELS", Image.open(ROOT / "docs" / "scene.png").width)
+    monkeypatch.setattr(requests, "MAX_BYTES", 10**9)
+    monkeypatch.setattr(requests, "MAX_PIXELS", Image.open(ROOT / "docs" / "scene.png").width)
     assert "pixels; at most" in refused(captioner, SCENE, "image/png")
 
 
@@ -143,5 +148,5 @@ def test_urls_when_allowed_https_only(captioner: Captioner, monkeypatch: pytest.
         fetch._connection(urlsplit("http://example.org/"), True, deadline)
     monkeypatch.setattr(inference, "fetch", lambda url, **options: SCENE)
     assert "generated_text" in ask(captioner, {"instances": [{"url": "https://example.org/a.png"}]})
-    monkeypatch.setattr(inference, "URL_SECONDS", 0)
+    monkeypatch.setattr(inference, "ALL_URLS_SECONDS", 0)
     assert "the URLs of this request took 0 s" in refused(captioner, {"instances": [{"url": "https://example.org/a"}]})

@@ -33,7 +33,7 @@ def test_train_evaluate_caption(tmp_path: Path) -> None:
     done = script("evaluate", "--ckpt", "best", "--max_eval_images", 5, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "shapes, test: 5 images" in done.stdout and "sacreBLEU" in done.stdout
-    assert (tmp_path / "runs" / "shapes" / "coco_metrics.json").is_file()
+    assert (tmp_path / "runs" / "shapes" / "evaluations" / "best_5-images" / "coco_metrics.json").is_file()
 
     photos = tmp_path / "photos" / "inner"
     photos.mkdir(parents=True)

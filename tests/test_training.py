@@ -17,7 +17,7 @@ from blip_lite import Captioner
 from blip_lite.data.load import load_data
 from blip_lite.errors import ConfigError, TrainingError
 from blip_lite.model.blip import Blip
-from blip_lite.settings import OptimisationSettings
+from blip_lite.settings import OptimisationSettings, RegularisationSettings
 from blip_lite.training import checkpoint
 from blip_lite.training.loop import learning_rate, train
 from blip_lite.training.setup import build_optimizer
@@ -67,11 +67,23 @@ def test_a_run_writes_everything_it_should(tmp_path: Path) -> None:
         )
 
 
-@pytest.mark.parametrize("stop", [2, 4, 6])
-def test_resuming_gives_the_undisturbed_run_bit_for_bit(tmp_path: Path, stop: int) -> None:
+REGULARISED = {
+    "augment": True,
+    "dropout": 0.1,
+    "ema": 0.9,
+    "layer_decay": 0.8,
+    "vision_learning_rate_factor": 0.5,
+    "image_size": 48,
+    "best_metric": "cider",
+}
+
+
+@pytest.mark.parametrize("stop, settings", [(2, {}), (4, {}), (6, {}), (4, REGULARISED)])
+def test_resuming_gives_the_undisturbed_run_bit_for_bit(tmp_path: Path, stop: int, settings: dict) -> None:
     """Stopped in the middle of the first epoch, of the second, and at an epoch's end (3 steps an epoch)."""
+    where = str(tmp_path / "whole")
     whole = tiny_config(
-        tmp_path, output_dir=str(tmp_path / "whole"), max_steps=8, save_every=2, gradient_accumulation_steps=3
+        tmp_path, output_dir=where, max_steps=8, save_every=2, gradient_accumulation_steps=3, **settings
     )
     train(whole)
     cut = whole.replace(output_dir=str(tmp_path / "cut"))
@@ -155,7 +167,9 @@ def test_biases_and_norms_do_not_decay(hf_dir: Path) -> None:
     from blip_lite import load_pretrained
 
     model, _ = load_pretrained(hf_dir)
-    decayed, plain = build_optimizer(model, OptimisationSettings(learning_rate=1e-3)).param_groups
+    decayed, plain = build_optimizer(
+        model, OptimisationSettings(learning_rate=1e-3), RegularisationSettings()
+    ).param_groups
     assert decayed["weight_decay"] == 0.05 and plain["weight_decay"] == 0.0
     assert all(p.ndim > 1 for p in decayed["params"]) and all(p.ndim == 1 for p in plain["params"])
     assert len(decayed["params"]) + len(plain["params"]) == len(list(model.parameters()))

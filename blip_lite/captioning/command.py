@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import os
 import sys
-import tempfile
 import threading
 import traceback
 from collections import Counter
@@ -26,16 +25,26 @@ from blip_lite.captioner import Captioner
 from blip_lite.captioning.bulk import Captioned, caption_files, review_of
 from blip_lite.captioning.inputs import broken, count, expand, identity, passed_over_text
 from blip_lite.captioning.journal import Seen, key_of, read_journal, take_up, to_line
-from blip_lite.captioning.outputs import EMPTY, Sidecars, convert, discard, journal_of, write_sidecar, write_sidecars
+from blip_lite.captioning.outputs import (
+    EMPTY,
+    Sidecars,
+    convert,
+    discard,
+    journal_of,
+    try_to_write,
+    write_sidecar,
+    write_sidecars,
+)
+from blip_lite.captioning.review import items_of, write_page
 from blip_lite.errors import BrokenOff, ConfigError, ImageError
+from blip_lite.model.pretrained import DECODING
 from blip_lite.processing.images import IMAGE_SUFFIXES
 from blip_lite.processing.picture import Picture
 from blip_lite.processing.progress import Progress
 from blip_lite.processing.word_filter import read_words, split_entries
-from blip_lite.reports.gallery import gallery
+from blip_lite.reports.review import MOST
 from blip_lite.storage import lock
 
-GALLERY = 1000  # images that --html shows
 REMEMBERED = 10_000  # captions that are compared: do most images get the same one?
 
 
@@ -58,7 +67,7 @@ def caption(args: argparse.Namespace) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """`caption`, with errors as they are."""
-    names = ("max_new_tokens", "min_new_tokens", "num_beams", "length_penalty", "seed")  # else as the checkpoint says
+    names = [name for name in (*DECODING, "seed") if hasattr(args, name)]  # else as the checkpoint says
     settings: dict[str, Any] = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if args.num_captions != 1:
         settings |= {"num_return_sequences": args.num_captions}
@@ -82,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
             images += 1
             key = identity(picture.image_id)
             if not seen.add(key):
-                if journal and args.html and len(shown) < GALLERY:  # of an earlier run
+                if journal and args.html and len(shown) < MOST:  # of an earlier run
                     shown.setdefault(picture.image_id, picture)
                 continue
             if args.sidecar and not args.output:
@@ -91,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
                         continue
                 except (ImageError, OSError) as error:
                     picture = broken(picture.image_id, str(error))
-            if args.html and len(shown) < GALLERY:
+            if args.html and len(shown) < MOST:
                 shown[picture.image_id] = picture
             if key_of(key) % processes == rank:
                 yield picture
@@ -128,10 +137,9 @@ def run(args: argparse.Namespace) -> int:
         print(f"{images_of(done)} captioned, {failed} failed: {args.output}", file=sys.stderr)
     if rank == 0 and args.html:
         page = {row["image"]: row for _, row in read_journal(journal) if row["image"] in shown} if journal else page
-        Path(args.html).write_text(
-            gallery([(shown[i].open, page[i]) for i in shown if i in page]), "utf-8", "backslashreplace"
-        )
-        print(f"a page to look at: {args.html}", file=sys.stderr)
+        pairs = [(shown[i], page[i]) for i in shown if i in page]
+        write_page(Path(args.html), items_of(pairs, Path(args.html).parent), len(shown) == MOST and images > MOST)
+        print(f"a page to look at, and to correct captions on: {args.html}", file=sys.stderr)
     if rank == 0 and (others := passed_over_text(passed_over)):
         print(f"passed over: {others}", file=sys.stderr)
     wait()
@@ -202,16 +210,6 @@ def begin(args: argparse.Namespace, rank: int, wait: Callable[[], None], seen: S
     return journal
 
 
-def try_to_write(path: Path) -> None:
-    """Raises ConfigError, before the first image, if a file cannot be written."""
-    try:  # the file itself is neither made nor removed: another process may have it open
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "r+b") if path.exists() else tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written ({error.strerror or error})") from error
-
-
 def progress(
     args: argparse.Namespace, found: Iterator[Captioned], before: int, rank: int, processes: int
 ) -> Iterator[Captioned]:
@@ -269,7 +267,7 @@ def write(
             if file:
                 file.write(to_line(row))
                 file.flush()
-            elif args.html and len(page) < GALLERY:
+            elif args.html and len(page) < MOST:
                 page[result.image] = row
             if result.error:
                 if not file:

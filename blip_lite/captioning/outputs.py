@@ -9,6 +9,7 @@ import json
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -50,6 +51,16 @@ def whole(path: Path) -> Iterator[Path]:
         os.replace(new, path)
     finally:
         new.unlink(missing_ok=True)
+
+
+def try_to_write(path: Path) -> None:
+    """Raises ConfigError, before the first image, if a file cannot be written."""
+    try:  # the file itself is neither made nor removed: another process may have it open
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "r+b") if path.exists() else tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def convert(journal: Path, output: Path) -> None:

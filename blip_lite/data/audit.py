@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import html
 import json
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -29,7 +28,8 @@ from blip_lite.processing.processor import Processor
 from blip_lite.processing.progress import Progress
 from blip_lite.processing.text import normalize_caption
 from blip_lite.processing.threads import Threads
-from blip_lite.reports.page import STYLE, thumbnail
+from blip_lite.reports.charts import lengths
+from blip_lite.reports.page import picture, render
 from blip_lite.settings import FROM_SCRATCH, SPLITS, TrainConfig
 
 # Near-duplicates: at most NEAR_BITS of 192 hash bits differ, and the 16 x 16 thumbnails by at most NEAR_LEVELS of 255
@@ -45,9 +45,21 @@ MAX_NEAR = 10_000  # pairs between two splits, after which no more are looked fo
 
 
 AUDIT_PAIRS = 60  # and captions, on the page
+AUDIT_SAMPLES = 6  # pictures of a split
+COMMON_WORDS = 60
 
 
 ONES = np.array([bin(byte).count("1") for byte in range(256)], np.uint8)
+
+
+class Pair(NamedTuple):
+    """Two pictures of different splits that are one, or nearly."""
+
+    one: str  # the split of `first`
+    first: Picture
+    two: str
+    second: Picture
+    how: str  # "the same file", "mirrored", or ""
 
 
 @dataclass
@@ -136,25 +148,27 @@ def audit(config: TrainConfig) -> dict[str, Any]:
             result[split] = counts(examples, looks[split], processor, config)
     result["token_lengths_unknown"] = unknown
 
-    result["exact_duplicates"] = exact = []
-    near: list[tuple[str, Picture, str, Picture, bool]] = []
+    same: list[Pair] = []
+    near: list[Pair] = []
     for one, two in combinations(SPLITS, 2):
         first = {seen.digest: i for i, seen in enumerate(looks[one])}
         for j, seen in enumerate(looks[two]):
             if seen.digest in first:
-                exact.append([one, data.splits[one][first[seen.digest]].image_id, two, data.splits[two][j].image_id])
+                same.append(Pair(one, data.splits[one][first[seen.digest]], two, data.splits[two][j], "the same file"))
         if data.name == "shapes":
             continue
         for i, j, mirrored in near_duplicates(looks[one], looks[two]):
             if looks[one][i].digest != looks[two][j].digest:
-                near.append((one, data.splits[one][i], two, data.splits[two][j], mirrored))
-    result["leaks"] = len(exact)
+                near.append(Pair(one, data.splits[one][i], two, data.splits[two][j], "mirrored" * mirrored))
+    result["exact_duplicates"] = [[s, a.image_id, t, b.image_id] for s, a, t, b, _ in same]
+    result["leaks"] = len(same)
     result["flat_pictures"] = sum(is_flat(seen) for split in SPLITS for seen in looks[split] if not seen.error)
-    result["near_duplicates"] = [[s, a.image_id, t, b.image_id, "mirrored" if m else ""] for s, a, t, b, m in near]
-    if data.name == "shapes":
-        result["near_duplicates_not_looked_for"] = "drawn scenes that differ in one shape look alike"
+    result["near_duplicates"] = [[s, a.image_id, t, b.image_id, how] for s, a, t, b, how in near]
+    why_not = "drawn scenes that differ in one shape look alike" if data.name == "shapes" else None
+    result["near_duplicates_not_looked_for"] = why_not
     shared = shared_captions(data)
     result["captions_in_several_splits"] = {"count": len(shared), "examples": shared[:AUDIT_PAIRS]}
+    result["vocabulary"] = vocabulary(data)
     suspicious = highest_losses(captioner, data, config) if captioner else []
     result["highest_losses"] = [
         {"loss": loss, "split": split, "image_id": e.image_id, "caption": caption}
@@ -164,7 +178,7 @@ def audit(config: TrainConfig) -> dict[str, Any]:
     folder = Path(f"{config.run.output_dir}-audit")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "audit.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
-    (folder / "audit.html").write_text(page(result, samples(data), near, suspicious), "utf-8", "backslashreplace")
+    (folder / "audit.html").write_text(page(result, data, same + near, suspicious), "utf-8", "backslashreplace")
     print(summary(result), f"  written: {folder / 'audit.html'}, {folder / 'audit.json'}", sep="\n")
     return result
 
@@ -218,6 +232,19 @@ def spread(values: Sequence[int]) -> dict[str, float] | None:
         "mean": statistics.mean(values),
         "max": max(values),
     }
+
+
+def vocabulary(data: DataSet) -> dict[str, Any]:
+    """The words of all captions: how many, how many of them occur once, and the commonest."""
+    found = Counter(
+        word
+        for split in SPLITS
+        for example in data.splits[split]
+        for caption in example.captions
+        for word in normalize_caption(caption, 10_000).split()
+    )
+    once = sum(count == 1 for count in found.values())
+    return {"words": found.total(), "different": len(found), "once": once, "commonest": found.most_common(COMMON_WORDS)}
 
 
 def shared_captions(data: DataSet) -> list[list[Any]]:
@@ -276,7 +303,7 @@ def summary(result: dict[str, Any]) -> str:
     lines += [
         f"  LEAK: {a} ({one}) and {b} ({two}) are the same file" for one, a, two, b in result["exact_duplicates"][:20]
     ]
-    why_not = result.get("near_duplicates_not_looked_for")
+    why_not = result["near_duplicates_not_looked_for"]
     near = f"not looked for ({why_not})" if why_not else len(result["near_duplicates"])
     lines.append(f"  across splits: exact duplicates {result['leaks']}, near-duplicates {near}")
     if result["flat_pictures"]:
@@ -298,48 +325,43 @@ def shown(values: dict[str, float]) -> str:
 
 def page(
     result: dict[str, Any],
-    first: Sequence[tuple[str, Picture]],
-    near: Sequence[tuple[str, Picture, str, Picture, bool]],
+    data: DataSet,
+    pairs: Sequence[Pair],
     suspicious: Sequence[tuple[float, str, Picture, str]],
 ) -> str:
-    """One self-contained HTML page: the numbers, a first look, near-duplicates side by side, captions that are
-    hardly of their image."""
+    """One self-contained HTML page: the numbers, some pictures of each split, lengths and words of the captions,
+    duplicates side by side, captions that are hardly of their image."""
 
-    def picture(one: Picture, split: str) -> str:
-        try:
-            shown = f'<img src="{thumbnail(one.open())}" alt="">'
-        except (ImageError, OSError) as error:
-            shown = f"<i>{html.escape(str(error))}</i>"
-        return f"{shown}<span class=note>{html.escape(one.image_id)} ({split})</span>"
+    def card(split: str, example: Picture, texts: Sequence[str], note: str = "") -> dict[str, Any]:
+        return {
+            "src": picture(example.open),
+            "texts": texts,
+            "note": ", ".join([example.image_id, split, *([note] if note else [])]),
+        }
 
-    looks = [
-        f"<div class=card>{picture(one, split)}{'<br>'.join(map(html.escape, one.captions))}</div>"
-        for split, one in first
+    named = {split: data.splits[split] for split in SPLITS if data.splits[split]}
+    captions = {
+        split: [normalize_caption(c, 10_000) for e in part for c in e.captions] for split, part in named.items()
+    }
+    ranges = {"captions_per_image": "captions an image", "words": "words a caption", "tokens": "tokens a caption"}
+    ranges |= {"width": "width, pixels", "height": "height, pixels"}
+    rows = [
+        [title, *(result[split][key] for split in named)]
+        for key, title in (("images", "images"), ("captions", "captions"))
     ]
-
-    pairs = [
-        f"<div class=cards><div class=card>{picture(a, s)}</div>"
-        f"<div class=card>{picture(b, t)}{' mirrored' if mirrored else ''}</div></div>"
-        for s, a, t, b, mirrored in near[:AUDIT_PAIRS]
-    ]
-    doubts = [
-        f"<div class=card>{picture(e, split)}<b>{html.escape(caption)}</b>loss {loss:.2f} a token</div>"
-        for loss, split, e, caption in suspicious
-    ]
-    shared = [
-        f"<li>{html.escape(c)} <span class=note>{', '.join(s)}</span>"
-        for c, s in result["captions_in_several_splits"]["examples"]
-    ]
-    title = html.escape(f"Audit of {result['dataset']}")
-    sections = [
-        f"<h2>A first look</h2><div class=cards>{''.join(looks)}</div>",
-        f"<h2>Near-duplicates across splits: {len(near)}</h2>{''.join(pairs)}",
-        "<h2>Captions in several splits: "
-        f"{result['captions_in_several_splits']['count']}</h2><ul>{''.join(shared)}</ul>",
-        f"<h2>The captions with the highest loss</h2><div class=cards>{''.join(doubts)}</div>" if doubts else "",
-    ]
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8">'
-        f"<title>{title}</title><style>{STYLE}pre{{white-space:pre-wrap}}</style>"
-        f"<h1>{title}</h1><pre>{html.escape(summary(result))}</pre>{''.join(sections)}</html>\n"
+    for key, title in ranges.items():
+        found = [result[split].get(key) for split in named]
+        rows += [[title, *(shown(each) if each else "–" for each in found)]] if any(found) else []
+    return render(
+        "audit.html",
+        title=f"Audit of {result['dataset']}",
+        result=result,
+        columns=["", *named],
+        rows=rows,
+        bad=[(i, reason) for split in named for i, reason in result[split]["bad_images"].items()],
+        charts=[lengths(captions)],
+        looks=[card(split, example, example.captions) for split, example in samples(data, AUDIT_SAMPLES)],
+        pairs=[([card(s, a, ()), card(t, b, ())], how) for s, a, t, b, how in pairs[:AUDIT_PAIRS]],
+        shared=[(c, ", ".join(splits)) for c, splits in result["captions_in_several_splits"]["examples"]],
+        doubts=[card(split, e, [caption], f"loss {loss:.2f} a token") for loss, split, e, caption in suspicious],
     )

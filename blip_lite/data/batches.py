@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from blip_lite.data.augment import augment, augmented_key
 from blip_lite.errors import ImageError
-from blip_lite.model.blip import IGNORE
+from blip_lite.model.blip import IGNORE, rows_before_targets
+from blip_lite.processing.images import open_image
 from blip_lite.processing.picture import Picture
 from blip_lite.processing.processor import Processor
 from blip_lite.processing.text import normalize_caption
@@ -35,20 +37,24 @@ class Batch:
     pixel_values: Tensor  # [I, 3, S, S], or the cached features [I, P, D] of a frozen encoder
     input_ids: Tensor  # [I, K, T]
     labels: Tensor  # [I, K, T], IGNORE where no loss is wanted
+    target_rows: Tensor  # [targets], found here, as the host would wait for a GPU that finds them
     image_ids: list[str]
     bad: dict[str, str]  # why each image that could not be decoded could not, by its id
 
     def num_targets(self) -> int:
-        return int((self.labels[:, :, 1:] != IGNORE).sum())
+        return len(self.target_rows)
 
     def pin_memory(self) -> Batch:
-        tensors = (self.pixel_values.pin_memory(), self.input_ids.pin_memory(), self.labels.pin_memory())
-        return Batch(*tensors, self.image_ids, self.bad)
+        pixel_values, input_ids, labels, target_rows = (tensor.pin_memory() for tensor in self.tensors())
+        return Batch(pixel_values, input_ids, labels, target_rows, self.image_ids, self.bad)
 
-    def to(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """pixel_values, input_ids and labels on a device."""
-        move = partial(Tensor.to, device=device, non_blocking=True)
-        return move(self.pixel_values), move(self.input_ids), move(self.labels)
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What `Blip.forward` takes, in its order."""
+        return self.pixel_values, self.input_ids, self.labels, self.target_rows
+
+    def to(self, device: torch.device) -> tuple[Tensor, ...]:
+        """The tensors on a device."""
+        return tuple(tensor.to(device, non_blocking=True) for tensor in self.tensors())
 
 
 class Captions(Dataset[Any]):
@@ -57,6 +63,7 @@ class Captions(Dataset[Any]):
     Attributes:
         features: a `feature_cache.Features`, from which images come instead of being decoded.
         captions_per_image: how many captions of an image an epoch takes; None: all. `seed` and `epoch` say which.
+        augment: whether images are changed, in each epoch otherwise.
     """
 
     def __init__(self, examples: Sequence[Picture], processor: Processor, prompt: str, max_length: int) -> None:
@@ -64,6 +71,7 @@ class Captions(Dataset[Any]):
         self.prompt, self.max_length = prompt, max_length
         self.features: Any = None
         self.captions_per_image: int | None = None
+        self.augment = False
         self.seed = self.epoch = 0
 
     def __len__(self) -> int:
@@ -76,6 +84,14 @@ class Captions(Dataset[Any]):
             return usable
         return draw_captions(usable, self.captions_per_image, f"{self.seed}/{example.image_id}", self.epoch)
 
+    def pixels(self, example: Picture) -> Tensor:
+        """`[3, S, S]`. Raises ImageError, OSError."""
+        image = example.open()
+        if self.augment:
+            key = augmented_key(self.seed, self.epoch, example.image_id)
+            image = augment(open_image(image), example.captions, self.processor.image_size, key)
+        return self.processor.pixels(image)
+
     def tokens(self, example: Picture) -> list[list[int]]:
         return [self.processor.encode(caption, self.prompt, self.max_length) for caption in self.captions(example)]
 
@@ -84,9 +100,7 @@ class Captions(Dataset[Any]):
         position = index if index >= 0 else -1 - index
         example = self.examples[position]
         try:
-            pixels: Tensor | str = (
-                self.features.get(position) if self.features else self.processor.pixels(example.open())
-            )
+            pixels: Tensor | str = self.features.get(position) if self.features else self.pixels(example)
         except (ImageError, OSError) as error:
             pixels = str(error)
         return example.image_id, pixels, self.tokens(example) if index >= 0 else []
@@ -125,7 +139,8 @@ def collate(
     blank = torch.zeros_like(decoded[0]) if decoded else torch.zeros(3, processor.image_size, processor.image_size)
     pixel_values = torch.stack([pixels if isinstance(pixels, Tensor) else blank for _, pixels, _ in items])
     bad = {image_id: pixels for image_id, pixels, _ in items if isinstance(pixels, str)}
-    return Batch(pixel_values, input_ids, labels, [image_id for image_id, _, _ in items], bad)
+    image_ids = [image_id for image_id, _, _ in items]
+    return Batch(pixel_values, input_ids, labels, rows_before_targets(labels), image_ids, bad)
 
 
 def epoch_order(num_images: int, seed: int, epoch: int) -> list[int]:

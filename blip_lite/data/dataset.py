@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
@@ -42,12 +42,14 @@ class Listing:
 @dataclass
 class DataSet:
     """`splits` maps train, validation and test to their images; `notes` says what was seen and left out; `drawn`,
-    whether the splits are ours, as the data name none."""
+    whether the splits are ours, as the data name none; `left_out`, how many images `max_*_images` took out of a split.
+    """
 
     name: str
     splits: dict[str, list[Picture]]
     notes: list[str]
     drawn: bool = False
+    left_out: dict[str, int] = field(default_factory=dict)
 
     def fingerprint(self, in_row_order: bool = False) -> str:
         """A hash of every image id, caption and split: the same number, the same data, in the same order.

@@ -144,9 +144,10 @@ def assemble(listing: Listing, settings: DataSettings, seed: int) -> DataSet:
             splits[row.split or "train"].append(Picture(image_id, row.image, tuple(captions[image_id]), row.where))
     drawn = all(row.split is None for row in images.values())
     to_draw = not splits["validation"] and bool(splits["train"])
+    left_out = dict.fromkeys(SPLITS, 0)
     if urls := {str(row.image): row.url for row in images.values() if row.url}:
         if not to_draw:
-            limit(splits, settings, seed)  # before anything is downloaded
+            left_out = limit(splits, settings, seed)  # before anything is downloaded
         splits = downloaded(splits, urls, settings.max_bad_images, notes)
     if to_draw:
         parts = split_by_image(splits["train"], seed, settings.validation_share)
@@ -156,8 +157,8 @@ def assemble(listing: Listing, settings: DataSettings, seed: int) -> DataSet:
             splits |= {"train": parts["train"], "validation": parts["validation"] + parts["test"]}
         else:
             splits = parts
-    limit(splits, settings, seed)
-    return DataSet(listing.name, splits, notes, drawn)
+    left_out = {split: left_out[split] + count for split, count in limit(splits, settings, seed).items()}
+    return DataSet(listing.name, splits, notes, drawn, left_out)
 
 
 def settle_splits(
@@ -249,8 +250,11 @@ def downloaded(
     return {split: [picture for picture in part if picture.image not in failed] for split, part in splits.items()}
 
 
-def limit(splits: dict[str, list[Picture]], settings: DataSettings, seed: int) -> None:
-    """Apply `max_train_images` and `max_eval_images`."""
+def limit(splits: dict[str, list[Picture]], settings: DataSettings, seed: int) -> dict[str, int]:
+    """Apply `max_train_images` and `max_eval_images`. Returns how many images each split lost."""
+    left_out = {}
     for split in SPLITS:
-        count = settings.max_train_images if split == "train" else settings.max_eval_images
-        splits[split] = subsample(splits[split], count, seed)
+        count, whole = settings.max_train_images if split == "train" else settings.max_eval_images, splits[split]
+        splits[split] = subsample(whole, count, seed)
+        left_out[split] = len(whole) - len(splits[split])
+    return left_out

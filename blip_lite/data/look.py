@@ -41,16 +41,17 @@ def first_look(data: DataSet, processor: Processor | None, settings: Optimisatio
     if 0 < (count := len(data.splits["validation"])) < FEW:
         lines.append(
             f"warning: only {count} validation images: a share of them is known to ±{100 / count**0.5:.0f} points "
-            "only, so which checkpoint is best is left to chance; the loss decides, as the score would be worse. "
+            "only, so which checkpoint is best is left to chance; the loss decides (unless --best_metric says "
+            "otherwise), as the score would be worse. "
             "Name more, in a folder `validation` or a column `split`"
             + (", or draw more with --validation_share" if data.drawn else "")
         )
     return lines
 
 
-def samples(data: DataSet) -> list[tuple[str, Picture]]:
+def samples(data: DataSet, count: int = SAMPLES) -> list[tuple[str, Picture]]:
     """(split, picture): a few of each split, to be looked at."""
-    return [(split, picture) for split in SPLITS for picture in spread(data.splits[split], SAMPLES)]
+    return [(split, picture) for split in SPLITS for picture in spread(data.splits[split], count)]
 
 
 def some_captions(data: DataSet) -> list[str]:

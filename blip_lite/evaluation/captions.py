@@ -20,6 +20,7 @@ from blip_lite.data.batches import Batch, Captions, epoch_batches, loader
 from blip_lite.errors import ConfigError
 from blip_lite.model.blip import Blip
 from blip_lite.model.generation import GenerationSettings
+from blip_lite.model.pretrained import DECODING
 from blip_lite.processing.picture import Picture
 from blip_lite.processing.processor import Processor
 from blip_lite.processing.progress import Progress
@@ -28,7 +29,6 @@ from blip_lite.settings import DecodingSettings, LoadingSettings, TrainConfig
 
 def decoding(settings: DecodingSettings, model: Blip, processor: Processor) -> GenerationSettings:
     """The decoding settings of a run. Raises ConfigError where this model cannot decode so."""
-    names = ("max_new_tokens", "min_new_tokens", "num_beams", "length_penalty", "early_stopping")
     positions, text = len(processor.prompt_ids(settings.prompt)) + settings.max_new_tokens, model.config.text
     if positions > text.max_position_embeddings:
         raise ConfigError(
@@ -37,7 +37,7 @@ def decoding(settings: DecodingSettings, model: Blip, processor: Processor) -> G
     if settings.num_beams > 1 and 2 * settings.num_beams + 1 > text.vocab_size:
         raise ConfigError(f"--num_beams {settings.num_beams} is too many for a vocabulary of {text.vocab_size} tokens")
     try:
-        return GenerationSettings(**{name: getattr(settings, name) for name in names})
+        return GenerationSettings(**{name: getattr(settings, name) for name in DECODING})
     except ValueError as error:
         raise ConfigError(str(error)) from error
 

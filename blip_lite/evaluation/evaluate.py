@@ -9,31 +9,31 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
+from blip_lite.captioner import pick_dtype
 from blip_lite.data.dataset import DataSet, subsample
-from blip_lite.data.load import load_data
+from blip_lite.data.load import limit, load_data
+from blip_lite.data.look import spread
+from blip_lite.data.sources.shapes import draw_scene
 from blip_lite.errors import CheckpointError, ConfigError
-from blip_lite.evaluation import metrics
+from blip_lite.evaluation import files, metrics, verdicts
 from blip_lite.evaluation.captions import caption_with
 from blip_lite.evaluation.coco_process import coco_metrics, tokenize
 from blip_lite.evaluation.spice import spice
 from blip_lite.model.pretrained import original_file, read_decoding, resolve
 from blip_lite.processing.picture import Picture
 from blip_lite.processing.text import normalize_caption
-from blip_lite.reports import report
 from blip_lite.reports.dashboards import log_evaluation
 from blip_lite.reports.metric_names import HEADLINES, METRICS
-from blip_lite.reports.model_card import model_card
+from blip_lite.reports.model_card import EXAMPLES, model_card
 from blip_lite.settings import FROM_SCRATCH, SPLITS, EvalConfig, TrainConfig, did_you_mean
-from blip_lite.storage import newest, read_metrics, read_run_config
-
-REPORT_IMAGES = 1000
+from blip_lite.storage import newest, read_metrics, read_run_config, write_text
 
 
 def find_checkpoint(config: EvalConfig) -> tuple[str, Path | None]:
@@ -50,14 +50,7 @@ def find_checkpoint(config: EvalConfig) -> tuple[str, Path | None]:
         return config.ckpt, run or (
             path.resolve().parent if (path.resolve().parent / "config.json").is_file() else None
         )
-    if run is None:
-        found = sorted(Path("runs").glob("*/config.json"), key=lambda p: p.stat().st_mtime)
-        if not found:
-            raise ConfigError(
-                f"--ckpt {config.ckpt}: there is no run under runs/; name one with --run, or a checkpoint "
-                "with --ckpt PATH"
-            )
-        run = found[-1].parent
+    run = run or newest_run(f"--ckpt {config.ckpt}")
     found_path = run / "best" if config.ckpt == "best" else newest(run)
     if found_path == run / "best" and not found_path.is_dir():
         found_path = run / ".old-best"  # a run was killed, or is busy, between two renames
@@ -68,16 +61,32 @@ def find_checkpoint(config: EvalConfig) -> tuple[str, Path | None]:
     return str(found_path), run
 
 
+def newest_run(what: str) -> Path:
+    """The run under `runs/` that was begun last. Raises ConfigError, where `what` asked for it, if there is none."""
+    found = sorted(Path("runs").glob("*/config.json"), key=lambda p: p.stat().st_mtime)
+    if not found:
+        raise ConfigError(f"{what}: there is no run under runs/; name one with --run, or a checkpoint with --ckpt PATH")
+    return found[-1].parent
+
+
+def list_evaluations(config: EvalConfig) -> str:
+    """All evaluations of a run, as a table. Raises ConfigError if there is no such run."""
+    run = Path(config.run) if config.run else newest_run("--list")
+    read_run_config(run)
+    return files.table(run)
+
+
 def evaluate(config: EvalConfig) -> dict[str, Any]:
     """Caption a split and score it; or score the captions in `config.predictions`.
 
-    Writes, into the run's directory, `captions.jsonl` (one line an image), `coco_metrics.json` (what is returned)
-    and `report.html`; for another split than test their names end in `_SPLIT`. For predictions, only `config.output`.
+    Writes `captions.jsonl` (one line an image), `coco_metrics.json` (what is returned) and `report.html` where
+    `evaluation.files` says, and prints what they say. For predictions, only `config.output`.
 
     Raises:
         ConfigError, DataError, CheckpointError: before any image is captioned.
     """
-    ckpt, run, run_config, data, split, examples = prepare(config)
+    plan = prepare(config)
+    ckpt, run, run_config, data, split, examples = plan[:6]
     state = PartialState()
     folder = Path(config.output_dir or run or ".")
     try:
@@ -93,15 +102,15 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         captions = read_predictions(Path(config.predictions), examples)
         about |= {"predictions": config.predictions}
     else:
-        keep = folder / "captions"
-        captions, failures, provenance = caption_with(ckpt, examples, run_config, config.dtype, keep)
+        kept = folder / "captions"
+        captions, failures, provenance = caption_with(ckpt, examples, run_config, config.dtype, kept)
         about |= provenance
         more = {"compare": config.compare} if config.compare else {}
         if run and config.base and run_config.model.model not in (*FROM_SCRATCH, ckpt):
             more["base"] = run_config.model.model
         for name, other in more.items():
             try:
-                others[name], _, other_provenance[name] = caption_with(other, examples, run_config, config.dtype, keep)
+                others[name], _, other_provenance[name] = caption_with(other, examples, run_config, config.dtype, kept)
             except CheckpointError as error:
                 if name == "compare":  # the user asked for it
                     raise
@@ -117,6 +126,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
             others["most_common_caption"] = dict.fromkeys(captions, train.most_common(1)[0][0])
             other_provenance["most_common_caption"] = {"caption": train.most_common(1)[0][0]}
         numbers, per_image = score(captions, references, others)
+        numbers |= metrics.variety(list(captions.values()), train if run and plan.own_data else ())
         if config.spice:
             add_spice(numbers, per_image, captions, references, config)
         about |= {
@@ -128,26 +138,94 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         result = {**about, **numbers}
         for name, provenance in other_provenance.items():
             result["baselines"][name] = {**provenance, **result["baselines"].get(name, {})}
-        # Drawn scenes have templates for captions: there a model is expected to match them word for word.
-        result["warnings"] = [] if data.name == "shapes" else leak_warnings(result)
+        result["evaluated"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
         if config.predictions:
+            result |= judge(result, [])
+            print(summary(result))
             if config.output:
                 Path(config.output).parent.mkdir(parents=True, exist_ok=True)
                 Path(config.output).write_text(json.dumps(result, indent=2) + "\n", "utf-8")
         else:
-            rows = [
-                (e, captions[e.image_id], scores_of(per_image, e.image_id)) for e in examples if e.image_id in captions
-            ]
-            _write(folder, split, result, rows, run)
-            if run and not config.output_dir:
-                (run / "README.md").write_text(model_card(run), "utf-8", "backslashreplace")
-                log_evaluation(run, split, result)
+            result |= {"step": files.step_in(ckpt), "differs": plan.differs, "left_out": plan.left_out}
+            keep(config, plan, folder, result, captions, per_image)
     state.wait_for_everyone()
     return result
 
 
-def prepare(config: EvalConfig) -> tuple[str, Path | None, TrainConfig, DataSet, str, list[Picture]]:
-    """The checkpoint, its run, the settings, the data, the split and its images. Raises as `evaluate` does."""
+def judge(result: dict[str, Any], log: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The `verdicts` on an evaluation and on the log of its run; those of a leak are `warnings` besides."""
+    # Drawn scenes have templates for captions: there a model is expected to match them word for word.
+    found = verdicts.of_result(result, templates=result["dataset"] == "shapes") + verdicts.of_log(log)
+    return {"verdicts": found, "warnings": verdicts.say([v for v in found if v["name"] == verdicts.LEAK])}
+
+
+def keep(
+    config: EvalConfig,
+    plan: Plan,
+    folder: Path,
+    result: dict[str, Any],
+    captions: dict[str, str],
+    per_image: dict[str, dict[str, float]],
+) -> None:
+    """Write the files; say what they say, where they are and what comes next. The run's own evaluation reaches the
+    model card and the dashboard."""
+    run, shown = plan.run, {e.image_id: e for e in plan.examples if e.image_id in captions}
+    where, why = files.place(folder, result, asked=bool(config.output_dir))
+    lines = [
+        {"image_id": i, "caption": captions[i], "references": e.captions, "scores": scores_of(per_image, i)}
+        for i, e in shown.items()
+    ]
+    files.keep_what_was_known(result, lines, where)
+    of_the_run = run is not None and "/" not in plan.differs.get("ckpt", "best")
+    result |= judge(result, read_metrics(run) if run and of_the_run else [])
+    files.write(where, result, lines, {i: e.open for i, e in shown.items()}, run)
+    own = run and not why and not config.output_dir
+    if run and own:
+        if result["dataset"] == "shapes":
+            draw_examples(run / EXAMPLES, lines)
+        write_text(run / "README.md", model_card(run))
+        log_evaluation(run, plan.split, result)
+    print(summary(result))
+    if why:
+        print(f"this evaluation has files of its own ({why}); those of {folder} stay as they are")
+    print(f"written: {', '.join(map(str, where))}" + (f", {run / 'README.md'}" if run and own else ""))
+    print(f"next: open {where.report}; blip-lite caption PHOTO --ckpt {plan.ckpt}")
+
+
+def draw_examples(folder: Path, lines: Sequence[dict[str, Any]]) -> None:
+    """Six of the drawn scenes, evenly spread, and their captions, for the model card."""
+    folder.mkdir(exist_ok=True)
+    few = spread(lines, 6)
+    for number, line in enumerate(few, 1):
+        draw_scene(line["image_id"], 192).save(folder / f"{number}.png", optimize=True)
+    write_text(folder / "captions.json", json.dumps([line["caption"] for line in few], indent=1) + "\n")
+
+
+class Plan(NamedTuple):
+    """What is to be evaluated.
+
+    Attributes:
+        ckpt, run: the checkpoint, and the run it belongs to.
+        config: the run's settings, and over them those that were asked for.
+        examples: the images of `split`, or those of them that were asked for.
+        differs: what was asked for that is not the run's own: checkpoint, data, decoding, precision.
+        left_out: how many images of the split were not asked for.
+        own_data: the data are those that the run was trained on.
+    """
+
+    ckpt: str
+    run: Path | None
+    config: TrainConfig
+    data: DataSet
+    split: str
+    examples: list[Picture]
+    differs: dict[str, Any]
+    left_out: int
+    own_data: bool
+
+
+def prepare(config: EvalConfig) -> Plan:
+    """Find everything. Raises as `evaluate` does."""
     # The variable is not read by PartialState itself. Days, as the others wait while one process computes SPICE.
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timedelta(days=30))
     ckpt, run = ("", None) if config.predictions else find_checkpoint(config)
@@ -173,11 +251,41 @@ def prepare(config: EvalConfig) -> tuple[str, Path | None, TrainConfig, DataSet,
         part = f"{len(data.splits[split])} of {whole} images"
         state.print(f"{data.name}: {part}, as the data name no splits; --split all takes all")
     splits = SPLITS if split == "all" else (split,)
-    examples = [e for split in splits for e in data.splits[split]]
-    examples = subsample(examples, run_config.data.max_eval_images, run_config.optimisation.seed)
+    # A run's own limit of training images makes these its whole training split.
+    asked = [s for s in splits if s != "train" or "max_train_images" in config.overrides]
+    left_out = sum(data.left_out.get(s, 0) for s in asked)
+    every = [e for s in splits for e in data.splits[s]]
+    examples = subsample(every, run_config.data.max_eval_images, run_config.optimisation.seed)
     if not examples:
         raise ConfigError(f"{data.name}: the {split} split has no images")
-    return ckpt, run, run_config, data, split, examples
+    own_data = run is not None and (not differing(config, base, "data") or trained_on(run, base, data))
+    differs = {} if run is None or own_data else differing(config, base, "data")
+    differs |= differing(config, base, "decoding")
+    if run and ckpt and (name := files.checkpoint_name(ckpt, run)) != "best":
+        differs = {"ckpt": name, **differs}
+    if pick_dtype(config.dtype, state.device) != pick_dtype("auto", state.device):
+        differs["dtype"] = config.dtype
+    left_out += len(every) - len(examples)
+    return Plan(ckpt, run, run_config, data, split, examples, differs, left_out, own_data)
+
+
+# What says where the data lie, or how many are taken, not which they are.
+WHERE = ("image_root", "allow_urls", "max_bad_images", "max_train_images", "max_eval_images")
+
+
+def differing(config: EvalConfig, base: TrainConfig, group: str) -> dict[str, Any]:
+    """The settings of a group that were asked for and are not those of the run, or of the checkpoint."""
+    known, own = config.settings(), base.flat()
+    asked = {name: v for name, v in config.overrides.items() if known[name].group == group and name not in WHERE}
+    return {name: value for name, value in asked.items() if value != own[name]}
+
+
+def trained_on(run: Path, base: TrainConfig, data: DataSet) -> bool:
+    """Whether these are the data of the run, wherever they lie now."""
+    about, splits = json.loads((run / "config.json").read_text("utf-8")), dict(data.splits)
+    limit(splits, base.data, base.optimisation.seed)
+    found = DataSet(data.name, splits, []).fingerprint(in_row_order="order" not in about)
+    return found == about.get("data_fingerprint")
 
 
 def decoding_of(ckpt: str) -> dict[str, Any]:
@@ -228,7 +336,7 @@ def score(
 
     Args:
         captions, references: by image id.
-        others: captions by name and image id; the one called `compare` is tested for a real difference.
+        others: captions by name and image id; each is tested for a real difference.
 
     Returns:
         (numbers, per-image scores by metric and image id).
@@ -241,22 +349,24 @@ def score(
     coco |= {"SPICE": None, "reasons": {**coco["reasons"], "SPICE": "not asked for (--spice)"}}
     per_image = coco.pop("per_image", {})
     found, human = coco.pop("others", {}), coco.pop("human", None)
-    compared = list(others["compare"].values()) if "compare" in others else None
-    test = metrics.sacrebleu_test(list(captions.values()), refs, compared)
+    interval, tests = metrics.sacrebleu_test(
+        list(captions.values()), refs, {name: list(each.values()) for name, each in others.items()}
+    )
     exact = [normalize_caption(c) in map(normalize_caption, references[i]) for i, c in captions.items()]
     human_bleu = metrics.human_agreement(refs)
-    baselines = {"human": {"sacrebleu": human_bleu, **(human or {})}}
+    one = [normalize_caption(each[0]) for each in refs]  # what one human says of each image
+    says = {"distinct_captions": len(set(one)), "commonest_caption": metrics.failure_groups(one)["commonest_caption"]}
+    baselines = {"human": {"sacrebleu": human_bleu, **(human or {}), **says}}
     for name, each in others.items():
-        baselines[name] = {"sacrebleu": metrics.sacrebleu(list(each.values()), refs)["score"], **found.get(name, {})}
-    if compared:
-        baselines["compare"] |= {"interval_95": test["other_interval"], "p_value": test["p_value"]}
+        bleu_of_it = metrics.sacrebleu(list(each.values()), refs)["score"]
+        baselines[name] = {"sacrebleu": bleu_of_it, **tests[name], **found.get(name, {})}
     result: dict[str, Any] = {
         "sacrebleu": bleu["score"],
         "sacrebleu_signature": bleu["signature"],
         "human_agreement_sacrebleu": human_bleu,
         **coco,
         "intervals_95": {
-            "sacrebleu": test["interval"],
+            "sacrebleu": interval,
             **{
                 name: metrics.bootstrap(list(per_image[name].values()))
                 for name in per_image
@@ -295,44 +405,6 @@ def scores_of(per_image: dict[str, dict[str, float]], image_id: str) -> dict[str
     return {name: values[image_id] for name, values in per_image.items() if image_id in values}  # SPICE: a subsample
 
 
-def leak_warnings(result: dict[str, Any]) -> list[str]:
-    """What is too good to be true, and what to look at then."""
-    found = []
-    human = result["human_agreement_sacrebleu"]
-    if human and result["sacrebleu"] > 1.25 * human:
-        found.append(
-            f"sacreBLEU {result['sacrebleu']:.1f} is more than 1.25 times what one human scores against "
-            f"the others ({human:.1f})"
-        )
-    if result["exact_match_rate"] > 0.3 and result["num_images"] >= 20:
-        found.append(f"{result['exact_match_rate']:.0%} of the captions are one of their references, word for word")
-    if found:
-        found.append(
-            "Were these images trained on? `blip-lite audit` looks for duplicates. Did a reference reach the prompt?"
-        )
-    return found
-
-
-def _write(
-    folder: Path,
-    split: str,
-    result: dict[str, Any],
-    rows: Sequence[tuple[Picture, str, dict[str, float]]],
-    run: Path | None,
-) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    suffix = "" if split == "test" else f"_{split}"
-    with open(folder / f"captions{suffix}.jsonl", "w", encoding="utf-8", errors="backslashreplace") as file:
-        for example, caption, scores in rows:
-            line = {"image_id": example.image_id, "caption": caption, "references": example.captions, "scores": scores}
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    (folder / f"coco_metrics{suffix}.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
-    worst = sorted(rows, key=lambda row: row[2].get("CIDEr", 0.0))
-    shown = [(e.open(), e.image_id, caption, e.captions, scores) for e, caption, scores in worst[:REPORT_IMAGES]]
-    page = report.page(result, shown, read_metrics(run) if run else [])
-    (folder / f"report{suffix}.html").write_text(page, "utf-8", "backslashreplace")
-
-
 def summary(result: dict[str, Any]) -> str:
     """A few lines for people."""
     speed = f", {result['images_per_second']:.1f} images/s" if "images_per_second" in result else ""
@@ -363,12 +435,14 @@ def summary(result: dict[str, Any]) -> str:
             f"  {len(result['failed_images'])} images could not be decoded: "
             f"{', '.join(list(result['failed_images'])[:5])}"
         )
-    if base := result["baselines"].get("base", {}).get("sacrebleu"):
-        lines.append(f"  the untouched {result['baselines']['base']['checkpoint']}: sacreBLEU {base:.2f}")
+    base = result["baselines"].get("base", {})
+    if "p_value" in base:
+        low, high = base["interval_95"]
+        lines.append(f"  the untouched {base['checkpoint']}: sacreBLEU {base['sacrebleu']:.2f} [{low:.2f}, {high:.2f}]")
     if other := result["baselines"].get("compare"):
         p = other["p_value"]
         verdict = f"p = {p:.3f}: {'a real difference' if p < 0.05 else 'no difference that these images can show'}"
         low, high = other["interval_95"]
         lines.append(f"  {other['checkpoint']}: sacreBLEU {other['sacrebleu']:.2f} [{low:.2f}, {high:.2f}], {verdict}")
-    lines += [f"  warning: {warning}" for warning in result["warnings"]]
+    lines += [f"  {line}" for line in verdicts.say(result["verdicts"])]
     return "\n".join(lines)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ import numpy as np
 from blip_lite.processing.text import normalize_caption
 
 BOOTSTRAP_SAMPLES = 1000
+# don't is "do n't", dog's is "dog 's", 3:00 and sun-lit are one; other signs are left out
+PTB_WORD = re.compile(r"\w+(?=n't\b)|n't\b|'\w+|\w+(?:[-/:.]\w+)*")
 
 
 def sacrebleu(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Any]:
@@ -44,6 +47,27 @@ def sacrebleu(captions: Sequence[str], references: Sequence[Sequence[str]]) -> d
     return {"score": score, "signature": str(bleu.get_signature())}
 
 
+def cider(captions: dict[str, str], references: dict[str, list[str]]) -> float:
+    """CIDEr-D (Vedantam et al. 2015), `pycocoevalcap`'s, without Java, so that each validation can have it. Its words
+    are nearly those of the PTB tokeniser, which `evaluate.py` runs for the number that papers give.
+
+    Args:
+        captions, references: by image id; how rare a word is, is counted in these references.
+
+    Returns:
+        From 0 to 10.
+    """
+    from pycocoevalcap.cider.cider import Cider
+
+    def words(texts: Sequence[str]) -> list[str]:
+        return [" ".join(PTB_WORD.findall(text.lower())) for text in texts]
+
+    score, _ = Cider().compute_score(
+        {i: words(references[i]) for i in captions}, {i: words([caption]) for i, caption in captions.items()}
+    )
+    return float(score)
+
+
 def human_agreement(references: Sequence[Sequence[str]]) -> float | None:
     """sacreBLEU of each human caption against the other humans', averaged over who is left out; None where some
     image has a single reference."""
@@ -58,17 +82,17 @@ def human_agreement(references: Sequence[Sequence[str]]) -> float | None:
 
 
 def sacrebleu_test(
-    captions: Sequence[str], references: Sequence[Sequence[str]], other: Sequence[str] | None = None
-) -> dict[str, Any]:
+    captions: Sequence[str], references: Sequence[Sequence[str]], others: Mapping[str, Sequence[str]] | None = None
+) -> tuple[list[float], dict[str, dict[str, Any]]]:
     """95% interval of `sacrebleu` by sacreBLEU's own paired bootstrap (Koehn 2004; 1,000 samples, seed 12345).
 
     Args:
         captions, references: as in `sacrebleu`.
-        other: captions of the same images by another system.
+        others: captions of the same images by other systems.
 
     Returns:
-        `{"interval": [low, high]}`; with `other` also `{"other_interval", "p_value"}`, the chance of so large a
-        difference between equal systems.
+        ([low, high], for each other system its `interval_95` and `p_value`, the chance of so large a difference
+        between equal systems).
     """
     from sacrebleu.metrics.bleu import BLEU
     from sacrebleu.significance import PairedTest
@@ -76,15 +100,14 @@ def sacrebleu_test(
     most = max(map(len, references))
     streams = [[normalize_caption(refs[min(k, len(refs) - 1)]) for refs in references] for k in range(most)]
     systems: list[tuple[str, Sequence[str]]] = [("a", [normalize_caption(c) for c in captions])]
-    systems += [("b", [normalize_caption(c) for c in other])] if other else []
+    systems += [(f"b{n}", [normalize_caption(c) for c in other]) for n, other in enumerate((others or {}).values())]
     metric = {"BLEU": BLEU(lowercase=True, references=streams)}
     found: list[Any] = list(PairedTest(systems, metric, None, "bs", n_samples=BOOTSTRAP_SAMPLES)()[1]["BLEU"])
     intervals = [[float(r.mean - r.ci), float(r.mean + r.ci)] for r in found]
-    if not other:
-        return {"interval": intervals[0]}
     # sacreBLEU counts the samples that differ by more than was seen; of a difference of 0 it thereby says p = 0.001
-    p_value = 1.0 if found[0].score == found[1].score else float(found[1].p_value)
-    return {"interval": intervals[0], "other_interval": intervals[1], "p_value": p_value}
+    p_values = [1.0 if r.score == found[0].score else float(r.p_value) for r in found[1:]]
+    tests = zip(others or {}, intervals[1:], p_values, strict=True)
+    return intervals[0], {name: {"interval_95": interval, "p_value": p} for name, interval, p in tests}
 
 
 def bootstrap(scores: Sequence[float]) -> list[float]:
@@ -93,6 +116,23 @@ def bootstrap(scores: Sequence[float]) -> list[float]:
     values, rng = np.asarray(scores, dtype=np.float64), np.random.default_rng(12345)
     means = [values[rng.integers(0, len(values), len(values))].mean() for _ in range(BOOTSTRAP_SAMPLES)]
     return [float(v) for v in np.percentile(means, [2.5, 97.5])]
+
+
+def variety(captions: Sequence[str], trained_on: Collection[str]) -> dict[str, Any]:
+    """How much a model has to say.
+
+    Args:
+        captions: one an image.
+        trained_on: the normalised captions of its training; none where they are not known.
+
+    Returns:
+        `distinct_captions` and `vocabulary_size` (words) as numbers; `novel_captions`, the share of captions that
+        training did not have word for word, or None.
+    """
+    said = [normalize_caption(caption) for caption in captions]
+    novel = sum(caption not in trained_on for caption in said) / len(said) if trained_on else None
+    words = {word for caption in said for word in caption.split()}
+    return {"distinct_captions": len(set(said)), "vocabulary_size": len(words), "novel_captions": novel}
 
 
 def failure_groups(captions: Sequence[str]) -> dict[str, float]:

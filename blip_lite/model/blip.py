@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -52,6 +53,12 @@ def heads(x: Tensor, num_heads: int) -> Tensor:
 def merge(x: Tensor) -> Tensor:
     """`[B, H, T, d]` -> `[B, T, D]`."""
     return x.transpose(1, 2).flatten(2)
+
+
+def rows_before_targets(labels: Tensor) -> Tensor:
+    """Where in labels `[I, K, T]`, flat, the next one is a target, `[N]`: the hidden states there predict it.
+    Position 0 is never a target. Of labels on a GPU, the host waits for it."""
+    return F.pad(labels[:, :, 1:] != IGNORE, (0, 1)).flatten().nonzero()[:, 0]
 
 
 class VisionEmbeddings(nn.Module):
@@ -302,6 +309,17 @@ class Blip(nn.Module):
         self.vision_model.requires_grad_(False)
         self.frozen_vision = True
 
+    def set_dropout(self, rate: float) -> None:
+        """Drop this share of the decoder's activations and attentions in training, 0 to 1; BLIP had 0.1 (its
+        `med_config.json`)."""
+        self.config = replace(
+            self.config,
+            text=replace(self.config.text, hidden_dropout_prob=rate, attention_probs_dropout_prob=rate),
+        )
+        for module in self.text_decoder.modules():
+            if isinstance(module, (TextEmbeddings, TextLayer, TextOutput)):
+                module.dropout = rate
+
     def run(self, layer: Callable[..., Tensor], *args: Tensor) -> Tensor:
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
             return checkpoint(layer, *args, use_reentrant=False)
@@ -339,8 +357,13 @@ class Blip(nn.Module):
         return x.view(images, captions, length, -1)
 
     def forward(
-        self, pixel_values: Tensor, input_ids: Tensor, labels: Tensor, label_smoothing: float = 0.0
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        labels: Tensor,
+        target_rows: Tensor | None = None,
+        label_smoothing: float = 0.0,
+    ) -> tuple[Tensor, int]:
         """Cross-entropy of the captions given their images; each image is encoded once for all of its captions.
 
         Args:
@@ -349,15 +372,17 @@ class Blip(nn.Module):
             labels: `[I, K, T]`, `input_ids` with `IGNORE` (-100) where no loss is wanted: position 0, the
                 prompt, padding, and every position of a caption that is not there. The token at t is the
                 target of the hidden state at t - 1.
+            target_rows: `[N]`, those of `labels`, flat, that come before a target. Finding them
+                here waits for a GPU; the loader has them.
             label_smoothing: share of the target probability spread over the vocabulary, 0 to 1.
 
         Returns:
             (sum of the losses over all targets, number of targets), so that the caller can normalise over an
             effective batch that spans several calls and processes.
         """
-        hidden = self.decode(input_ids, self.encode(pixel_values))[:, :, :-1]
-        targets = labels[:, :, 1:]
-        wanted = targets != IGNORE
-        logits = self.logits(hidden[wanted])  # [targets, V]: the vocabulary is costly, so only where needed
-        loss = F.cross_entropy(logits.float(), targets[wanted], reduction="sum", label_smoothing=label_smoothing)
-        return loss, wanted.sum()
+        rows = rows_before_targets(labels) if target_rows is None else target_rows
+        hidden = self.decode(input_ids, self.encode(pixel_values)).flatten(0, 2)
+        logits = self.logits(hidden.index_select(0, rows))  # [N, V]: the vocabulary is costly, so only where needed
+        targets = labels.flatten()[rows + 1]
+        loss = F.cross_entropy(logits.float(), targets, reduction="sum", label_smoothing=label_smoothing)
+        return loss, len(rows)

@@ -4,6 +4,8 @@ Two ideas make it fast. The keys and values of cross-attention are made once per
 beams of an image are queries against them. And the self-attention cache is not reordered when beams are:
 every beam appends its token to one cache per image, and a mask says which entries are a beam's ancestors.
 
+The host never waits for a GPU but at a look whether all is done, every few steps: no boolean index, no value is read.
+
 Shapes in comments: I images, B beams (or samples) an image, P tokens of prompt, L cache slots, V vocabulary.
 """
 
@@ -20,11 +22,13 @@ from blip_lite.errors import ConfigError
 from blip_lite.model.blip import Blip
 
 NEVER = -1.0e9  # the score of a beam that must not win; transformers' value, kept so that sums round alike
+STEPS_A_LOOK = 4  # steps between two looks at a GPU whether captions are complete; on a CPU looking costs nothing
 
 
 NUMBERS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("max_new_tokens", "min_new_tokens", "num_beams", "top_k", "num_return_sequences"), (int,)),
-    **dict.fromkeys(("length_penalty", "temperature", "top_p"), (int, float)),
+    "no_repeat_ngram_size": (int,),
+    **dict.fromkeys(("length_penalty", "temperature", "top_p", "repetition_penalty"), (int, float)),
 }
 
 
@@ -37,6 +41,8 @@ class GenerationSettings:
     num_beams: int = 5  # 1 is greedy (or sampling)
     length_penalty: float = 1.0  # beam score = sum of log-probabilities / length ** length_penalty
     early_stopping: bool = True  # stop an image when num_beams captions are complete; else when none can improve
+    repetition_penalty: float = 1.0  # above 1 a token that was said is less likely again; see `discourage`
+    no_repeat_ngram_size: int = 0  # so many tokens never come twice in this order; 0: they may
     do_sample: bool = False
     temperature: float = 1.0
     top_k: int = 0  # sample among the k likeliest tokens; 0: among all
@@ -60,6 +66,8 @@ class GenerationSettings:
             (not 0.01 <= self.temperature <= 100, "temperature must be 0.01 to 100"),
             (not 0 < self.top_p <= 1, "top_p must be above 0 and at most 1"),
             (self.top_k < 0, "top_k must not be negative"),
+            (not 0.1 <= self.repetition_penalty <= 10, "repetition_penalty must be 0.1 to 10"),
+            (self.no_repeat_ngram_size < 0, "no_repeat_ngram_size must not be negative"),
             (not -10 <= self.length_penalty <= 10, "length_penalty must be -10 to 10"),
             (self.seed is not None and not 0 <= self.seed < 2**63, "seed must be 0 to 2**63 - 1"),
             (self.do_sample and self.num_beams > 1, "do_sample needs num_beams=1"),
@@ -136,7 +144,7 @@ def step(model: Blip, cache: Cache, tokens: Tensor, parents: Tensor, prompt_leng
     seen = cache.visible.gather(1, parents[:, :, None].expand(-1, -1, cache.visible.shape[2]))  # [I, B, L]
     seen[:, :, cache.length : cache.length + beams] |= torch.eye(beams, dtype=torch.bool, device=tokens.device)
     cache.visible = seen
-    position = torch.tensor(prompt_length + (cache.length - prompt_length) // beams, device=tokens.device)
+    position = torch.full((), prompt_length + (cache.length - prompt_length) // beams, device=tokens.device)
     return model.logits(advance(model, cache, tokens, position)).float()
 
 
@@ -158,7 +166,7 @@ def generate(
         prompt_ids: `[I, P]`, first `[DEC]`, then the same number of prompt tokens for every image (or none).
         settings: how to decode.
         forbidden: prompt and tokens of a caption so far -> the tokens that must not follow. It runs on the host, so
-            each step waits for the one before.
+            each step waits for the one before: one download, one upload.
 
     Returns:
         `settings.num_return_sequences` sequences an image, best first.
@@ -178,12 +186,43 @@ def generate(
         return greedy_or_sample(model, image_embeds, prompt_ids, settings, forbidden)
 
 
+def upload(values: Any, device: torch.device) -> Tensor:
+    """Integers -> a tensor on a device, without waiting for it."""
+    on_host = torch.tensor(values, dtype=torch.long, pin_memory=device.type == "cuda")
+    return on_host.to(device, non_blocking=True)
+
+
+def time_to_look(t: int, device: torch.device) -> bool:
+    """Whether to see after step `t` (from 0) which captions are complete: reading that waits for a GPU."""
+    return device.type == "cpu" or (t + 1) % STEPS_A_LOOK == 0
+
+
 def forbid(scores: Tensor, prompt_ids: Tensor, tokens: Tensor, forbidden: Forbidden) -> None:
     """Set the scores `[I, B, V]` of what must not follow `tokens` `[I, B, t]` to minus infinity."""
-    for i, (prompt, beams) in enumerate(zip(prompt_ids.tolist(), tokens.tolist(), strict=True)):
-        for b in range(scores.shape[1]):
-            if never := forbidden(prompt + beams[b]):
-                scores[i, b, never] = -torch.inf
+    prompt = prompt_ids[:, None].expand(-1, scores.shape[1], -1)
+    captions = torch.cat([prompt, tokens[:, : scores.shape[1]]], -1).flatten(0, 1).tolist()
+    never = [row * scores.shape[2] + token for row, ids in enumerate(captions) for token in forbidden(ids)]
+    scores.view(-1).index_fill_(0, upload(never, scores.device), -torch.inf)
+
+
+def discourage(scores: Tensor, prompt_ids: Tensor, tokens: Tensor, s: GenerationSettings) -> Tensor:
+    """Scores `[I, B, V]` of what follows `tokens` `[I, B, t]`, with repetitions made unlikely or impossible; the prompt
+    and `[DEC]` count as said, as in `transformers`' processors.
+
+    `repetition_penalty` (Keskar et al. 2019, https://arxiv.org/abs/1909.05858) divides positive scores of tokens that
+    were said, and multiplies negative ones.
+    """
+    said = torch.cat([prompt_ids[:, None].expand(-1, scores.shape[1], -1), tokens[:, : scores.shape[1]]], -1)
+    if s.repetition_penalty != 1:
+        score = scores.gather(-1, said)
+        score = torch.where(score < 0, score * s.repetition_penalty, score / s.repetition_penalty)
+        scores = scores.scatter(-1, said, score)
+    if (n := s.no_repeat_ngram_size) and said.shape[-1] >= n:
+        ngrams = said.unfold(-1, n, 1)  # [I, B, those said, n]
+        begun = (ngrams[..., :-1] == said[:, :, None, said.shape[-1] - n + 1 :]).all(-1)  # those that go on now
+        banned = torch.zeros_like(scores).scatter_add(-1, ngrams[..., -1], begun.to(scores.dtype))
+        scores = scores.masked_fill(banned > 0, -torch.inf)
+    return scores
 
 
 def beam_search(
@@ -191,7 +230,7 @@ def beam_search(
 ) -> Generated:
     """Keep the `num_beams` likeliest unfinished captions of each image, and the best finished ones.
 
-    Follows `transformers` 5's `_beam_search`, but each image ends by itself and is then dropped.
+    Follows `transformers` 5's `_beam_search`, but each image ends by itself: what it finished stays, and it is dropped.
     """
     text = model.config.text
     (images, prompt_length), B, device = prompt_ids.shape, s.num_beams, prompt_ids.device
@@ -210,9 +249,12 @@ def beam_search(
     logits, cache = prefill(model, image_embeds, prompt_ids, prompt_length + B * s.max_new_tokens)
     cache.visible = cache.visible[:, -1:]
     logits = logits[:, None]
+    repeats = s.repetition_penalty != 1 or s.no_repeat_ngram_size > 0
     for t in range(s.max_new_tokens):
         # 2B candidates: at most B of them end here, so at least B go on.
         log_probs = logits.log_softmax(-1)
+        if repeats:
+            log_probs = discourage(log_probs, prompt_ids[rows], tokens[:, :, :t], s)
         if t < s.min_new_tokens:
             log_probs[..., text.sep_token_id] = -torch.inf
         if forbidden:
@@ -225,7 +267,8 @@ def beam_search(
 
         # Finished captions: only candidates among the first B count, and only the best B are remembered.
         final = candidates / ((t + 1) ** float(s.length_penalty))
-        final = final.masked_fill(~ends | (torch.arange(2 * B, device=device) >= B), NEVER)
+        not_final = ~ends | (torch.arange(2 * B, device=device) >= B) | complete[:, None]
+        final = final.masked_fill(not_final, NEVER)
         done_scores, best = torch.cat([done_scores, final], 1).topk(B)
         done_tokens = torch.cat([done_tokens, grown], 1).gather(1, best[:, :, None].expand(-1, -1, s.max_new_tokens))
         is_done = torch.cat([is_done, final > NEVER], 1).gather(1, best)
@@ -238,24 +281,25 @@ def beam_search(
         # An image is complete when its growing captions cannot beat its finished ones (as judged at the
         # present length, transformers' heuristic), or at once with early_stopping.
         can_improve = scores[:, 0] / ((t + 1) ** float(s.length_penalty)) > done_scores.min(1).values
-        ended = is_done.all(1) & (~can_improve | s.early_stopping)
+        complete = complete | (is_done.all(1) & (~can_improve | s.early_stopping))
         if t + 1 == s.max_new_tokens:
-            ended = torch.ones_like(ended)
-        now = ended & ~complete
-        out[rows[now]], out_scores[rows[now]] = done_tokens[now], done_scores[now]
-        complete |= ended
-        if complete.all():
             break
-        # A complete image costs a row of work until it is dropped, but dropping copies the others' caches: so
-        # wait until half are complete.
-        if 2 * complete.sum() >= len(rows):
-            going = (~complete).nonzero()[:, 0]
-            rows, tokens, scores, parents = rows[going], tokens[going], scores[going], parents[going]
-            done_tokens, done_scores, is_done = done_tokens[going], done_scores[going], is_done[going]
-            complete = complete[going]
-            cache.keep(going)
+        if time_to_look(t, device):
+            left = len(rows) - int(complete.sum())
+            if not left:
+                break
+            # A complete image costs a row of work until it is dropped, but dropping copies the others' caches: so
+            # wait until half are complete.
+            if 2 * left <= len(rows):
+                out[rows], out_scores[rows] = done_tokens, done_scores
+                going = complete.long().argsort(stable=True)[:left]
+                rows, tokens, scores, parents = rows[going], tokens[going], scores[going], parents[going]
+                done_tokens, done_scores, is_done = done_tokens[going], done_scores[going], is_done[going]
+                complete = complete[going]
+                cache.keep(going)
         logits = step(model, cache, tokens[:, :, t], parents, prompt_length)
 
+    out[rows], out_scores[rows] = done_tokens, done_scores
     return _with_prompt(prompt_ids, out[:, : s.num_return_sequences], out_scores[:, : s.num_return_sequences])
 
 
@@ -278,7 +322,10 @@ def greedy_or_sample(
     logits, cache = prefill(model, image_embeds, prompt_ids, prompt_length + B * s.max_new_tokens)
     cache.visible = cache.visible[:, -1:].repeat(1, B, 1)
     logits = logits[:, None].repeat(1, B, 1)
+    repeats = s.repetition_penalty != 1 or s.no_repeat_ngram_size > 0
     for t in range(s.max_new_tokens):
+        if repeats:
+            logits = discourage(logits, prompt_ids, tokens[:, :, :t], s)
         if t < s.min_new_tokens:
             logits[..., text.sep_token_id] = -torch.inf
         if forbidden:
@@ -288,7 +335,7 @@ def greedy_or_sample(
         scores += going * logits.log_softmax(-1).gather(-1, chosen[..., None])[..., 0]
         lengths += going
         going = going & (chosen != text.sep_token_id)
-        if t + 1 == s.max_new_tokens or not going.any():
+        if t + 1 == s.max_new_tokens or (time_to_look(t, device) and not going.any()):
             break
         logits = step(model, cache, tokens[:, :, t], parents, prompt_length)
     return _with_prompt(prompt_ids, tokens, scores / lengths)
@@ -303,10 +350,12 @@ def _sample(logits: Tensor, s: GenerationSettings, generator: torch.Generator) -
     if s.top_p < 1:
         ordered, order = logits.sort(descending=True)
         probabilities = ordered.softmax(-1)
-        outside = probabilities.cumsum(-1) - probabilities >= s.top_p  # the first token always stays
+        outside = probabilities.cumsum(-1) - probabilities >= s.top_p
+        outside[..., 0] = False  # the first token always stays, also where top_p rounds to 0
         logits = logits.masked_fill(outside.gather(-1, order.argsort(-1)), -torch.inf)
-    flat = logits.softmax(-1).flatten(0, 1)
-    return torch.multinomial(flat, 1, generator=generator).view(logits.shape[:-1])
+    # What `torch.multinomial` does, without its look whether these are probabilities: the first of exponential clocks.
+    probabilities = logits.softmax(-1)
+    return (probabilities / torch.empty_like(probabilities).exponential_(generator=generator)).argmax(-1)
 
 
 def _with_prompt(prompt_ids: Tensor, tokens: Tensor, scores: Tensor) -> Generated:

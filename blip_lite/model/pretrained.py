@@ -8,6 +8,7 @@ import math
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tokenizers import Tokenizer, models
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from blip_lite.errors import CheckpointError
+from blip_lite.errors import CheckpointError, ConfigError
 from blip_lite.model.blip import Blip
 from blip_lite.model.config import BlipConfig
 from blip_lite.model.foreign import config_of_original, from_original, is_original, read_torch, unwrapped
@@ -39,7 +40,15 @@ DERIVED = {
 }
 
 
-DECODING = ("max_new_tokens", "min_new_tokens", "num_beams", "length_penalty", "early_stopping")
+DECODING = (
+    "max_new_tokens",
+    "min_new_tokens",
+    "num_beams",
+    "length_penalty",
+    "early_stopping",
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+)
 
 
 MAX_TEXT_BYTES = 64 * 2**20
@@ -346,6 +355,22 @@ def _load_tokenizer(directory: Path) -> Tokenizer:
     except Exception as error:  # tokenizers raises bare Exception
         raise CheckpointError(f"{directory}: the tokenizer cannot be read ({error})") from error
     raise CheckpointError(f"{directory}: has neither tokenizer.json nor vocab.txt")
+
+
+def resize(model: Blip, processor: Processor, image_size: int) -> None:
+    """Make a model take images of another size: its grid of positions is interpolated bicubically, as BLIP does when it
+    goes from 224 to 384 pixels. Raises ConfigError."""
+    vision, positions = model.config.vision, model.vision_model.embeddings.position_embedding
+    if image_size == vision.image_size:
+        return
+    if image_size % vision.patch_size:
+        raise ConfigError(f"--image_size {image_size} is no multiple of the model's patches of {vision.patch_size}")
+    old, new = vision.image_size // vision.patch_size, image_size // vision.patch_size
+    grid = positions.data[:, 1:].unflatten(1, (old, old)).permute(0, 3, 1, 2)  # [1, D, side, side]
+    grid = torch.nn.functional.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
+    positions.data = torch.cat([positions.data[:, :1], grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+    model.config = replace(model.config, vision=replace(vision, image_size=image_size))
+    processor.image_size = image_size
 
 
 def open_to_others(file: Path) -> None:

@@ -106,16 +106,21 @@ def open_image(source: ImageInput) -> Image.Image:
     except FileNotFoundError:
         raise ImageError(f"{name}: no such file") from None
     except Image.UnidentifiedImageError:
-        kind, others = kind_of(data), "not a JPEG, PNG, WebP, BMP, GIF or TIFF image"
-        if kind and "TIFF" in kind:
-            raise ImageError(f"{name}: {kind}") from None
-        raise ImageError(f"{name}: {others}{f': {kind}' if kind else ''}") from None
+        raise ImageError(f"{name}: {not_an_image(data)}") from None
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name}: refused, {error}") from error
     except Exception as error:  # of broken files Pillow raises whatever its decoders do, struct.error among them
         if isinstance(error, OSError) and error.errno:
             raise ImageError(f"{name}: cannot be read ({error.strerror})") from error
         raise ImageError(f"{name}: cannot be decoded ({error})") from error
+
+
+def not_an_image(data: bytes) -> str:
+    """What bytes are that Pillow cannot open, for messages."""
+    kind = kind_of(data)
+    if kind and "TIFF" in kind:
+        return kind
+    return f"not a JPEG, PNG, WebP, BMP, GIF or TIFF image{f': {kind}' if kind else ''}"
 
 
 def _bytes_of(source: Any) -> bytes:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+NULLS = {"", "nan", "none", "null", "<na>", "n/a", "na", "#n/a", "-nan"}  # how programs write a cell that is empty
+
 
 def normalize_caption(caption: str, max_words: int = 30) -> str:
     """BLIP's own caption rule: lower case, `.!"()*#:;~` removed, white space folded, at most `max_words` words.

@@ -1,68 +1,64 @@
-"""Numbers -> pictures (SVG)."""
+"""Numbers -> charts, as the data that `templates/charts.js` gives to uPlot."""
 
 from __future__ import annotations
 
-import html
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+Points = Mapping[Any, float]  # x, a number, -> y
 
-def curve(lines: Sequence[dict[str, Any]], name: str, width: int = 340, height: int = 170) -> str:
-    """`name` against the step, as an SVG picture; empty if it was logged fewer than twice."""
-    points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
-    if len(points) < 2:
-        return ""
-    (x0, x1), (y0, y1) = ((min(v), max(v)) for v in zip(*points, strict=True))
-    spread = (y1 - y0) or 1
-    at = [
-        f"{20 + (x - x0) / ((x1 - x0) or 1) * (width - 40):.1f},{height - 30 - (y - y0) / spread * (height - 65):.1f}"
-        for x, y in points
+
+def chart(title: str, x: str, series: Mapping[str, Points], kind: str = "line") -> dict[str, Any]:
+    """A chart of `series` on one x axis.
+
+    Args:
+        title: what is on the y axis.
+        x: what is on the x axis.
+        series: points by the name of the series.
+        kind: line, bars, or points.
+
+    Returns:
+        `at`, every x of any series, in order; and for each series `y`, as long as `at`, with None where it has no
+        point.
+    """
+    at = sorted({place for points in series.values() for place in points})
+    rows = [
+        {"label": label, "y": [points.get(place) for place in at], "colour": i, "mark": False}
+        for i, (label, points) in enumerate(series.items())
     ]
-    label = f"{html.escape(name)}: {points[0][1]:.4g} → {points[-1][1]:.4g}, steps {x0} to {x1}"
-    return (
-        f'<svg width="{width}" height="{height}"><text x="10" y="18" font-size="11">{label}</text>'
-        f'<polyline fill="none" stroke="#2468b0" stroke-width="2" points="{" ".join(at)}"/></svg>'
-    )
+    return {"title": title, "x": x, "kind": kind, "at": at, "series": rows}
 
 
-def histogram(counts: dict[str, list[int]], width: int = 340, height: int = 170) -> str:
-    """Shares of captions by their number of words, one line a name, as an SVG picture."""
-    longest = max(max(values, default=1) for values in counts.values())
-    shares = {n: [values.count(k) / max(1, len(values)) for k in range(longest + 1)] for n, values in counts.items()}
-    top = max(max(row) for row in shares.values()) or 1
-    parts = []
-    for colour, (i, (name, row)) in zip(("#2468b0", "#c06020"), enumerate(shares.items())):
-        points = " ".join(
-            f"{20 + k / longest * (width - 40):.1f},{height - 30 - v / top * (height - 75):.1f}"
-            for k, v in enumerate(row)
-        )
-        parts.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{points}"/>')
-        parts.append(f'<text x="10" y="{18 + 14 * i}" font-size="11" fill="{colour}">{html.escape(name)}</text>')
-    axis = f'<text x="10" y="{height - 10}" font-size="11">words in a caption, 0 to {longest}</text>'
-    return f'<svg width="{width}" height="{height}">{axis}{"".join(parts)}</svg>'
+def curves(title: str, logs: Mapping[str, tuple[Sequence[dict[str, Any]], str]]) -> dict[str, Any] | None:
+    """Numbers against the step, with the best step of validation's marked; None if none was logged.
+
+    Args:
+        logs: (lines of a `metrics.jsonl`, a name in them) by the name of the curve.
+    """
+    series = {}
+    for label, (lines, name) in logs.items():
+        found = {line["step"]: line[name] for line in lines if line.get(name) is not None}
+        series[label] = {step: value for step, value in found.items() if math.isfinite(value)}
+    made = chart(title, "step", series)
+    for i, (label, (lines, name)) in enumerate(logs.items()):
+        step = best_step(lines)
+        if step in series[label] and name.startswith("val_"):
+            y = [series[label][step] if place == step else None for place in made["at"]]
+            made["series"].append({"label": f"{label}, best: step {step}", "y": y, "colour": i, "mark": True})
+    return made if made["at"] else None
 
 
-def scatter(points: Sequence[tuple[float, float, str]], x_name: str, y_name: str) -> str:
-    """Labelled points as an SVG picture that stands by itself; the axes begin at the smallest values."""
-    width, height, left, bottom = 760, 420, 60, 50
-    (x0, x1), (y0, y1) = ((min(v), max(v)) for v in ([p[0] for p in points], [p[1] for p in points]))
-    parts = [
-        f'<text x="{width / 2}" y="{height - 8}" text-anchor="middle">'
-        f"{html.escape(x_name)}, {x0:.3g} to {x1:.3g}</text>",
-        f'<text x="16" y="{height / 2}" text-anchor="middle" transform="rotate(-90 16 {height / 2})">'
-        f"{html.escape(y_name)}, {y0:.3g} to {y1:.3g}</text>",
-        f'<path d="M{left} 20 V{height - bottom} H{width - 20}" fill="none" stroke="#999"/>',
-    ]
-    for x, y, label in points:
-        at_x = left + 20 + (x - x0) / ((x1 - x0) or 1) * (width - left - 60)
-        at_y = height - bottom - 20 - (y - y0) / ((y1 - y0) or 1) * (height - bottom - 60)
-        # labels lean to the middle, so that none leaves the picture
-        side, shift = ("end", -8) if at_x > width / 2 else ("start", 8)
-        parts.append(f'<circle cx="{at_x:.1f}" cy="{at_y:.1f}" r="5" fill="#2468b0"/>')
-        parts.append(
-            f'<text x="{at_x + shift:.1f}" y="{at_y - 6:.1f}" text-anchor="{side}">{html.escape(label)}</text>'
-        )
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="system-ui,sans-serif" '
-        f'font-size="12"><rect width="100%" height="100%" fill="white"/>{"".join(parts)}</svg>\n'
-    )
+def best_step(lines: Sequence[dict[str, Any]]) -> int | None:
+    """The step of `best/`, from a run's log."""
+    return next((line["step"] for line in reversed(lines) if line.get("val_best_so_far")), None)
+
+
+def lengths(captions: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Percent of captions by their number of words, for each name."""
+    counts = {name: Counter(len(caption.split()) for caption in texts) for name, texts in captions.items()}
+    shares = {
+        name: {words: 100 * n / count.total() for words, n in sorted(count.items())} for name, count in counts.items()
+    }
+    return chart("captions by length, %", "words", shares, "bars")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -14,16 +16,19 @@ class Metric(NamedTuple):
         mean_of_images: whether the number is the mean of per-image scores, so that these can be drawn from for an
         interval.
         headline: whether it stands in short tables.
+        factor: from the scale in our files, that of `pycocoevalcap`, to the one that people are shown: hundredths,
+        as in papers.
     """
 
     title: str
     hub_type: str | None = None
     mean_of_images: bool = False
     headline: bool = True
+    factor: int = 100
 
 
 METRICS = {
-    "sacrebleu": Metric("sacreBLEU", "sacrebleu"),
+    "sacrebleu": Metric("sacreBLEU", "sacrebleu", factor=1),
     "Bleu_1": Metric("BLEU-1", headline=False),
     "Bleu_2": Metric("BLEU-2", headline=False),
     "Bleu_3": Metric("BLEU-3", headline=False),
@@ -34,3 +39,14 @@ METRICS = {
     "SPICE": Metric("SPICE", "spice", mean_of_images=True, headline=False),
 }
 HEADLINES = tuple(name for name, metric in METRICS.items() if metric.headline)
+
+
+def digits(name: str, interval: Sequence[float]) -> int:
+    """How many decimals of a metric's hundredths its 95% interval supports: so many that its width has two digits."""
+    width = METRICS[name].factor * (interval[1] - interval[0])
+    return min(2, max(0, 1 - math.floor(math.log10(width)))) if width > 0 else 1
+
+
+def hundredths(name: str, value: float | None, decimals: int = 0) -> str:
+    """A metric's value, on the scale of our files, as people are shown it: in hundredths."""
+    return "–" if value is None else f"{METRICS[name].factor * value:.{decimals}f}"

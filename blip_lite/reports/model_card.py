@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from blip_lite.reports.metric_names import METRICS
-from blip_lite.settings import FROM_SCRATCH, SPLITS
+from blip_lite.settings import FROM_SCRATCH, SPLITS, DecodingSettings, TrainConfig
 from blip_lite.storage import newest
 
+EXAMPLES = "examples"  # folder of a run: pictures that may be shown, by number, and captions.json
 SETTINGS = (
     "batch_size", "gradient_accumulation_steps", "learning_rate", "lr_schedule", "warmup_ratio", "weight_decay",
     "label_smoothing", "max_grad_norm", "max_length", "captions_per_image", "prompt", "freeze_vision",
     "mixed_precision", "seed",
 )  # fmt: skip
+DECODING = [field.name for field in dataclasses.fields(DecodingSettings)]
 
 
-def model_card(run: Path) -> str:
-    """The text of a run's `README.md`: YAML metadata and Markdown.
+def model_card(run: Path, verdicts: Sequence[Mapping[str, Any]] = ()) -> str:
+    """The text of a run's `README.md`: YAML metadata and Markdown. It names no place on this machine.
 
-    Reads `config.json`, the newest checkpoint's progress, `best/best.json` and `coco_metrics*.json`.
+    Reads `config.json`, the newest checkpoint's progress, the run's own evaluations, and the pictures in `examples/`.
+
+    Args:
+        verdicts: on the run's log, for as long as there is no evaluation, which has them too.
 
     Raises:
         OSError, ValueError: `config.json` is missing or damaged.
@@ -29,38 +38,40 @@ def model_card(run: Path) -> str:
     settings = about["settings"]
     last = newest(run)
     progress = json.loads((last / "state" / "progress.json").read_text("utf-8")) if last else {}
-    results = {}
-    for split in (*SPLITS, "all"):
-        path = run / f"coco_metrics{'' if split == 'test' else f'_{split}'}.json"
-        if path.is_file():
-            results[split] = json.loads(path.read_text("utf-8"))
+    results = own_results(run, about)
     base = None if settings["model"] in FROM_SCRATCH else settings["model"]
     name, machine = settings["run_name"] or run.resolve().name, about.get("hardware", {})
-    images = about["images"]
+    images, dataset = about["images"], public(settings["dataset"])
+    minutes = progress.get("seconds", 0) / 60
+    best = f"; best validation sacreBLEU {progress['best_bleu']:.1f} at step {progress['best_step']}"
     return "\n".join(
         [
             metadata(name, settings, base, progress, machine, results),
             f"# {name}",
             "",
             f"BLIP image captioning, {about['num_parameters'] / 1e6:.1f} million parameters, "
-            + (f"fine-tuned from `{base}`" if base else f"trained from nothing (`{settings['model']}`)")
-            + f" on {settings['dataset']} with blip_lite {about['versions']['blip_lite']}.",
+            + (f"fine-tuned from `{public(base)}`" if base else f"trained from nothing (`{settings['model']}`)")
+            + f" on {dataset} with blip_lite {about['versions']['blip_lite']}.",
             "",
             "## Results",
             "",
             *[line for split, result in results.items() for line in results_table(split, result)],
-            *([] if results else ["Not evaluated yet: `python evaluate.py`.", ""]),
+            *([] if results else ["Not evaluated yet: `python evaluate.py`.", "", *verdict_lines(verdicts)]),
+            *again(settings),
+            "## Examples",
+            "",
+            *examples(run, dataset),
             "## Data",
             "",
-            f"{settings['dataset']}, split by image: {images['train']} for training, "
-            f"{images['validation']} for validation "
+            f"{dataset}, split by image: {images['train']} for training, {images['validation']} for validation "
             f"(the best checkpoint was chosen on them), {images['test']} for testing. Fingerprint "
             f"`{about['data_fingerprint']}`.",
             "",
             "## Recipe",
             "",
-            f"{progress.get('step', 0)} optimizer steps, {progress.get('epoch', 0)} whole epochs; AdamW; "
-            f"best validation sacreBLEU {progress.get('best_bleu', -1):.2f} at step {progress.get('best_step', 0)}.",
+            f"{progress.get('step', 0)} optimizer steps, {progress.get('epoch', 0)} whole epochs; AdamW"
+            f"{best if progress.get('best_step') else ''}. "
+            f"Precision: {machine.get('precision') or 'not recorded'}.",
             "",
             *[f"- `{key}`: {settings[key]!r}" for key in SETTINGS],
             "",
@@ -68,37 +79,21 @@ def model_card(run: Path) -> str:
             "",
             f"{machine.get('processes', 1)} process(es), each on "
             f"{machine.get('device') or 'hardware that was not recorded'}; "
-            f"{progress.get('seconds', 0) / 3600:.2f} hours, all segments of the run together. "
-            f"{energy(progress, machine)}",
+            f"{f'{minutes:.2g} minutes' if minutes < 60 else f'{minutes / 60:.1f} hours'}, "
+            f"all segments of the run together. {energy(progress, machine)}",
             "",
             "## Use",
             "",
-            "```python",
-            "from blip_lite import Captioner",
-            "",
-            'Captioner.from_pretrained("THIS")("photo.jpg")',
-            "```",
-            "",
-            "```python",
-            "from PIL import Image",
-            "from transformers import BlipForConditionalGeneration, BlipProcessor",
-            "",
-            'processor = BlipProcessor.from_pretrained("THIS")',
-            'model = BlipForConditionalGeneration.from_pretrained("THIS")',
-            'inputs = processor(images=Image.open("photo.jpg").convert("RGB"), return_tensors="pt")',
-            "print(processor.decode(model.generate(**inputs, max_new_tokens=30)[0], skip_special_tokens=True))",
-            "```",
-            "",
-            "Meant for describing photographs like those it was trained on, with a person looking at the "
-            "result. Not meant for "
-            "identifying people, for medical or legal decisions, or as the only description where safety "
-            "depends on it.",
-            "",
+            *use(settings),
             "## Limits",
             "",
             "Captions are in lower case and in the language and style of the training captions. The model "
             "names what it saw often, may name what is not there, and repeats the biases of its data; none of this was "
             "measured here.",
+            "",
+            "## Licence",
+            "",
+            licence(base)[1],
             "",
             "## Versions",
             "",
@@ -108,17 +103,51 @@ def model_card(run: Path) -> str:
     )
 
 
+def public(name: str) -> str:
+    """A data set or checkpoint without the place where it lies on this machine."""
+    path = Path(name).expanduser()
+    return path.resolve().name if path.is_absolute() or path.exists() else name
+
+
+def own_results(run: Path, about: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The whole evaluations of `best` with the run's settings, by split. Versions before 0.3 put others in their
+    place, too."""
+    found = {}
+    for split in (*SPLITS, "all"):
+        path = run / f"coco_metrics{'' if split == 'test' else f'_{split}'}.json"
+        if not path.is_file():
+            continue
+        result = json.loads(path.read_text("utf-8"))
+        images = sum(about["images"][s] for s in (SPLITS if split == "all" else (split,)))
+        partial = result.get("left_out", len(result["failed_images"]) + result["num_images"] < images)
+        own = {name: about["settings"][name] for name in DECODING}
+        other = result.get("differs", {n: v for n, v in result["decoding"].items() if own.get(n, v) != v})
+        if not partial and not other and Path(result["checkpoint"]).name.removeprefix(".old-") == "best":
+            found[split] = result
+    return found
+
+
+def decimals(metric: str, result: dict[str, Any]) -> int:
+    """How many decimals a number is known to: two digits of half its interval. Without one, sacreBLEU's stands for
+    it, which is of the same images on another scale."""
+    interval, scale = result["intervals_95"].get(metric), 1
+    if interval is None:
+        interval, scale = result["intervals_95"]["sacrebleu"], 100
+    half = (interval[1] - interval[0]) / 2 / scale
+    return min(4, max(0, 1 - math.floor(math.log10(half)))) if half > 0 else 2
+
+
 def results_table(split: str, result: dict[str, Any]) -> list[str]:
-    """Markdown: the metrics, their intervals, and the baselines beside them."""
+    """Markdown: the metrics, their intervals, the baselines beside them, and what they say."""
     known = [name for name in METRICS if METRICS[name].hub_type and result.get(name) is not None]
     decoding = result["decoding"]
-    cell = lambda value: "–" if value is None else f"{value:.4g}"  # noqa: E731
     rows = {"this model": result, **result["baselines"]}
+    step = f", step {result['step']}" if result.get("step") is not None else ""
     lines = [
-        f"{split}: `{result['checkpoint']}`, {result['num_images']} images, {result['num_references']} "
+        f"{split}: `best`{step}, {result['num_images']} images, {result['num_references']} "
         f"references; {decoding['num_beams']} beams, at most "
-        f"{decoding['max_new_tokens']} new tokens, length penalty {decoding['length_penalty']:g}; "
-        f"`{result['sacrebleu_signature']}`.",
+        f"{decoding['max_new_tokens']} new tokens, length penalty {decoding['length_penalty']:g}, "
+        f"{result['dtype']}; `{result['sacrebleu_signature']}`.",
         "",
         "| | " + " | ".join(METRICS[name].title for name in known) + " |",
         "|---" * (len(known) + 1) + "|",
@@ -129,14 +158,102 @@ def results_table(split: str, result: dict[str, Any]) -> list[str]:
         "most_common_caption": "one caption for every image",
         "compare": "compared with",
     }
+    places = {name: decimals(name, result) for name in known}
     for name, row in rows.items():
-        values = " | ".join(cell(row.get(metric)) for metric in known)
-        lines.append(f"| {names.get(name, name)} | {values} |")
+        cells = ["–" if row.get(metric) is None else f"{row[metric]:.{places[metric]}f}" for metric in known]
+        lines.append(f"| {names.get(name, name)} | {' | '.join(cells)} |")
     intervals = [
-        f"{METRICS[n].title} {low:.4g} to {high:.4g}" for n, (low, high) in result["intervals_95"].items() if n in known
+        f"{METRICS[n].title} {low:.{places[n]}f} to {high:.{places[n]}f}"
+        for n, (low, high) in result["intervals_95"].items()
+        if n in known
     ]
     lines += ["", f"95% intervals: {', '.join(intervals)}.", ""]
+    if "verdicts" in result:
+        return lines + verdict_lines(result["verdicts"])
     return lines + [f"**Warning:** {warning}\n" for warning in result["warnings"]]
+
+
+def verdict_lines(verdicts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Markdown: a list of what the numbers say, with what to do."""
+    return [f"- **{v['name']}**: {v['text']}. {v['advice']}" for v in verdicts] + [""] * bool(verdicts)
+
+
+def again(settings: dict[str, Any]) -> list[str]:
+    """Markdown: the command that evaluates once more."""
+    defaults = TrainConfig().flat()
+    names = ("scenes", "dataset_config", "dataset_split", "split_scheme", "validation_share", "caption_column")
+    words = [f"--{n} {shlex.quote(str(settings[n]))}" for n in names if settings.get(n) != defaults[n]]
+    command = " ".join(["blip-lite evaluate --ckpt THIS --dataset", shlex.quote(public(settings["dataset"])), *words])
+    lines = ["To evaluate it:", "", "```bash", f"{command} --split test", "```", ""]
+    if settings["seed"] != defaults["seed"]:
+        lines += [
+            f"If the data name no splits, they were drawn with `--seed {settings['seed']}`, which only the run's folder "
+            "tells: `blip-lite evaluate --run RUN`.",
+            "",
+        ]
+    return lines
+
+
+def examples(run: Path, dataset: str) -> list[str]:
+    """Markdown: six pictures with their captions, where they may be shown."""
+    path = run / EXAMPLES / "captions.json"
+    if path.is_file():
+        captions = [caption.replace("|", r"\|") or "(empty)" for caption in json.loads(path.read_text("utf-8"))]
+        rows = []
+        for first in range(0, len(captions), 3):
+            numbers = range(first, min(first + 3, len(captions)))
+            rows.append([f"![test scene {n + 1}]({EXAMPLES}/{n + 1}.png)" for n in numbers])
+            rows.append([captions[n] for n in numbers])
+        lines = [f"| {' | '.join(row + [''] * (3 - len(row)))} |" for row in rows]
+        return ["Six test scenes, evenly spaced, not chosen:", "", lines[0], "|---|---|---|", *lines[1:], ""]
+    if dataset == "shapes":
+        return ["`blip-lite evaluate` adds six of the test scenes.", ""]
+    return [f"No pictures: whether those of {dataset} may be published is not known here.", ""]
+
+
+def use(settings: dict[str, Any]) -> list[str]:
+    """Markdown: how to caption with this package and with `transformers`."""
+    decoding = ", ".join(f"{name}={settings[name]!r}" for name in DECODING if name != "prompt")
+    text = f"text={settings['prompt']!r}, " if settings["prompt"] else ""
+    return [
+        "```python",
+        "from blip_lite import Captioner",
+        "",
+        'Captioner.from_pretrained("THIS")("photo.jpg")',
+        "```",
+        "",
+        "```python",
+        "from PIL import Image",
+        "from transformers import BlipForConditionalGeneration, BlipProcessor",
+        "",
+        'processor = BlipProcessor.from_pretrained("THIS")',
+        'model = BlipForConditionalGeneration.from_pretrained("THIS")',
+        f'inputs = processor(images=Image.open("photo.jpg").convert("RGB"), {text}return_tensors="pt")',
+        f"ids = model.generate(**inputs, {decoding})",
+        "print(processor.decode(ids[0], skip_special_tokens=True))",
+        "```",
+        "",
+        "`Captioner` takes the decoding settings from `generation_config.json` and the prompt from `captioning.json`. "
+        "BLIP's `generate` in `transformers` reads neither: without the settings above it decodes greedily, at most 20 "
+        "tokens.",
+        "",
+        "Meant for describing photographs like those it was trained on, with a person looking at the "
+        "result. Not meant for "
+        "identifying people, for medical or legal decisions, or as the only description where safety "
+        "depends on it.",
+        "",
+    ]
+
+
+def licence(base: str | None) -> tuple[str, str]:
+    """The Hub's name for the licence of the weights, and words about it."""
+    if base and base.startswith("Salesforce/blip-"):
+        return "bsd-3-clause", f"`{base}` is under the BSD 3-clause licence; the data have a licence of their own."
+    return "unknown", (
+        "Not chosen yet. Who publishes these weights names it in the field `license` above; the data"
+        + (" and the checkpoint that this began with have" if base else " have")
+        + " a say in it."
+    )
 
 
 def energy(progress: dict[str, Any], machine: dict[str, Any]) -> str:
@@ -159,24 +276,23 @@ def metadata(
     """The YAML block at the top, by `huggingface_hub`. There CO2 is in grams."""
     from huggingface_hub import EvalResult, ModelCardData
 
+    dataset = public(settings["dataset"])
     scores = [
         EvalResult(
-            task_type="image-to-text", dataset_type=settings["dataset"], dataset_name=settings["dataset"],
+            task_type="image-to-text", dataset_type=dataset, dataset_name=dataset,
             dataset_split=split, metric_type=str(METRICS[metric].hub_type),
-            metric_name=METRICS[metric].title, metric_value=result[metric],
+            metric_name=METRICS[metric].title, metric_value=round(result[metric], decimals(metric, result)),
         )
         for split, result in results.items()
         for metric in METRICS if METRICS[metric].hub_type and result.get(metric) is not None
     ]  # fmt: skip
-    more: dict[str, Any] = {}
+    more: dict[str, Any] = {"license": licence(base)[0]}
     if progress.get("co2_kg"):
         more["co2_eq_emissions"] = {
             "emissions": 1000 * progress["co2_kg"], "source": "codecarbon", "hardware_used": machine.get("device"),
             "training_type": "fine-tuning" if base else "pre-training",
         }  # fmt: skip
-    if base and base.startswith("Salesforce/blip-"):
-        more["license"] = "bsd-3-clause"
-    if base and not Path(base).exists():  # an id of the Hub
+    if base and public(base) == base:  # an id of the Hub
         more["base_model"] = base
     data = ModelCardData(
         model_name=name, library_name="transformers", pipeline_tag="image-to-text", tags=["blip", "image-captioning"],

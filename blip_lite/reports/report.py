@@ -2,101 +2,155 @@
 
 from __future__ import annotations
 
-import html
-import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from blip_lite.processing.images import ImageInput
-from blip_lite.reports.charts import curve, histogram
-from blip_lite.reports.metric_names import METRICS
-from blip_lite.reports.page import SEARCH, SORT, STYLE, thumbnail
+from blip_lite.processing.text import normalize_caption
+from blip_lite.reports.charts import curves, lengths
+from blip_lite.reports.metric_names import METRICS, digits, hundredths
+from blip_lite.reports.page import picture, render
 
-
-def metrics_table(result: dict[str, Any]) -> str:
-    """The numbers with their intervals, beside those of humans, of one caption for all, and of a second checkpoint."""
-    baselines = result["baselines"]
-    head = "".join(f"<th>{html.escape(name.replace('_', ' '))}</th>" for name in baselines)
-    rows = []
-    for name in METRICS:
-        value, interval = result.get(name), result["intervals_95"].get(name)
-        others = "".join(f"<td>{number(row.get(name))}</td>" for row in baselines.values())
-        between = f"{interval[0]:.4g} to {interval[1]:.4g}" if interval else ""
-        reason = html.escape(result.get("reasons", {}).get(name, ""))
-        rows.append(f"<tr><th>{name}</th><td>{number(value)}</td><td class=note>{between or reason}</td>{others}</tr>")
-    return f"<table><tr><th></th><th>this</th><th>95% interval</th>{head}</tr>{''.join(rows)}</table>"
-
-
-def spice_table(result: dict[str, Any]) -> str:
-    """SPICE's categories beside one human's on the same images; empty where SPICE was not computed."""
-    if not (spice := result.get("spice")):
-        return ""
-    human = (spice["human"] or {}).get("categories", {})
-    rows = "".join(
-        f"<tr><th>{name}</th><td>{number(each['f'])}</td><td>{number(human.get(name, {}).get('f'))}</td>"
-        f"<td>{each['images']}</td></tr>"
-        for name, each in spice["model"]["categories"].items()
-    )
-    left_out = f"; {len(spice['too_long'])} with a text of more than {spice['max_words']} words and "
-    left_out += f"{len(spice['failed'])} that failed are left out of both sides"
-    return (
-        f"<h2>SPICE by category</h2><p class=note>{spice['n']} of {spice['images']} images{left_out}</p>"
-        f"<table><tr><th></th><th>this</th><th>one human</th><th>images with any</th></tr>{rows}</table>"
-    )
-
-
-def number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}" if value < 10 else f"{value:.2f}"
+IMAGES = 1000
+# Of photographs, 1,000 of these are some 8 MB.
+THUMBNAIL = {"size": 224, "quality": 60}
+SYSTEMS = {
+    "human": "one human against the others",
+    "most_common_caption": "one caption for every image",
+    "base": "the untouched base",
+    "compare": "compared with",
+}
+ABOUT = (
+    "checkpoint", "checkpoint_sha256", "dataset", "split", "num_images", "num_references", "data_fingerprint", "dtype",
+    "decoding", "sacrebleu_signature",
+)  # fmt: skip
 
 
 def page(
     result: dict[str, Any],
-    rows: Sequence[tuple[ImageInput, str, str, Sequence[str], dict[str, float]]],
-    lines: Sequence[dict[str, Any]],
+    rows: Sequence[dict[str, Any]],
+    pictures: Mapping[str, Callable[[], ImageInput]],
+    log: Sequence[dict[str, Any]],
 ) -> str:
-    """One self-contained HTML page, to be searched and sorted; under 10 MB for 1,000 images.
+    """One self-contained HTML page, to be searched, filtered and sorted; under 10 MB for 1,000 images.
 
     Args:
         result: content of `coco_metrics.json`.
-        rows: (image, id, caption, references, scores by metric), worst first.
-        lines: of `metrics.jsonl`, for the curves.
+        rows: the lines of `captions.jsonl`; the worst and the best are shown.
+        pictures: what opens each image, by its id.
+        log: the lines of `metrics.jsonl`, for the curves.
     """
-    cards = []
-    for order, (image, image_id, caption, references, scores) in enumerate(rows):
-        items = "".join(f"<li>{html.escape(r)}</li>" for r in references)
-        values = "".join(f' data-{name.lower()}="{value:.4f}"' for name, value in scores.items())
-        values_shown = "  ".join(f"{name} {value:.2f}" for name, value in scores.items())
-        cards.append(
-            f'<div class=card data-order="{order}" data-words="{len(caption.split())}"{values}>'
-            f'<img loading=lazy src="{thumbnail(image, 176, 70)}">'
-            f"<b>{html.escape(caption) or '(empty)'}</b><ul>{items}</ul><span "
-            f"class=note>{html.escape(image_id)}<br>{values_shown}</span></div>"
-        )
-    title = html.escape(f"{result['dataset']}, {result['split']}: {result['num_images']} images")
-    curves = "".join(curve(lines, name) for name in ("loss", "val_loss", "val_bleu"))
-    words = histogram({
-        "this model": [len(row[2].split()) for row in rows],
- "references": [len(r.split()) for row in rows for r in row[3]],
-    })  # fmt: skip
-    said_words = Counter(word for row in rows for word in row[2].split())
-    known = Counter(word for row in rows for r in row[3] for word in r.lower().split())
-    common = "".join(f"<li>{n} × {html.escape(c)}</li>" for c, n in Counter(row[2] for row in rows).most_common(8))
-    groups = "  ".join(f"{name.replace('_', ' ')} {share:.1%}" for name, share in result["failure_groups"].items())
-    facts = ("checkpoint", "checkpoint_sha256", "decoding", "sacrebleu_signature", "data_fingerprint")
-    settings = html.escape(json.dumps({k: result[k] for k in facts if k in result}))
-    options = [("order", 1, "worst first (CIDEr)"), ("order", -1, "best first (CIDEr)"), ("words", 1, "shortest first")]
-    options += [(n.lower(), 1, f"lowest {n}") for n in ("METEOR", "ROUGE_L", "Bleu_4")] if rows and rows[0][4] else []
-    choices = "".join(f'<option value="{key} {sign}">{label}</option>' for key, sign, label in options)
-    warnings = "".join(f"<p><b>Warning:</b> {html.escape(warning)}</p>" for warning in result["warnings"])
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8">'
-        f"<title>{title}</title><style>{STYLE}</style><h1>{title}</h1>"
-        f"{warnings}{metrics_table(result)}{spice_table(result)}<p class=note>{settings}</p><p>{curves}{words}</p>"
-        f"<p>{len(said_words)} different words, where the references have {len(known)}; of these captions: {groups}, "
-        f"word for word a reference {result['exact_match_rate']:.1%}.</p><h2>The most frequent "
-        f"captions</h2><ul>{common}</ul>"
-        f"<h2>Images</h2><p><input id=find placeholder='search captions'> <select id=sort>{choices}</select> "
-        f"<span id=count class=note>{len(rows)} images</span></p><div class=cards>{''.join(cards)}</div>"
-        f"<script>{SEARCH}{SORT}</script></html>\n"
+    captions = [row["caption"] for row in rows]
+    references = [reference for row in rows for reference in row["references"]]
+    worst = sorted(rows, key=lambda row: row["scores"].get("CIDEr", 0.0))
+    shown = worst[: IMAGES // 2] + worst[-IMAGES // 2 :] if len(worst) > IMAGES else worst
+    charts = [
+        curves("loss", {"training": (log, "loss"), "validation": (log, "val_loss")}),
+        curves("validation sacreBLEU", {"sacreBLEU": (log, "val_bleu")}),
+        lengths({"this checkpoint": captions, "references": references}),
+    ]
+    groups = {name.replace("_", " "): share for name, share in result["failure_groups"].items()}
+    return render(
+        "report.html",
+        title=f"{result['dataset']}, {result['split']}: {result['num_images']} images",
+        result=result,
+        scores=scores(result),
+        spice=spice(result),
+        charts=[chart for chart in charts if chart],
+        settings=flat({name: result[name] for name in ABOUT if name in result}),
+        words={
+            "said": len({word for caption in captions for word in caption.split()}),
+            "known": len({word for reference in references for word in normalize_caption(reference, 10_000).split()}),
+            "common": [(n, caption or "(empty)") for caption, n in Counter(captions).most_common(8)],
+        },
+        shares=[*groups.items(), ("word for word a reference", result["exact_match_rate"])],
+        filters=FILTERS,
+        orders=list(orders(shown)),
+        cards=list(cards(shown, pictures)),
     )
+
+
+def scores(result: dict[str, Any]) -> dict[str, Any]:
+    """The table of metrics: this checkpoint with its intervals, beside humans, one caption for all, and others."""
+    systems, intervals = result["baselines"], result["intervals_95"]
+    rows, notes = [], []
+    for name, metric in METRICS.items():
+        # One without an interval of its own has the digits of sacreBLEU's: the same images, the same scale.
+        of = name if name in intervals else "sacrebleu"
+        decimals = digits(of, intervals[of])
+        own = hundredths(name, result.get(name), decimals)
+        if name in intervals:
+            low, high = (hundredths(name, end, decimals) for end in intervals[name])
+            own += f" ({low} to {high})"
+        elif reason := result.get("reasons", {}).get(name):
+            own += f" {reason}"
+        rows.append([metric.title, own, *(hundredths(name, each.get(name), decimals) for each in systems.values())])
+    for name, each in systems.items():
+        if about := each.get("caption") or each.get("checkpoint"):
+            notes.append(f"{SYSTEMS[name]}: {about}" + (f"; left out: {each['reason']}" if "reason" in each else ""))
+    return {"columns": ["", "this checkpoint", *(SYSTEMS[name] for name in systems)], "rows": rows, "notes": notes}
+
+
+def spice(result: dict[str, Any]) -> dict[str, Any] | None:
+    """SPICE's categories beside one human's on the same images; None where SPICE was not computed."""
+    if not (found := result.get("spice")):
+        return None
+    human = (found["human"] or {}).get("categories", {})
+    decimals = digits("SPICE", found["model"]["interval_95"])
+    rows = [
+        [name, *(hundredths("SPICE", side.get("f"), decimals) for side in (each, human.get(name, {}))), each["images"]]
+        for name, each in found["model"]["categories"].items()
+    ]
+    note = (
+        f"{found['n']} of {found['images']} images; {len(found['too_long'])} with a text of more than "
+        f"{found['max_words']} words and {len(found['failed'])} that failed are left out of both sides."
+    )
+    return {"rows": rows, "note": note}
+
+
+def flat(values: dict[str, Any]) -> list[tuple[str, Any]]:
+    """(name, value) of settings, those of a group one by one."""
+    pairs: list[tuple[str, Any]] = []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            pairs += flat(value)
+        else:
+            pairs.append((name.replace("_", " "), "none" if value in (None, "", []) else value))
+    return pairs
+
+
+FILTERS = (
+    ("", "all"),
+    ("exact", "word for word a reference"),
+    ("other", "not word for word a reference"),
+    ("shared", "captions of several images"),
+    ("empty", "empty captions"),
+)
+
+
+def orders(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    """(key and direction, label) of the ways to sort."""
+    yield from (("order 1", "worst first"), ("order -1", "best first"))
+    yield from (("words 1", "shortest first"), ("words -1", "longest first"))
+    for name in dict.fromkeys(name for row in rows for name in row["scores"]):
+        yield f"{name.lower()} 1", f"lowest {METRICS[name].title}"
+        yield f"{name.lower()} -1", f"highest {METRICS[name].title}"
+
+
+def cards(rows: Sequence[dict[str, Any]], pictures: Mapping[str, Callable[[], ImageInput]]) -> Iterator[dict[str, Any]]:
+    """Each image as the template shows it."""
+    often = Counter(row["caption"] for row in rows)
+    for row in rows:
+        caption = row["caption"]
+        exact = normalize_caption(caption) in map(normalize_caption, row["references"])
+        flags = {"exact": exact, "other": not exact, "shared": often[caption] > 1, "empty": not caption.strip()}
+        yield {
+            **row,
+            "src": picture(pictures[row["image_id"]], **THUMBNAIL),
+            "words": len(caption.split()),
+            "flags": " ".join(name for name, holds in flags.items() if holds),
+            "shown": ", ".join(
+                f"{METRICS[name].title} {hundredths(name, value)}" for name, value in row["scores"].items()
+            ),
+        }

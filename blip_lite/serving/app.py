@@ -1,97 +1,78 @@
-"""A page that captions photographs, as Hugging Face Spaces want it: `pip install "blip_lite[demo]"; blip-lite serve`.
+"""The page of `blip-lite serve`, as Hugging Face Spaces want it; needs `pip install "blip_lite[demo]"`.
 
-Requests that wait together are captioned together. It listens on this machine only, unless GRADIO_SERVER_NAME says
-otherwise, as it does in a Space.
+Its requests go the way of those over HTTP: within the same limits, and in batches with them.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import atexit
 import os
-from itertools import groupby
+import shutil
+import tempfile
+import time
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
-import torch
+from fastapi import FastAPI, HTTPException
 
-from blip_lite.captioner import Captioner
-from blip_lite.errors import ImageError
+from blip_lite.data.sources.shapes import draw_scene, scene_ids
+from blip_lite.processing.picture import Picture
+from blip_lite.serving.requests import LIMITS, MAX_BYTES, MAX_PROMPT
+from blip_lite.serving.schema import Failed, Parameters
+from blip_lite.serving.service import Service, told
 
-MAX_BEAMS, MAX_TOKENS, MAX_PROMPT = 10, 60, 100  # the last in characters
-
-
-def caption_batch(captioner: Captioner, *columns: list[Any]) -> list[list[Any]]:
-    """Caption several requests at once, those with the same settings in one batch. What is wrong with one is its
-    answer, and the others go on.
-
-    Args:
-        captioner: the model.
-        *columns: paths of images, prompts, numbers of beams and of tokens: one item a request.
-
-    Returns:
-        The captions; the tables of each beam's caption and score.
-    """
-    requests = list(zip(*columns, strict=True))
-    answers: list[tuple[str, list[list[Any]]]] = [("", [])] * len(requests)
-
-    positions = captioner.model.config.text.max_position_embeddings
-    room = [
-        positions - len(captioner.processor.prompt_ids((r[1] or captioner.processor.prompt)[:MAX_PROMPT]))
-        for r in requests
-    ]
-
-    def settings_of(i: int) -> tuple[int, int]:
-        beams, tokens = int(requests[i][2] or 1), int(requests[i][3] or 1)
-        return min(max(1, beams), MAX_BEAMS), min(max(1, tokens), MAX_TOKENS, max(1, room[i]))
-
-    for (beams, tokens), group in groupby(sorted(range(len(requests)), key=settings_of), settings_of):
-        pixels: dict[int, torch.Tensor] = {}
-        for i in group:
-            path, prompt = requests[i][0], requests[i][1] or ""
-            if path is None:
-                answers[i] = ("Choose a photograph first.", [])
-            elif len(prompt) > MAX_PROMPT or room[i] < 1:
-                answers[i] = (f"The prompt is too long ({len(prompt)} characters; {MAX_PROMPT} are allowed).", [])
-            else:
-                try:
-                    pixels[i] = captioner.processor.pixels(path)
-                except ImageError as error:
-                    answers[i] = (f"This image cannot be used: {str(error).removeprefix(f'{path}: ')}.", [])
-        if pixels:
-            own = captioner.settings()
-            settings = dataclasses.replace(
-                own,
-                num_beams=beams,
-                num_return_sequences=beams,
-                max_new_tokens=tokens,
-                min_new_tokens=min(own.min_new_tokens, tokens),
-            )
-            prompts = [requests[i][1] or None for i in pixels]
-            found = captioner.caption_and_score(torch.stack(list(pixels.values())), settings, prompts)
-            for i, pairs in zip(pixels, found, strict=True):
-                answers[i] = (pairs[0][0], [[text, round(score, 3)] for text, score in pairs])
-    return [[caption for caption, _ in answers], [table for _, table in answers]]
+MAX_BEAMS, MAX_TOKENS = LIMITS["num_beams"], LIMITS["max_new_tokens"]
 
 
-def page(captioner: Captioner, batch_size: int) -> gr.Blocks:
-    with gr.Blocks(title="blip_lite") as blocks:
-        gr.Markdown("# What is in this photograph?")
+async def caption(
+    service: Service, path: str | None, prompt: str, beams: float, tokens: float
+) -> tuple[str, list[list[Any]]]:
+    """The caption, and each beam's caption and score; what is wrong is the caption."""
+    if path is None:
+        return "Choose a photograph first.", []
+    values = {"num_beams": beams, "num_return_sequences": beams, "max_new_tokens": tokens, "prompt": prompt or None}
+    try:
+        with told():
+            parameters = Parameters.model_validate(values).model_dump(exclude_none=True)
+        end = time.monotonic() + service.options.timeout
+        [result] = await service.caption([Picture(path, Path(path).read_bytes)], parameters, end)
+    except HTTPException as error:
+        return f"No caption: {error.detail}.", []
+    if isinstance(result, Failed):
+        return f"This image cannot be used: {result.error}.", []
+    return result.caption, [[one.caption, round(one.score, 3)] for one in result.captions or [result]]
+
+
+def page(service: Service) -> gr.Blocks:
+    """The page; its examples are drawn."""
+    examples = Path(tempfile.mkdtemp(prefix="blip_lite-"))
+    atexit.register(shutil.rmtree, examples, ignore_errors=True)
+    for number, scene in enumerate(scene_ids(4, 0), 1):
+        draw_scene(scene, 256).save(examples / f"scene-{number}.png")
+    own = service.captioner.settings()
+    with gr.Blocks(title=f"blip_lite: {service.options.name}") as blocks:
+        gr.Markdown(f"# What is in this photograph?\nCaptions by **{service.options.name}**")
         with gr.Row():
             with gr.Column():
-                image = gr.Image(type="filepath", label="Photograph", height=380)
+                image: Any = gr.Image(type="filepath", label="Photograph", height=380, sources=["upload", "clipboard"])
+                # The file as it is: gradio opens it by itself, and ends in an error where that fails.
+                image.preprocess = lambda payload: payload and payload.path
+                gr.Examples([str(path) for path in sorted(examples.iterdir())], image, label="Drawn scenes to try")
                 prompt = gr.Textbox(
                     label="The caption shall begin with", placeholder="a photography of", max_length=MAX_PROMPT
                 )
-                own = captioner.settings()
                 beams = gr.Slider(
                     1, MAX_BEAMS, own.num_beams, step=1, label="Beams: how many captions are followed at a time"
                 )
-                tokens = gr.Slider(1, MAX_TOKENS, own.max_new_tokens, step=1, label="Longest caption, in tokens")
+                tokens = gr.Slider(
+                    1, MAX_TOKENS, min(own.max_new_tokens, MAX_TOKENS), step=1, label="Longest caption, in tokens"
+                )
                 button = gr.Button("Caption", variant="primary")
             with gr.Column():
-                caption = gr.Textbox(label="Caption", lines=3)
+                text = gr.Textbox(label="Caption", lines=3)
                 table = gr.Dataframe(
                     headers=["caption", "score"],
                     datatype=["str", "number"],
@@ -99,19 +80,22 @@ def page(captioner: Captioner, batch_size: int) -> gr.Blocks:
                     wrap=True,
                     label="All beams; the score is the mean log-probability of the tokens",
                 )
+
+        async def ask(path: str | None, prompt: str, beams: float, tokens: float) -> tuple[str, list[list[Any]]]:
+            return await caption(service, path, prompt, beams, tokens)
+
         gr.on(
             [button.click, image.upload],
-            lambda *columns: caption_batch(captioner, *columns),
+            ask,
             [image, prompt, beams, tokens],
-            [caption, table],
+            [text, table],
             api_name="caption",
-            batch=True,
-            max_batch_size=batch_size,
+            concurrency_limit=service.options.max_queue,  # what waits is captioned together
         )
     return blocks
 
 
-def serve(ckpt: str, batch_size: int) -> None:
-    """Load a checkpoint and answer until somebody stops it; at most `batch_size` images at a time."""
-    blocks = page(Captioner.from_pretrained(ckpt), batch_size)
-    blocks.queue(max_size=100).launch(max_file_size="20mb")
+def mount(app: FastAPI, service: Service) -> None:
+    """Show the page at `/`."""
+    blocks = page(service).queue(max_size=service.options.max_queue)
+    gr.mount_gradio_app(app, blocks, path="/", max_file_size=MAX_BYTES, footer_links=["gradio"], run_history=False)

@@ -8,9 +8,11 @@ from typing import Any
 
 from blip_lite.captioner import Captioner
 from blip_lite.errors import CheckpointError
+from blip_lite.evaluation.verdicts import of_log
 from blip_lite.model.generation import GenerationSettings
 from blip_lite.model.pretrained import DECODING, load_pretrained, save_pretrained
-from blip_lite.reports.model_card import model_card
+from blip_lite.reports.model_card import EXAMPLES, model_card
+from blip_lite.storage import read_metrics
 
 
 def export(ckpt: Path, to: Path) -> list[Path]:
@@ -29,7 +31,9 @@ def export(ckpt: Path, to: Path) -> list[Path]:
     save_pretrained(model, processor, to)
     run = ckpt.resolve().parent
     if (run / "config.json").is_file():
-        (to / "README.md").write_text(model_card(run), "utf-8", "backslashreplace")
+        (to / "README.md").write_text(model_card(run, of_log(read_metrics(run))), "utf-8", "backslashreplace")
+        if (run / EXAMPLES).is_dir():
+            shutil.copytree(run / EXAMPLES, to / EXAMPLES)
     for path in run.glob("coco_metrics*.json"):
         shutil.copy(path, to / path.name)
     loads_in_transformers(to)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import secrets
 import shutil
 import sys
@@ -38,12 +39,14 @@ def save(
     random_states: dict[str, Tensor],
     progress: dict[str, Any],
     keep: int,
+    average: Blip | None = None,
 ) -> Path:
     """Write `checkpoint-STEP`, then remove all but the newest `keep`.
 
     Args:
         random_states: by name; see `save_checkpoint`.
         progress: JSON, all else that resuming needs.
+        average: of the weights, with `--ema`.
     """
 
     def fill(work: Path) -> None:
@@ -51,6 +54,8 @@ def save(
         state = optimizer.state_dict()
         tensors = {f"optimizer.{i}.{k}": v.cpu() for i, values in state["state"].items() for k, v in values.items()}
         tensors.update({f"random.{name}": value for name, value in random_states.items()})
+        if average:
+            tensors.update({f"average.{name}": p.detach().cpu() for name, p in average.named_parameters()})
         (work / "state").mkdir()
         safetensors.torch.save_file(tensors, work / "state" / "tensors.safetensors")
         settings = {**progress, "param_groups": state["param_groups"]}
@@ -63,8 +68,11 @@ def save(
     return path
 
 
-def load(path: Path, model: Blip, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Put a checkpoint's weights and AdamW moments back.
+def load(
+    path: Path, model: Blip, optimizer: torch.optim.Optimizer, average: Blip | None = None
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Put a checkpoint's weights and AdamW moments back, and the average of the weights where there is one; without
+    one in the checkpoint, it begins with the weights.
 
     Returns:
         (progress, random states), as given to `save`.
@@ -84,15 +92,20 @@ def load(path: Path, model: Blip, optimizer: torch.optim.Optimizer) -> tuple[dic
     with torch.no_grad():  # in place: the optimizer and DDP hold these tensors
         for name, parameter in fresh.named_parameters():
             parameters[name].copy_(parameter)
+        for name, parameter in average.named_parameters() if average else ():
+            parameter.copy_(tensors.get(f"average.{name}", parameters[name]))
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith("optimizer."):
             _, index, key = name.split(".")
             state.setdefault(int(index), {})[key] = value
-    decay = [group["weight_decay"] for group in optimizer.param_groups]
+    now: list[dict[str, Any]] = [
+        {name: group[name] for name in ("weight_decay", "lr_scale") if name in group}
+        for group in optimizer.param_groups
+    ]
     optimizer.load_state_dict({"state": state, "param_groups": progress.pop("param_groups")})
-    for group, value in zip(optimizer.param_groups, decay, strict=True):  # as set now, not as saved
-        group["weight_decay"] = value
+    for group, values in zip(optimizer.param_groups, now, strict=True):  # as set now, not as saved
+        group.update(values)
     random_states = {n.removeprefix("random."): v for n, v in tensors.items() if n.startswith("random.")}
     return progress, random_states
 
@@ -132,7 +145,15 @@ def save_checkpoint(run: Run) -> bool:
         done = on_disk(
             f"checkpoint-{progress.step:06d}",
             lambda: save(
-                run.folder, progress.step, run.model, run.processor, run.optimizer, random_states, saved, keep
+                run.folder,
+                progress.step,
+                run.model,
+                run.processor,
+                run.optimizer,
+                random_states,
+                saved,
+                keep,
+                run.average.model if run.average else None,
             ),
         )
     accelerator.wait_for_everyone()
@@ -153,7 +174,7 @@ def resume(run: Run) -> Progress:
     path = Path(chosen[0])
     if not path.is_dir():
         raise CheckpointError(f"{path} is not on this machine: --output_dir must be one that all machines share")
-    saved, random_states = load(path, run.model, run.optimizer)
+    saved, random_states = load(path, run.model, run.optimizer, run.average.model if run.average else None)
     scaler = saved.pop("scaler")
     progress = Progress(**saved)
     if progress.world != accelerator.num_processes:
@@ -171,7 +192,12 @@ def resume(run: Run) -> Progress:
         accelerator.scaler.load_state_dict(scaler)
     best = run.folder / "best" / "best.json"
     if best.is_file() and json.loads(best.read_text("utf-8"))["step"] > progress.step:
-        progress.best_bleu, progress.best_step = -1.0, 0  # best/ is of a future that may not come again
+        progress.best_bleu, progress.best_cider, progress.best_loss, progress.best_step = (
+            -1.0,
+            -1.0,
+            math.inf,
+            0,
+        )  # best/ is of a future that may not come again
     accelerator.wait_for_everyone()  # all have read
     if settings.resume_from and accelerator.is_main_process:  # else the next --resume would find them
         for later in checkpoints(run.folder):

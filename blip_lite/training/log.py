@@ -77,7 +77,7 @@ class RunLog:
     def training(self, lr: float, grad_norm: Tensor, bad_images: int) -> None:
         """A line with the means since the last one."""
         progress = self.run.progress
-        seconds = time.perf_counter() - self.since
+        seconds, elapsed = time.perf_counter() - self.since, time.perf_counter() - self.run.begun
         loss = (self.accelerator.reduce(self.loss, "sum") / self.targets.clamp(min=1)).item()
         values = {
             "epoch": progress.epoch + progress.batches / self.run.batches_per_epoch,
@@ -86,6 +86,7 @@ class RunLog:
             "grad_norm": grad_norm.item() if torch.isfinite(grad_norm) else None,
             "images_per_second": self.images / seconds,
             "tokens_per_second": self.targets.item() / seconds,
+            "seconds": elapsed,
             "seconds_per_step": seconds / max(1, progress.step - self.last_step),
             "data_wait_share_of_seconds": self.waited / seconds,
             "memory_gb": peak_memory(self.accelerator.device) / 1e9,
@@ -93,9 +94,12 @@ class RunLog:
             "bad_images": bad_images,
         }
         self._write(progress.step, values)
+        done = progress.step / self.run.total_steps
+        left = elapsed * (1 - done) / done / 60
+        how_far = f"  {done:.0%}, {left:.1f} min left" if self.bar.disable else ""  # on a terminal the bar tells
         self._say(
             f"step {progress.step}  epoch {values['epoch']:.2f}  loss {loss:.4f}  lr {lr:.2e}  "
-            f"{values['images_per_second']:.1f} images/s"
+            f"{values['images_per_second']:.1f} images/s{how_far}"
         )
         self.loss.zero_()
         self.targets.zero_()
@@ -104,11 +108,14 @@ class RunLog:
     def evaluation(self, values: dict[str, Any], samples: list[tuple[Picture, str]], improved: bool) -> None:
         """A line with validation's numbers; on the dashboards, the same few images each time with their captions."""
         progress = self.run.progress
-        self._write(progress.step, {"epoch": progress.epoch + progress.batches / self.run.batches_per_epoch, **values})
+        about = {"epoch": progress.epoch + progress.batches / self.run.batches_per_epoch}
+        seconds = time.perf_counter() - self.run.begun
+        self._write(progress.step, {**about, **values, "val_best_so_far": improved, "seconds": seconds})
         if self.dashboard and self.accelerator.is_main_process:
             self._try(lambda: self._show(progress, values, samples))
         self._say(
-            f"step {progress.step}  validation loss {values['val_loss']:.4f}  sacreBLEU {values['val_bleu']:.2f}"
+            f"step {progress.step}  validation loss {values['val_loss']:.4f}  sacreBLEU {values['val_bleu']:.2f}  "
+            f"CIDEr {values['val_cider']:.3f}"
             f"{'  (best so far)' if improved else ''}  {values['val_seconds']:.0f} s"
         )
         if values["val_commonest_caption"] > 0.5 and values["val_images"] > 4:
@@ -198,6 +205,8 @@ class RunLog:
                 picture.thumbnail((256, 256))
                 table.add_data(split, example.image_id, wandb.Image(picture), " | ".join(example.captions))
         run.log({"data/first_look": table, "step": self.run.progress.step})
+        if (sheet := self.run.folder / "augmented.png").is_file():
+            run.log({"data/augmented": wandb.Image(str(sheet)), "step": self.run.progress.step})
 
     def _wandb(self) -> Any:
         """The W&B run, on the main process, if there is one."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import math
 import secrets
+import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -19,16 +20,17 @@ from torch.utils.data import DataLoader
 from blip_lite.data.batches import Batch, epoch_batches, epoch_order, loader
 from blip_lite.data.look import FEW
 from blip_lite.errors import Stopped, TrainingError
+from blip_lite.evaluation.verdicts import of_log, say
 from blip_lite.reports.model_card import model_card
 from blip_lite.settings import OptimisationSettings, TrainConfig
-from blip_lite.storage import newest, write_text
+from blip_lite.storage import command, newest, read_metrics, write_text
 from blip_lite.training.bad_images import BadImages
 from blip_lite.training.checkpoint import on_disk, resume, save_best, save_checkpoint
 from blip_lite.training.feature_cache import cache_features
 from blip_lite.training.log import RunLog
 from blip_lite.training.run import Progress, Run
 from blip_lite.training.run_dir import check_output, open_run, scenes_of
-from blip_lite.training.setup import co2_meter, hardware, prepare, start
+from blip_lite.training.setup import co2_meter, hardware, prepare, show_augmentation, start
 from blip_lite.training.signals import Stop
 from blip_lite.training.validate import validate
 
@@ -97,7 +99,7 @@ def train_step(run: Run, window: list[Batch], lr: float) -> Step:
     accelerator, settings = run.accelerator, run.config.optimisation
     # The loss is the mean over every target token of the effective batch, so count them first: over
     # all micro-batches, and all processes.
-    targets = torch.tensor(sum(batch.num_targets() for batch in window), device=accelerator.device)
+    targets = torch.full((), sum(batch.num_targets() for batch in window), device=accelerator.device)
     targets = accelerator.reduce(targets, "sum").clamp(min=1)
     total = torch.zeros((), device=accelerator.device)
     run.ddp.train()
@@ -109,9 +111,11 @@ def train_step(run: Run, window: list[Batch], lr: float) -> Step:
         total += loss.detach()
     grad_norm = accelerator.clip_grad_norm_(run.ddp.parameters(), settings.max_grad_norm or math.inf)
     for group in run.optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["lr_scale"]
     run.skips.step(run.optimizer, grad_norm)  # unless the gradient is not finite
     run.optimizer.zero_grad()
+    if run.average:
+        run.average.update(run.model, run.progress.step + 1)
     return Step(total, targets, grad_norm)
 
 
@@ -160,6 +164,8 @@ def begin(run: Run, stop: Stop) -> RunLog:
         run.progress = resume(run)
     if config.model.freeze_vision and config.model.feature_cache_gb and run.total_steps > run.steps_per_epoch:
         run.train_set.features = cache_features(run, stop.here)
+    if config.regularisation.augment and accelerator.is_main_process:
+        show_augmentation(run, run.folder / "augmented.png")
     if accelerator.is_main_process:
         run.meter, run.co2_before = co2_meter(config.run.country), run.progress.co2_kg
     run.begun = time.perf_counter() - run.progress.seconds
@@ -209,26 +215,33 @@ def evaluate_and_keep_best(run: Run, log: RunLog, stop: Stop) -> None:
     if found is None:
         return
     run.evaluation, samples = found
-    progress, bleu, loss = run.progress, run.evaluation["val_bleu"], run.evaluation["val_loss"]
-    by_loss = chosen_by_loss(run)
-    improved = loss < progress.best_loss if by_loss else bleu > progress.best_bleu
-    improved = improved or not progress.best_step
+    progress, metric, evaluation = run.progress, best_metric(run), run.evaluation
+    bleu, cider, loss = evaluation["val_bleu"], evaluation["val_cider"], evaluation["val_loss"]
+    better = {
+        "sacrebleu": bleu > progress.best_bleu,
+        "cider": cider > progress.best_cider,
+        "loss": loss < progress.best_loss,
+    }
+    improved = better[metric] or not progress.best_step
+    progress.not_better = 0 if improved else progress.not_better + 1
     if improved and run.accelerator.is_main_process:
-        why = {"step": progress.step, **run.evaluation}
-        improved = on_disk("best/", lambda: save_best(run.folder, run.model, run.processor, why))
+        why = {"step": progress.step, "chosen_by": metric, **evaluation}
+        improved = on_disk("best/", lambda: save_best(run.folder, run.shown, run.processor, why))
     if improved:
-        progress.best_bleu, progress.best_step = bleu, progress.step
-        if by_loss:  # a loss that is no number is beaten by any
+        progress.best_bleu, progress.best_cider, progress.best_step = bleu, cider, progress.step
+        if metric == "loss":  # a loss that is no number is beaten by any
             progress.best_loss = loss if math.isfinite(loss) else sys.float_info.max
     progress.validation_due = False
-    log.evaluation(run.evaluation, samples, improved)
+    log.evaluation(evaluation, samples, improved)
 
 
-def chosen_by_loss(run: Run) -> bool:
-    """Of few images, the loss says more than a score: it is a mean over tokens. Not in a run that began with a version
-    that did not know this."""
+def best_metric(run: Run) -> str:
+    """What chooses the best: as asked for, else sacreBLEU; of few images the loss, which says more than a score, as it
+    is a mean over tokens. Not in a run that began with a version that did not know this."""
+    if run.config.run.best_metric != "auto":
+        return run.config.run.best_metric
     began_by_score = run.progress.best_step and run.progress.best_loss == math.inf
-    return len(run.data.splits["validation"]) < FEW and not began_by_score
+    return "loss" if len(run.data.splits["validation"]) < FEW and not began_by_score else "sacrebleu"
 
 
 def save(run: Run, log: RunLog) -> None:
@@ -253,17 +266,26 @@ def close(run: Run, log: RunLog, lock: Any) -> dict[str, Any]:
     if run.meter:
         run.meter.stop()
     if lock:
-        on_disk("README.md", lambda: write_text(run.folder / "README.md", model_card(run.folder)))
+        said = of_log(read_metrics(run.folder))
+        on_disk("README.md", lambda: write_text(run.folder / "README.md", model_card(run.folder, said)))
+        for line in say(said):
+            run.accelerator.print(line)
         lock.close()
     if run.stopped and (not run.finished or progress.validation_due):
         run.accelerator.print(
             f"stopped at step {progress.step} of {run.total_steps}{', saved' * (progress.step > 0)}; --resume goes on"
         )
         raise Stopped(run.stopped)
-    score = f"sacreBLEU {progress.best_bleu:.2f}"
-    score += f" (chosen by its loss, {progress.best_loss:.4f})" if chosen_by_loss(run) else ""
+    metric, patience = best_metric(run), run.config.regularisation.patience
+    score = f"sacreBLEU {progress.best_bleu:.2f}, CIDEr {progress.best_cider:.3f}"
+    score += f" (chosen by its loss, {progress.best_loss:.4f})" if metric == "loss" else f" (chosen by {metric})"
+    if progress.step < run.total_steps and not run.stopped:
+        run.accelerator.print(f"stopped early: no better one in {patience} validations (--patience)")
     run.accelerator.print(
         f"done in {progress.seconds:.0f} s: best validation {score} at step {progress.best_step}, "
         f"in {run.folder / 'best'}"
     )
+    names = ("best", "metrics.jsonl", "config.json", "README.md")
+    run.accelerator.print(f"written: {', '.join(str(run.folder / name) for name in names)}")
+    run.accelerator.print(f"next: {command('evaluate')} --run {shlex.quote(str(run.folder))}")
     return {**run.evaluation, "best_bleu": progress.best_bleu, "best_step": progress.best_step}

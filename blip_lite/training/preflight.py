@@ -21,7 +21,7 @@ from blip_lite.settings import TrainConfig
 from blip_lite.training.log import peak_memory
 from blip_lite.training.loop import train_step, windows
 from blip_lite.training.run import Run
-from blip_lite.training.setup import prepare, start
+from blip_lite.training.setup import prepare, show_augmentation, start
 
 
 def sanity(config: TrainConfig, seconds: float = 60) -> dict[str, Any]:
@@ -127,6 +127,8 @@ def plan(config: TrainConfig) -> dict[str, Any]:
     config = config.resolved()
     config.validate()
     run = prepare(config, start(config))
+    if config.regularisation.augment and run.accelerator.is_main_process:
+        show_augmentation(run, run.folder.with_name(f"{run.folder.name}-augmented.png"))
     batch_size, accumulation = config.loading.batch_size, run.accumulation
     # what a batch takes is its number of captions times its longest
     size = {i: len(p.captions) * max(map(len, p.captions)) for i, p in enumerate(run.train_set.examples)}
@@ -139,8 +141,8 @@ def plan(config: TrainConfig) -> dict[str, Any]:
         began = time.perf_counter()
         try:
             loss = train_step(run, window, float(config.optimisation.learning_rate or 0)).loss.item()  # waits for it
-        except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError, and the CPU's plain RuntimeError
-            if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "allocate" not in str(error):
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
                 raise
             raise TrainingError(f"plan: {out_of_memory(config)}") from error
         if not math.isfinite(loss):
@@ -185,6 +187,15 @@ def outlook(run: Run, seconds_per_step: float, longest: int) -> dict[str, Any]:
             "another --output_dir."
         )
     return result
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, in any of its forms: torch.OutOfMemoryError, cuBLAS and cuDNN that find no room for
+    themselves, torch.AcceleratorError, and the CPU's plain RuntimeError."""
+    told = ("out of memory", "alloc_failed", "can't allocate memory")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and any(words in str(error).lower() for words in told)
+    )
 
 
 def out_of_memory(config: TrainConfig) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from dataclasses import dataclass, field
@@ -31,6 +32,8 @@ class Progress:
     best_bleu: float = -1.0
     best_step: int = 0
     best_loss: float = math.inf  # of validation, where it decides
+    best_cider: float = -1.0
+    not_better: int = 0  # validations in a row without a better one
     validation_due: bool = False  # the run was stopped before or in the validation of this step
     skipped: int = 0  # updates left out because the gradient was not finite
     seconds: float = 0.0  # of all segments of the run
@@ -50,13 +53,12 @@ class Skips:
 
     def step(self, optimizer: Any, grad_norm: Tensor) -> None:
         """`optimizer.step()`, unless the gradient is not finite."""
-        if self.accelerator.scaler:  # fp16: the scaler looks, and lowers its scale
-            optimizer.step()
-            bad = torch.tensor(float(self.accelerator.optimizer_step_was_skipped), device=self.count.device)
-        else:  # the fused AdamW's own switch, made for scalers: nothing changes where `found_inf` is 1
-            bad = (~torch.isfinite(grad_norm)).float()
+        bad = (~torch.isfinite(grad_norm)).float()
+        # The fused AdamW's own switch: nothing changes where `found_inf` is 1. In fp16 the scaler sets it, and lowers
+        # its scale; as it then leaves nothing out itself, Accelerate's `optimizer_step_was_skipped` is never true.
+        if not self.accelerator.scaler:
             optimizer.optimizer.grad_scale, optimizer.optimizer.found_inf = None, bad
-            optimizer.step()
+        optimizer.step()
         self.count = self.count + bad
         self.row = (self.row + 1) * bad
 
@@ -67,6 +69,25 @@ class Skips:
 
     def in_a_row(self) -> int:
         return int(self.row)
+
+
+class Average:
+    """An exponential average of the weights (Polyak and Juditsky 1992): what is validated, and kept as best, where
+    `--ema` asks for it.
+
+    Attributes:
+        model: with the averaged weights, on the device of the trained one, in float32.
+    """
+
+    def __init__(self, model: Blip, decay: float) -> None:
+        self.model, self.decay = copy.deepcopy(model).eval().requires_grad_(False), decay
+
+    @torch.no_grad()
+    def update(self, model: Blip, step: int) -> None:
+        """Take in the weights after optimizer step `step` (from 1). The first steps count for more, as the average
+        would else hold the untrained weights for 1 / (1 - decay) steps."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - decay)
 
 
 @dataclass
@@ -85,6 +106,7 @@ class Run:
     batches_per_epoch: int  # forward passes of each process
     steps_per_epoch: int
     total_steps: int
+    average: Average | None = None  # of the weights, with --ema
     progress: Progress = field(default_factory=Progress)
     evaluation: dict[str, Any] = field(default_factory=dict)  # the last validation's numbers
     begun: float = field(default_factory=time.perf_counter)  # of this segment, less the seconds of those before
@@ -115,5 +137,11 @@ class Run:
         return self.config.loading.batch_size * self.accelerator.num_processes * self.accumulation
 
     @property
+    def shown(self) -> Blip:
+        """The model that is validated and kept as best."""
+        return self.average.model if self.average else self.model
+
+    @property
     def finished(self) -> bool:
-        return self.progress.step >= self.total_steps
+        patience = self.config.regularisation.patience
+        return self.progress.step >= self.total_steps or bool(patience and self.progress.not_better >= patience)

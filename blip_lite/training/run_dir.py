@@ -36,7 +36,15 @@ MUST_NOT_CHANGE = (
     "weight_decay",
     "label_smoothing",
     "max_grad_norm",
+    "image_size",
+    "augment",
+    "dropout",
+    "ema",
+    "vision_learning_rate_factor",
+    "layer_decay",
 )
+# Of these, those with which the optimizer holds its moments in other groups.
+OTHER_MOMENTS = ("freeze_vision", "vision_learning_rate_factor", "layer_decay")
 
 
 FORGETTABLE = (
@@ -72,10 +80,10 @@ def check_output(run: Path, config: TrainConfig) -> None:
         earlier, now = before.flat(), config.flat()
         changed = {n: (earlier[n], now[n]) for n in MUST_NOT_CHANGE}
         wrong = [f"{n} was {old!r}, is now {new!r}" for n, (old, new) in changed.items() if old != new]
-        if wrong and (not config.run.allow_config_change or before.model.freeze_vision != config.model.freeze_vision):
+        if wrong and (not config.run.allow_config_change or any(earlier[n] != now[n] for n in OTHER_MOMENTS)):
             raise ConfigError(
                 f"--resume: {run} would become another run: {'; '.join(wrong)}. --allow_config_change does "
-                "it all the same (not for freeze_vision: other weights have moments)"
+                "it all the same (not for freeze_vision and rates of layers: other weights have moments)"
             )
 
 

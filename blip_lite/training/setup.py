@@ -8,15 +8,18 @@ import importlib.util
 import math
 import os
 import platform
+import re
 import subprocess
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, set_seed
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, set_seed
 
 from blip_lite.captioner import cores
+from blip_lite.data.augment import sheet
 from blip_lite.data.batches import Captions, epoch_batches, workers_that_fit
 from blip_lite.data.dataset import DataSet
 from blip_lite.data.load import load_data
@@ -25,12 +28,16 @@ from blip_lite.errors import CheckpointError, ConfigError
 from blip_lite.evaluation.captions import decoding
 from blip_lite.model.blip import Blip
 from blip_lite.model.from_scratch import from_scratch
-from blip_lite.model.pretrained import load_pretrained
+from blip_lite.model.pretrained import load_pretrained, resize
 from blip_lite.processing.processor import Processor
 from blip_lite.processing.text import normalize_caption
-from blip_lite.settings import FROM_SCRATCH, OptimisationSettings, TrainConfig, did_you_mean
+from blip_lite.settings import FROM_SCRATCH, OptimisationSettings, RegularisationSettings, TrainConfig, did_you_mean
 from blip_lite.storage import newest
-from blip_lite.training.run import Run, Skips
+from blip_lite.training.checkpoint import on_disk
+from blip_lite.training.run import Average, Run, Skips
+
+# How long processes wait for one that works alone, on a download or a save; NCCL's own limit is ten minutes.
+LONGEST_ALONE = timedelta(hours=24)
 
 
 def start(config: TrainConfig) -> Accelerator:
@@ -49,6 +56,7 @@ def start(config: TrainConfig) -> Accelerator:
         mixed_precision=pick_precision(config.model.mixed_precision),
         log_with=config.run.dashboards() or None,
         project_dir=config.run.output_dir,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_ALONE)],
     )
     if (
         accelerator.device.type == "cuda"
@@ -93,7 +101,12 @@ def hardware(accelerator: Accelerator) -> dict[str, Any]:
             query = ["nvidia-smi", "--query-gpu=power.limit", "--format=csv,noheader,nounits"]
             found = subprocess.run(query, capture_output=True, text=True, check=False).stdout.splitlines()
             watts = float((found or [""])[0])
-    return {"device": name, "processes": accelerator.num_processes, "board_power_watts": watts}
+    return {
+        "device": name,
+        "processes": accelerator.num_processes,
+        "precision": precision(accelerator),
+        "board_power_watts": watts,
+    }
 
 
 def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
@@ -104,6 +117,7 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
         accelerator.print(f"{data.name}: {note}")
     sizes = ", ".join(f"{split} {len(pictures)} images" for split, pictures in data.splits.items())
     accelerator.print(f"{data.name}: {sizes}")
+    accelerator.print(f"{config.model.model}: loading the model")
     model, processor = build_model(config, data)
     for line in first_look(data, processor, config.optimisation):
         accelerator.print(f"{data.name}: {line}")
@@ -111,10 +125,7 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
         refuse_what_is_no_caption(data)
     generation = decoding(config.decoding, model, processor)
     size = sum(p.numel() for p in model.parameters()) / 1e6
-    precision = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}.get(
-        accelerator.mixed_precision, accelerator.mixed_precision
-    )
-    accelerator.print(f"{config.model.model}: {size:.1f}M parameters, {accelerator.device}, {precision}")
+    accelerator.print(f"{config.model.model}: {size:.1f}M parameters, {accelerator.device}, {precision(accelerator)}")
     asked = int(config.loading.num_workers or 0)
     if (workers := workers_that_fit(asked, config.loading.batch_size, processor.image_size)) < asked:
         accelerator.print(
@@ -124,18 +135,33 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
     optimisation, batch_size = config.optimisation, config.loading.batch_size
     train_set = Captions(data.splits["train"], processor, config.decoding.prompt, optimisation.max_length)
     train_set.captions_per_image, train_set.seed = optimisation.captions_per_image, optimisation.seed
+    train_set.augment = config.regularisation.augment
 
     # The learning rate is set at each step by `learning_rate`: nothing else is scheduled.
     model.to(accelerator.device)
-    ddp, optimizer = accelerator.prepare(model, build_optimizer(model, optimisation))
+    average = Average(model, config.regularisation.ema) if config.regularisation.ema else None
+    ddp, optimizer = accelerator.prepare(model, build_optimizer(model, optimisation, config.regularisation))
     rank, world = accelerator.process_index, accelerator.num_processes
     per_epoch = len(epoch_batches(range(len(train_set)), batch_size, rank, world))
     steps_per_epoch = math.ceil(per_epoch / int(optimisation.gradient_accumulation_steps or 1))
     total_steps = optimisation.max_steps or steps_per_epoch * int(optimisation.epochs or 0)
     return Run(
         config, accelerator, data, train_set, model, ddp, optimizer, Skips(accelerator), generation,
-        per_epoch, steps_per_epoch, total_steps,
+        per_epoch, steps_per_epoch, total_steps, average,
     )  # fmt: skip
+
+
+def show_augmentation(run: Run, path: Path) -> None:
+    """Write a picture of what `--augment` makes of the first training images."""
+    examples, seed = run.data.splits["train"], run.config.optimisation.seed
+    if on_disk(str(path), lambda: sheet(examples, run.processor.image_size, seed, path)):
+        run.accelerator.print(f"what --augment makes of the first images: {path}")
+
+
+def precision(accelerator: Accelerator) -> str:
+    """What is computed in."""
+    name = accelerator.mixed_precision
+    return {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}.get(name, name)
 
 
 def pick_precision(mixed_precision: str) -> str | None:
@@ -187,6 +213,10 @@ def build_model(config: TrainConfig, data: DataSet) -> tuple[Blip, Processor]:
         raise ConfigError(
             f"--prompt leaves no room for a caption within --max_length {config.optimisation.max_length} tokens"
         )
+    if config.model.image_size:
+        resize(model, processor, config.model.image_size)
+    if config.regularisation.dropout is not None:
+        model.set_dropout(config.regularisation.dropout)
     processor.max_words = config.optimisation.max_words
     decoding = dataclasses.asdict(config.decoding)  # travels with every checkpoint
     processor.prompt, processor.decoding = decoding.pop("prompt"), decoding
@@ -196,11 +226,34 @@ def build_model(config: TrainConfig, data: DataSet) -> tuple[Blip, Processor]:
     return model, processor
 
 
-def build_optimizer(model: Blip, settings: OptimisationSettings) -> torch.optim.AdamW:
-    """AdamW; weight decay on matrices and embeddings, none on biases and norms."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+def build_optimizer(
+    model: Blip, settings: OptimisationSettings, regularisation: RegularisationSettings
+) -> torch.optim.AdamW:
+    """AdamW; weight decay on matrices and embeddings, none on biases and norms.
+
+    Each group has, besides torch's values, `lr_scale`: its share of the learning rate.
+    """
+    shares = {name: learning_rate_share(name, model, regularisation) for name, _ in model.named_parameters()}
+    groups = []
+    for share in sorted(set(shares.values()), reverse=True):
+        trained = [p for name, p in model.named_parameters() if p.requires_grad and shares[name] == share]
+        matrices, vectors = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
+        groups += [
+            {"params": matrices, "weight_decay": settings.weight_decay, "lr_scale": share},
+            {"params": vectors, "weight_decay": 0.0, "lr_scale": share},
+        ]
+    groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=float(settings.learning_rate or 0), betas=(0.9, 0.999), fused=True)
+
+
+def learning_rate_share(name: str, model: Blip, settings: RegularisationSettings) -> float:
+    """Of the learning rate, that a parameter learns at: each layer `layer_decay` of the one above it (Clark et al.
+    2020, https://arxiv.org/abs/2003.10555), counted in each half from its own top, where embeddings lie below the
+    first layer; the image encoder `vision_learning_rate_factor` of that. Word embeddings are the vocabulary head, too,
+    and learn as it does."""
+    vision = name.startswith("vision_model.")
+    layers = len(model.vision_model.encoder.layers if vision else model.text_decoder.layers)
+    layer = re.search(r"encoder\.layers?\.(\d+)\.", name)
+    below = layers - 1 - int(layer[1]) if layer else layers if ".embeddings." in name else 0
+    below = 0 if "word_embeddings" in name else below
+    return settings.layer_decay**below * (settings.vision_learning_rate_factor if vision else 1)

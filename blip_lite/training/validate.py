@@ -1,4 +1,4 @@
-"""Loss and sacreBLEU of the validation images."""
+"""Loss, sacreBLEU and CIDEr of the validation images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from blip_lite.captioner import Captioner
 from blip_lite.data.batches import Captions, epoch_batches, loader
 from blip_lite.errors import TrainingError
 from blip_lite.evaluation.captions import caption_batch, gather_captions
-from blip_lite.evaluation.metrics import failure_groups, sacrebleu
+from blip_lite.evaluation.metrics import cider, failure_groups, sacrebleu
 from blip_lite.processing.picture import Picture
 from blip_lite.training.run import Run
 
@@ -23,7 +23,7 @@ SAMPLE_IMAGES = 16  # validation images whose captions are shown at each validat
 def validate(
     run: Run, stopping: Callable[[], int] = lambda: 0
 ) -> tuple[dict[str, Any], list[tuple[Picture, str]]] | None:
-    """Loss and sacreBLEU on the validation images, shared out among the processes; and the first few with their
+    """Loss, sacreBLEU and CIDEr on the validation images, shared out among the processes; and the first few with their
     captions. None if `stopping()` said so meanwhile.
 
     The captions are made from pixels alone: `caption_batch` has no argument for a reference.
@@ -31,7 +31,7 @@ def validate(
     start = time.perf_counter()
     config, accelerator, processor = run.config, run.accelerator, run.processor
     prompt, examples = config.decoding.prompt, run.data.splits["validation"]
-    model = accelerator.unwrap_model(run.ddp).eval()
+    model = run.shown.eval()
     captioner = Captioner(model, processor)
     rank, world = accelerator.process_index, accelerator.num_processes
     batches = epoch_batches(range(len(examples)), config.loading.batch_size, rank, world)
@@ -45,23 +45,27 @@ def validate(
             return None
         with accelerator.autocast():
             loss, targets = model(*batch.to(accelerator.device))
-            sums += torch.stack([loss.float(), targets.float()])
+            sums[0] += loss
+            sums[1] += targets
             mine += caption_batch(captioner, batch, indices, run.generation, prompt)
     loss_sum, num_targets = accelerator.reduce(sums, "sum").tolist()
     captions, failures = gather_captions(mine, failed, [e.image_id for e in examples])
     if not captions:
         raise TrainingError(f"no validation image could be decoded, e.g. {next(iter(failures.values()))}")
-    bleu = sacrebleu(list(captions.values()), [e.captions for e in examples if e.image_id in captions])
+    references = {e.image_id: list(e.captions) for e in examples if e.image_id in captions}
+    bleu = sacrebleu(list(captions.values()), list(references.values()))
     groups = failure_groups(list(captions.values()))
     loss = loss_sum / max(1, num_targets)
     evaluation = {
         "val_loss": loss,
         "val_bleu": bleu["score"],
         "val_bleu_signature": bleu["signature"],
+        "val_cider": cider(captions, references),
         "val_images": len(captions),
         "val_failed_images": len(failures),
         "val_commonest_caption": groups["commonest_caption"],
         "val_repetition": groups["repetition"],
+        "val_distinct_captions": len(set(captions.values())),
         "val_seconds": time.perf_counter() - start,
     }
     return evaluation, [(e, captions[e.image_id]) for e in examples if e.image_id in captions][:SAMPLE_IMAGES]

@@ -30,11 +30,10 @@ from blip_lite.errors import DataError, ImageError
 from blip_lite.processing.download import cached
 from blip_lite.processing.images import IMAGE_SUFFIXES
 from blip_lite.processing.picture import Picture
+from blip_lite.processing.text import NULLS
 from blip_lite.settings import DataSettings
 
 T = TypeVar("T")
-
-NULLS = {"", "nan", "none", "null", "<na>", "n/a", "na", "#n/a", "-nan"}  # how programs write a cell that is empty
 
 # A text that several files swallowed: the name of an image and a separator, in a line of its own.
 _SWALLOWED = re.compile(r"\n[^\n]*\.(?:jpe?g|png|webp|bmp|gif|tiff?)[\"']?\s*(?:[,;|\t\n]|\Z)", re.IGNORECASE)
@@ -148,10 +147,10 @@ def image_path(root: Path, name: str, where: str) -> tuple[str, Path]:
     An absolute path that lies elsewhere and is not here (of another machine, of Label Studio) becomes one below
     `root`; `file.in_right_folder` finds what part of it is in the data set. Raises DataError.
     """
-    name = name.strip()
+    name = unescaped(name.strip())
     if "\\" in name and "/" not in name:  # written on Windows
         name = name.replace("\\", "/")
-    if "?d=" in name:  # Label Studio's local files
+    if "/?d=" in name:  # Label Studio's local files
         name = unquote(name.partition("?d=")[2])
     name = re.sub(r"^[A-Za-z]:/", "/", name)
     if name.startswith("/") and not name.startswith(os.path.abspath(root)) and not os.path.exists(name):
@@ -160,6 +159,11 @@ def image_path(root: Path, name: str, where: str) -> tuple[str, Path]:
         raise DataError(f"{where}: {name[:60]!r} is no path: its name is too long. Is it base64, or a text?")
     path = inside(root, name, where)
     return unicodedata.normalize("NFC", os.path.normpath(name)), with_suffix(path)
+
+
+def unescaped(name: str) -> str:
+    r"""`caf\udce9.png`, as our own tables write a file name that is no UTF-8, is that name again."""
+    return re.sub(r"\\u(dc[89a-f][0-9a-f])", lambda found: chr(int(found[1], 16)), name)
 
 
 def with_suffix(path: Path) -> Path:

@@ -1,0 +1,56 @@
+"""What a request may hold, wherever one is answered: images as base64, their sizes, the bounds of its settings."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+from PIL import Image
+
+from blip_lite.errors import ImageError, TooLarge
+from blip_lite.processing.images import FORMATS, not_an_image
+
+MAX_IMAGES = 32  # a request
+MAX_BYTES = 20 * 2**20  # an image
+MAX_PIXELS = 50_000_000  # an image
+MAX_PROMPT = 100  # characters
+LIMITS = {"num_beams": 10, "max_new_tokens": 60, "num_return_sequences": 10, "top_k": 1000}
+URL_SECONDS = 10.0  # for one image
+
+URL_SAFE = str.maketrans("-_", "+/")
+
+
+def from_base64(text: str) -> bytes:
+    """The bytes of a base64 text: of either alphabet, in lines or in one, padded or not, by itself or in a `data:` URL.
+
+    Raises:
+        ImageError: it is none.
+    """
+    if text[:5].lower() == "data:":
+        text = text.partition(",")[2]
+    letters = "".join(text.split()).translate(URL_SAFE)
+    try:
+        return base64.b64decode(letters + "=" * (-len(letters) % 4), validate=True)
+    except ValueError:
+        raise ImageError("not valid base64") from None
+
+
+def look(data: bytes) -> bytes:
+    """The bytes of an image, after a look at its size; nothing is decoded yet.
+
+    Raises:
+        TooLarge: more bytes or pixels than are taken.
+        ImageError: not an image.
+    """
+    if len(data) > MAX_BYTES:
+        raise TooLarge(f"{len(data)} bytes; at most {MAX_BYTES}")
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+    except Image.DecompressionBombError as error:
+        raise TooLarge(str(error)) from error
+    except Exception:  # Pillow raises many kinds
+        raise ImageError(not_an_image(data)) from None
+    if width * height > MAX_PIXELS:
+        raise TooLarge(f"{width} x {height} pixels; at most {MAX_PIXELS}")
+    return data

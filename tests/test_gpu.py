@@ -1,0 +1,220 @@
+"""What can be proved of a GPU without one (see `emulated_gpu.py`); and the same counts where there is one."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+
+from blip_lite.cli import main
+from blip_lite.data.batches import Batch
+from blip_lite.model.generation import STEPS_A_LOOK, GenerationSettings, generate
+from blip_lite.training.loop import SKIPS_IN_A_ROW, epoch, train_step
+from blip_lite.training.run import Run
+from blip_lite.training.setup import prepare, start
+from conftest import make_hf, tiny_config
+from emulated_gpu import EmulatedGPU
+from test_generation import prompts
+from test_model import ours
+
+CUDA = torch.device("cuda", 0)
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+SETTINGS = {
+    "beams": GenerationSettings(max_new_tokens=12, num_beams=5),
+    "late beams": GenerationSettings(max_new_tokens=12, num_beams=3, early_stopping=False, min_new_tokens=2),
+    "greedy": GenerationSettings(max_new_tokens=12, num_beams=1),
+    "sampling": GenerationSettings(
+        max_new_tokens=12, num_beams=1, do_sample=True, top_k=20, top_p=0.9, num_return_sequences=2, seed=1
+    ),
+}
+
+
+def banned(ids: Any) -> list[int]:
+    return [ids[-1], 7]
+
+
+def decode(settings: GenerationSettings, device: str, forbidden: Any = None) -> Callable[[], Any]:
+    """A call that captions 6 images."""
+    model = ours(make_hf(1, sep_bias=2, layers=1)).to(device)
+    pixels = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(1)).to(device)
+    prompt = prompts(6, 2).to(device)
+    return lambda: generate(model, pixels, prompt, settings, forbidden)
+
+
+@pytest.mark.parametrize("forbidden", [None, banned])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_decoding_waits_only_to_look_and_gives_the_tokens_of_the_cpu(name: str, forbidden: Any) -> None:
+    settings = SETTINGS[name]
+    expected = decode(settings, "cpu", forbidden)()
+    with EmulatedGPU() as gpu:
+        call = decode(settings, "cuda", forbidden)
+        with gpu.counting() as waits:
+            found = call()
+        sequences, scores = found.sequences.cpu(), found.scores.cpu()
+    assert sequences.tolist() == expected.sequences.tolist()
+    assert torch.equal(scores, expected.scores)
+    assert len({tuple(row).index(3) if 3 in row else 0 for row in sequences[:, 0, 2:].tolist()}) > 2, (
+        "nothing ends early"
+    )
+    reads = {what: sum(n for (w, _), n in waits.items() if w == what) for what, _ in waits}
+    assert reads.pop("_local_scalar_dense", 0) + reads.pop("is_nonzero", 0) <= 11 // STEPS_A_LOOK
+    assert reads.pop("tolist", 0) <= (12 if forbidden else 0)  # what was said so far, once a step
+    assert not reads, waits
+
+
+def tiny_run(tmp_path: Path, **changes: Any) -> Run:
+    config = tiny_config(tmp_path, **changes).resolved()
+    return prepare(config, start(config))
+
+
+def windows(run: Run, steps: int) -> list[list[Batch]]:
+    """Of two batches each, pinned where there is a GPU, as the loader does."""
+    batches = list(epoch(run))[: 2 * steps]
+    if run.accelerator.device.type == "cuda":
+        batches = [batch.pin_memory() for batch in batches]
+    return [batches[at : at + 2] for at in range(0, 2 * steps, 2)]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_training_step_never_waits_and_gives_the_weights_of_the_cpu(tmp_path: Path, checkpointing: bool) -> None:
+    options = {
+        "mixed_precision": "no",
+        "batch_size": 3,
+        "gradient_checkpointing": checkpointing,
+        "label_smoothing": 0.1,
+    }
+    here = tiny_run(tmp_path, **options)
+    expected = [train_step(here, window, 1e-3) for window in windows(here, 2)]
+    with EmulatedGPU() as gpu, mock.patch.object(Accelerator, "device", CUDA):
+        run = tiny_run(tmp_path, **options)
+        assert run.model.device == CUDA
+        batches = windows(run, 2)
+        first = train_step(run, batches[0], 1e-3)
+        with gpu.counting() as waits:
+            second = train_step(run, batches[1], 1e-3)
+        assert not waits
+        assert first.loss.item() == expected[0].loss.item() and second.loss.item() == expected[1].loss.item()
+        weights = {name: value.cpu() for name, value in run.model.state_dict().items()}
+    for name, value in here.model.state_dict().items():
+        assert torch.equal(weights[name], value), name
+
+
+def test_steps_that_fp16_leaves_out_are_counted_in_a_row_too(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path, batch_size=1)
+    run.accelerator.scaler = torch.amp.GradScaler("cpu")
+    run.optimizer = AcceleratedOptimizer(run.optimizer.optimizer, scaler=run.accelerator.scaler)
+    run.accelerator._optimizers = [run.optimizer]
+    run.accelerator.native_amp, run.accelerator.state._mixed_precision = True, "fp16"
+    window, unscale = windows(run, 1)[0], run.accelerator.scaler.unscale_
+    weight = run.model.text_decoder.cls.predictions.bias
+    try:
+        train_step(run, window, 1e-3)
+        assert (run.skips.take(), run.skips.in_a_row()) == (0, 0)
+        before, scale = weight.clone(), run.accelerator.scaler.get_scale()
+        with mock.patch.object(
+            run.accelerator.scaler, "unscale_", lambda one: (weight.grad.fill_(torch.inf), unscale(one))
+        ):
+            for _ in range(SKIPS_IN_A_ROW):
+                train_step(run, window, 1e-3)
+        assert torch.equal(weight, before) and run.accelerator.scaler.get_scale() == scale / 2**SKIPS_IN_A_ROW
+        assert run.skips.in_a_row() == SKIPS_IN_A_ROW and run.skips.take() == SKIPS_IN_A_ROW
+    finally:
+        run.accelerator.state._mixed_precision = "no"
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (torch.AcceleratorError("CUDA error: out of memory", 2), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: 9 bytes"), True),
+        (MemoryError(), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (RuntimeError("shapes cannot be multiplied"), False),
+    ],
+)
+def test_memory_that_ran_out_is_one_line_of_advice(
+    error: Exception, expected: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("blip_lite.training.loop.train", mock.Mock(side_effect=error))
+    command = ["train", "--dataset", "shapes", "--model", "tiny"]
+    if not expected:
+        with pytest.raises(RuntimeError):
+            main(command)
+        return
+    assert main(command) == 1
+    assert "Try --gradient_checkpointing, or --batch_size 8" in capsys.readouterr().err
+
+
+def test_the_emulated_gpu_keeps_the_rules() -> None:
+    with EmulatedGPU() as gpu:
+        x, here = torch.arange(4.0, device="cuda"), torch.arange(4.0)
+        assert x.device == CUDA and x.is_cuda and (x + 1).device == CUDA and x[:2].view(2, 1).device == CUDA
+        assert not here.is_cuda and here.device.type == "cpu"
+        for mixed in (lambda: x + here, lambda: x + x.to("cuda:1"), lambda: torch.cat([x, here])):
+            with pytest.raises(RuntimeError, match="same device"):
+                mixed()
+        with pytest.raises(TypeError, match="numpy"):
+            x.numpy()
+        gpu.waits.clear()
+        assert (x * 2).sum() + torch.zeros((), device="cuda") is not None
+        x[torch.arange(2, device="cuda")].float()
+        here.pin_memory().to("cuda", non_blocking=True)
+        assert not gpu.waits
+        for waiting in (
+            lambda: x[x > 1],
+            lambda: bool((x > 1).all()),
+            lambda: x.sum().item(),
+            lambda: x.nonzero(),
+            lambda: torch.tensor(1, device="cuda"),
+            lambda: here.to("cuda", non_blocking=True),
+            lambda: here.pin_memory().to("cuda"),
+            lambda: x.cpu(),
+            lambda: x.tolist(),
+            lambda: x[torch.tensor([1, 2])],
+            lambda: torch.multinomial(x, 1),
+        ):
+            before = sum(gpu.waits.values())
+            waiting()
+            assert sum(gpu.waits.values()) > before
+
+
+def real_waits(call: Callable[[], Any]) -> int:
+    """How often a call makes the host wait for the GPU that is here."""
+    torch.cuda.synchronize()
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            call()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return sum("synchronizing CUDA operation" in str(one.message) for one in found)
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_gpu_here_is_waited_for_as_often_as_the_emulated_one(name: str) -> None:
+    with EmulatedGPU() as gpu:
+        call = decode(SETTINGS[name], "cuda")
+        with gpu.counting() as waits:
+            call()
+    call = decode(SETTINGS[name], "cuda")
+    call()
+    assert real_waits(call) == sum(waits.values())
+
+
+@needs_gpu
+def test_a_training_step_never_waits_for_the_gpu_here(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path)
+    first, second = windows(run, 2)
+    train_step(run, first, 1e-3)
+    assert real_waits(lambda: train_step(run, second, 1e-3)) == 0

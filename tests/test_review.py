@@ -1,0 +1,448 @@
+"""The page to correct captions: its table is a data set, nothing that was decided is lost, and keys and clicks do it."""
+
+from __future__ import annotations
+
+import csv
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from blip_lite.captioning.inputs import in_folder
+from blip_lite.captioning.journal import to_line
+from blip_lite.captioning.review import Review, items_of, one_line, read_captions, wrong_with
+from blip_lite.cli import main
+from blip_lite.data.sources.shapes import draw_scene, scene_captions, scene_ids
+from blip_lite.errors import CheckpointError, ConfigError, DataError
+from blip_lite.processing.picture import Picture
+from blip_lite.reports.review import review_page
+from conftest import ROOT, free_port, load
+
+HOSTILE = "</script><script>document.title='hit'</script> \"quoted\" 'it' 🐕 & <b>"
+
+
+def write_captions(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    path = folder / "captions.jsonl"
+    path.write_text("".join(map(to_line, rows)), "utf-8")
+    return path
+
+
+@pytest.fixture
+def captions(tmp_path: Path) -> Path:
+    """Twelve captioned scenes: a flagged one, a hostile one, two alike, an empty one, one that could not be read."""
+    (tmp_path / "photos").mkdir()
+    rows = []
+    for number, scene in enumerate(scene_ids(12, 5)):
+        draw_scene(scene, 32).save(tmp_path / "photos" / f"{number:02d}.png")
+        row = {"image": f"photos/{number:02d}.png", "caption": scene_captions(scene)[0], "score": -0.1 - number / 100}
+        rows.append(row)
+    rows[4]["review"] = ["star"]
+    rows[5]["caption"] = HOSTILE
+    rows[6]["caption"] = rows[7]["caption"]
+    rows[8]["caption"] = ""
+    rows[9] = {"image": "photos/09.png", "caption": None, "error": "not an image"}
+    return write_captions(tmp_path, rows)
+
+
+def keys(job: Review) -> dict[str, str]:
+    return {Path(item.picture.image_id).name: item.key for item in job.items}
+
+
+# The table
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    names=st.lists(
+        st.one_of(st.text(max_size=12), st.binary(max_size=8).map(os.fsdecode), st.sampled_from(["a,b", 'c"d', " e", "f\\g", "C:h", "x?d=y", "nan", "-", "é", "e\u0301"])),
+        min_size=2, max_size=5,
+    ),
+    texts=st.lists(st.one_of(st.text(min_size=1, max_size=30), st.sampled_from(["none", "['a']", "a, \"b\"", "=1+1", "2"])), min_size=5, max_size=5),
+    elsewhere=st.booleans(),
+)  # fmt: skip
+def test_what_is_approved_is_what_training_reads(names: list[str], texts: list[str], elsewhere: bool) -> None:
+    with tempfile.TemporaryDirectory() as path:
+        folder = Path(path)
+        table = folder / ("other" if elsewhere else "") / "reviewed.csv"
+        table.parent.mkdir(exist_ok=True)
+        (folder / "photos").mkdir()
+        for number, name in enumerate(names):
+            file = folder / "photos" / (re.sub(r"[\0/]", "_", name) + f"{number}.png")
+            try:
+                Image.new("RGB", (4, 4), (number, 0, 0)).save(file, "PNG")
+            except (OSError, UnicodeEncodeError):  # a name that no file can have
+                assume(False)
+        pictures = list(in_folder(str(folder / "photos"), Counter()))
+        rows = [{"image": os.path.relpath(str(p.image), path), "caption": "a dog"} for p in pictures]
+        assume(rows)
+        expected: dict[bytes, list[str]] = {}
+        with Review(write_captions(folder, rows), table) as job:
+            for item, text in zip(job.items, texts, strict=False):
+                assert bool(item.problem) == bool(re.search(r"[\r\n]", str(item.picture.image)))
+                caption = [line for line in [one_line(text)] if line]
+                if item.problem or wrong_with(caption):
+                    with pytest.raises(ConfigError):
+                        job.decide(item.key, "approved", [text])
+                else:
+                    job.decide(item.key, "approved", [text])
+                    expected[Path(str(item.picture.image)).read_bytes()] = caption
+            then = job.then()
+        assume(len(expected) > 1)
+        root = {"image_root": str(folder / "photos")} if elsewhere else {}
+        assert ("--image_root" in then) == elsewhere
+        data = load(table, **root)
+        found = {Path(str(p.image)).read_bytes(): list(p.captions) for part in data.splits.values() for p in part}
+        assert found == expected
+
+
+def test_rejected_pictures_are_not_trained_on_and_are_counted(captions: Path, tmp_path: Path) -> None:
+    output = tmp_path / "reviewed.csv"
+    with Review(captions, output) as job:
+        by_name = keys(job)
+        job.decide(by_name["00.png"], "approved", ["a dog", "a brown dog"])  # two captions of one picture
+        job.decide(by_name["01.png"], "rejected", [])
+        job.decide(by_name["02.png"], "approved", ["a cat"])
+        job.decide(by_name["03.png"], "approved", ["undone"])
+        job.decide(by_name["03.png"], "", [])
+        assert job.progress() == "2 of 11 approved, 1 rejected"
+        with pytest.raises(ConfigError, match="no such picture"):
+            job.decide(by_name["09.png"], "approved", ["a dog"])  # it could not be read
+    data = load(output)
+    assert sorted(p.captions for part in data.splits.values() for p in part) == [("a cat",), ("a dog", "a brown dog")]
+    assert any("1 captions are marked as rejected; left out" in note for note in data.notes)
+
+
+def test_the_doubtful_come_first_and_a_table_is_read_like_lines(captions: Path, tmp_path: Path) -> None:
+    items = read_captions(captions)
+    doubts = {Path(i.picture.image_id).name: i.doubts for i in items if i.doubts}
+    assert doubts == {
+        "04.png": ["star"],
+        "06.png": ["2 pictures have this caption"],
+        "07.png": ["2 pictures have this caption"],
+        "08.png": ["empty caption"],
+        "10.png": ["score in the lowest tenth"],
+        "11.png": ["score in the lowest tenth"],
+    }
+    first = [Path(i.picture.image_id).name for i in sorted(items, key=lambda i: i.order)]
+    assert set(first[:6]) == set(doubts) and first[0] == "11.png" and first[-1] == "09.png"
+
+    from blip_lite.captioning.outputs import to_csv
+
+    to_csv(captions, tmp_path / "captions.csv")
+    for one, other in zip(items, read_captions(tmp_path / "captions.csv"), strict=True):
+        assert (one.key, one.machine, one.score, one.doubts, one.problem) == (other.key, other.machine, other.score, other.doubts, other.problem)  # fmt: skip
+
+
+def test_what_is_no_file_of_captions_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = {"a.txt": "x", "b.jsonl": '{"image_id": 1}\n', "c.jsonl": "", "d.csv": "image,caption\nnowhere.png,a dog\n", "e.jsonl": "{\n{}\n"}  # fmt: skip
+    for name, text in bad.items():
+        (tmp_path / name).write_text(text)
+        assert main(["review", str(tmp_path / name)]) == 2
+        assert capsys.readouterr().err.startswith(f"error: {tmp_path / name}")
+    assert main(["review", str(tmp_path / "missing.csv")]) == 2 and "missing.csv" in capsys.readouterr().err
+
+
+# Nothing is lost, nothing of others is written over
+
+
+def test_the_files_of_others_stay(captions: Path, tmp_path: Path) -> None:
+    output = tmp_path / "reviewed.csv"
+    output.write_text("image,caption\nmine.png,my own\n")
+    with pytest.raises(ConfigError, match="is there, but reviewed.csv.jsonl"):
+        Review(captions, output)
+    output.unlink()
+    with Review(captions, output) as job:
+        job.decide(keys(job)["00.png"], "approved", ["a dog"])
+    output.write_text(output.read_text() + "photos/05.png,by hand,false,\n")
+    with pytest.raises(ConfigError, match="was changed by something else"):
+        Review(captions, output)
+    assert "by hand" in output.read_text()
+
+
+def test_sidecars(captions: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    machine = json.loads(captions.read_text("utf-8").splitlines()[1])["caption"]
+    (photos / "01.txt").write_text(machine + "\n")  # of `caption --sidecar`
+    (photos / "02.txt").write_text("somebody else's\n")
+    with Review(captions, tmp_path / "reviewed.csv", ".txt") as job:
+        by_name = keys(job)
+        assert (
+            job.decide(by_name["00.png"], "approved", ["a dog"]) == "" and (photos / "00.txt").read_text() == "a dog\n"
+        )
+        job.decide(by_name["01.png"], "rejected", [])
+        assert not (photos / "01.txt").exists()
+        assert "stays as it is" in job.decide(by_name["02.png"], "approved", ["a dog"])
+        assert (photos / "02.txt").read_text() == "somebody else's\n"
+    (photos / "00.txt").unlink()  # as if killed before it was written
+    with Review(captions, tmp_path / "reviewed.csv", ".txt") as job:
+        assert (photos / "00.txt").read_text() == "a dog\n"
+        job.decide(keys(job)["00.png"], "approved", ["two dogs"])
+        assert (photos / "00.txt").read_text() == "two dogs\n"
+
+
+@contextmanager
+def served(captions: Path, output: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The command, and the address that it prints."""
+    command = [sys.executable, "-m", "blip_lite", "review", str(captions), "--output", str(output), *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=captions.parent, env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+    try:
+        assert process.stdout
+        lines = iter(process.stdout.readline, "")
+        yield process, next(found[0] for line in lines if (found := re.search(r"http://\S+", line)))
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stdout
+        process.stdout.close()
+
+
+def ask(url: str, path: str = "", body: Any = None, **headers: str) -> tuple[int, bytes]:
+    host, _, token = url.removeprefix("http://").rstrip("/").partition("/")
+    connection = http.client.HTTPConnection(host, timeout=20)
+    data = body if isinstance(body, (bytes, type(None))) else json.dumps(body).encode()
+    kinds = {"Content-Type": "application/json", **{k.replace("_", "-"): v for k, v in headers.items()}}
+    connection.request("GET" if body is None else "POST", f"/{token}/{path}", data, kinds)
+    answer = connection.getresponse()
+    found = answer.status, answer.read()
+    connection.close()
+    return found
+
+
+def test_the_server_saves_survives_a_kill_and_refuses_strangers(captions: Path, tmp_path: Path) -> None:
+    output = tmp_path / "reviewed.csv"
+    by_name = {Path(i.picture.image_id).name: i.key for i in read_captions(captions)}
+
+    def decided(name: str, status: str = "approved", text: str = "a dog") -> dict[str, Any]:
+        return {"key": by_name[name], "status": status, "captions": [text]}
+
+    with served(captions, output) as (process, url):
+        assert ask(url, "decide", decided("00.png"))[0] == 200
+        assert ask(url, "decide", decided("01.png", "rejected"))[0] == 200
+        process.kill()
+    assert len(list(csv.DictReader(output.open()))) == 2
+    with open(tmp_path / "reviewed.csv.jsonl", "ab") as journal:  # killed while it wrote
+        journal.write(b'{"status": "appro')
+    port = free_port()
+    with served(captions, output, "--port", str(port)) as (process, url):
+        status, page = ask(url)
+        assert status == 200 and url.startswith(f"http://127.0.0.1:{port}/")
+        assert page.count(b'data-status="approved"') == 1 and page.count(b'data-status="rejected"') == 1
+        assert ask(url, f"picture/{by_name['00.png']}")[1][:3] == b"\xff\xd8\xff"
+        assert ask(url, f"picture/{by_name['00.png']}x")[0] == 404 and ask(url, "../captions.jsonl")[0] == 404
+        with pytest.raises(CheckpointError, match="is being written by another process"):
+            Review(captions, output)
+        # strangers
+        body = decided("02.png")
+        assert (
+            ask(url[:-5] + "x/", "decide", body)[0] == 403 and ask(f"http://127.0.0.1:{port}", "decide", body)[0] == 403
+        )
+        assert ask(url, "decide", body, Origin="https://evil.example")[0] == 403
+        assert ask(url, "decide", body, Origin="null")[0] == 403
+        assert ask(url, Host=f"evil.example:{port}")[0] == 403
+        # nonsense
+        assert ask(url, "decide", body, Content_Type="text/plain")[0] == 404
+        assert (
+            ask(url, "decide", b"{" * 10_000)[0] == 400 and ask(url, "decide", b"x", Content_Length="2000000")[0] == 413
+        )
+        assert ask(url, "decide", {**body, "status": "maybe"})[0] == 400
+        for text in ("...", "none", "['a']"):
+            assert ask(url, "decide", decided("02.png", text=text))[0] == 400
+        assert len(list(csv.DictReader(output.open()))) == 2
+        assert ask(url, "decide", decided("02.png"), Origin=f"http://127.0.0.1:{port}")[0] == 200
+        process.send_signal(signal.SIGINT)
+        assert process.stdout
+        last = process.stdout.read()
+        assert process.wait(10) == 0 and "2 of 11 approved, 1 rejected" in last
+        assert f"blip-lite train --dataset {output} --model CHECKPOINT" in last
+    assert [row["is_rejected"] for row in csv.DictReader(output.open())] == ["false", "true", "false"]
+
+
+def test_a_full_disk_loses_no_decision(captions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Review(captions, tmp_path / "reviewed.csv") as job:
+        job.decide(keys(job)["00.png"], "approved", ["a dog"])
+
+        def full(descriptor: int) -> None:
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+            patch.setattr(os, "fsync", full)
+            job.decide(keys(job)["01.png"], "approved", ["a cat"])
+        job.decide(keys(job)["02.png"], "approved", ["a cow"])
+    with Review(captions, tmp_path / "reviewed.csv") as job:
+        assert [one.captions for one in job.decided.values()] == [["a dog"], ["a cow"]]
+
+
+# The page
+
+
+def test_a_page_of_a_thousand_pictures_is_below_10_mb(tmp_path: Path) -> None:
+    noise = Image.effect_noise((200, 150), 90).convert("RGB")  # worse than a photograph
+    noise.save(tmp_path / "noise.jpg", quality=90)
+    rows = []
+    for number in range(1001):
+        os.link(tmp_path / "noise.jpg", tmp_path / f"{number:04d}.jpg")
+        rows.append(
+            {"image": f"{number:04d}.jpg", "caption": f"a long caption of a picture of noise, the number {number}"}
+        )
+    captions = write_captions(tmp_path, rows)
+    assert main(["review", str(captions), "--html", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text("utf-8")
+    assert page.count("data:image/jpeg") == 1000 and len(page.encode()) < 10e6 and "The others are left out" in page
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium, of blip_lite[dev]")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
+    if not (chromium and driver):
+        pytest.skip("needs chromium and chromedriver on the PATH")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1000,800"):
+        options.add_argument(argument)
+    downloads = tmp_path_factory.mktemp("downloads")
+    options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
+    chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    chrome.downloads = downloads
+    yield chrome
+    chrome.quit()
+
+
+def press(browser: Any, *typed: str) -> None:
+    for key in typed:
+        browser.switch_to.active_element.send_keys(key)
+
+
+def here(browser: Any) -> str:
+    """The name of the picture on which the focus is."""
+    return Path(browser.execute_script("return document.activeElement.closest('.card').dataset.name")).name
+
+
+def wait_for(browser: Any, text: str) -> None:
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    WebDriverWait(browser, 10).until(lambda b: b.find_element("id", "progress").text == text)
+
+
+def test_keys_and_clicks_in_one_offline_file(browser: Any, captions: Path, tmp_path: Path) -> None:
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import Select, WebDriverWait
+
+    page = tmp_path / "page.html"
+    assert main(["review", str(captions), "--html", str(page)]) == 0
+    browser.get(page.as_uri())
+    assert browser.title == "Correct captions"  # and not what the hostile caption wanted
+    assert not re.search(r'(?:src|href)="(?!data:)', page.read_text("utf-8"))
+    order = [i.name for i in sorted(read_captions(captions), key=lambda i: i.order)]
+    names = [Path(name).name for name in order]
+    assert here(browser) == names[0] == "11.png"
+    press(browser, "j", "j", "k")
+    assert here(browser) == names[1]
+    press(browser, "a")
+    assert here(browser) == names[2]  # the next one
+    press(browser, "x")
+    wait_for(browser, "1 of 11 approved, 1 rejected")
+    press(browser, "u", Keys.ARROW_DOWN)
+    wait_for(browser, "1 of 11 approved, 0 rejected")
+    press(browser, Keys.ARROW_UP, Keys.ARROW_DOWN, "e", " and more", Keys.ESCAPE)
+    assert here(browser) == names[3] and "and more" not in browser.switch_to.active_element.text
+    press(browser, Keys.ENTER, " and “more”, 🐕", Keys.ENTER)
+    wait_for(browser, "2 of 11 approved, 0 rejected")
+    # no caption of nothing
+    Select(browser.find_element("id", "filter")).select_by_value("doubtful")
+    empty = browser.find_element("css selector", '[data-name$="08.png"]')
+    empty.find_element("css selector", "[data-do=approve]").click()
+    assert "A caption needs words." in empty.text
+    press(browser, "null", Keys.ENTER)
+    assert "as no caption" in empty.text
+    press(browser, Keys.ESCAPE)
+    empty.find_element("css selector", "[data-do=reject]").click()
+    wait_for(browser, "2 of 11 approved, 1 rejected")
+    Select(browser.find_element("id", "filter")).select_by_value("edited")
+    assert browser.find_element("id", "count").text == "1 of 12 images"
+    Select(browser.find_element("id", "filter")).select_by_value("all")
+    browser.find_element("css selector", '[data-name$="05.png"] [data-do=approve]').click()  # the hostile one
+    browser.refresh()  # what was decided is kept
+    wait_for(browser, "3 of 11 approved, 1 rejected")
+    browser.find_element("id", "download").click()
+    table = browser.downloads / "reviewed.csv"
+    WebDriverWait(browser, 10).until(lambda _: table.exists())
+    shutil.copy(table, tmp_path / "reviewed.csv")
+    rows = {
+        Path(row["image"]).name: row
+        for row in csv.DictReader((tmp_path / "reviewed.csv").read_text("utf-8").splitlines())
+    }
+    assert rows["05.png"]["caption"] == rows["05.png"]["machine_caption"] == HOSTILE
+    assert rows[names[3]]["caption"].endswith("and “more”, 🐕") and rows["08.png"]["is_rejected"] == "true"
+    data = load(tmp_path / "reviewed.csv")
+    assert {Path(p.image_id).name: p.captions[0] for part in data.splits.values() for p in part} == {
+        name: row["caption"] for name, row in rows.items() if row["is_rejected"] == "false"
+    }
+
+
+@pytest.mark.long
+def test_keys_save_through_the_server(browser: Any, captions: Path, tmp_path: Path) -> None:
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    output = tmp_path / "reviewed.csv"
+
+    def rows() -> list[tuple[str, str]]:
+        with open(output, encoding="utf-8", newline="") as file:
+            return [(row["caption"], row["is_rejected"]) for row in csv.DictReader(file)]
+
+    with served(captions, output, "--port", str(port := free_port())) as (process, url):
+        browser.get(url)
+        assert browser.execute_script("return [...document.images].every(i => i.naturalWidth > 0 || !i.complete)")
+        press(browser, "e", Keys.END, " here", Keys.ENTER, "x", "x", "u")
+        WebDriverWait(browser, 10).until(lambda _: output.exists() and len(rows()) == 2)
+        assert rows()[0][0].endswith(" here") and rows()[1][1] == "true"
+        process.kill()
+        process.wait()
+        press(browser, "x")
+        WebDriverWait(browser, 10).until(lambda b: "1 not saved" in b.find_element("id", "problem").text)
+    assert len(rows()) == 2
+    with served(captions, output, "--port", str(port)) as (_, url):
+        browser.get("about:blank")
+        browser.switch_to.alert.accept()  # "leave the page?", as one decision is not saved
+        browser.get(url)
+        wait_for(browser, "1 of 11 approved, 1 rejected")
+
+
+def test_names_and_captions_are_texts_on_the_page(tmp_path: Path) -> None:
+    name = str(tmp_path / "<img src=x onerror=alert(1)>'\".png")
+    row = {"image": name, "caption": HOSTILE, "review": ["<i>"]}
+    page = review_page(items_of([(Picture(name, name), row)], tmp_path), "cmd", folder="</code><script>")
+    assert (
+        "<img src=x" not in page
+        and "<i>" not in page
+        and page.count("</script>") == 1
+        and "</code><script>" not in page
+    )
+
+
+def test_nothing_else_is_raised_where_data_are_odd(captions: Path, tmp_path: Path) -> None:
+    text = captions.read_text("utf-8")
+    captions.write_text(text + text.splitlines()[0] + "\n", "utf-8")
+    with pytest.raises(DataError, match="is there twice"):
+        read_captions(captions)
+    captions.write_text(text + '{"image": "photos/1', "utf-8")  # a job that was killed
+    assert len(read_captions(captions)) == 12
+    with pytest.raises(ConfigError, match="expected another file that ends in .csv"):
+        Review(captions, captions.with_suffix(".txt"))
