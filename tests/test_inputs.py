@@ -237,6 +237,6 @@ def test_gallery(hf_dir: Path, photos: Path, tmp_path: Path) -> None:  # noqa: F
         page = tmp_path / "page.html"
         done = caption(hf_dir, str(photos), "--html", str(page), "--scores", *output)
         text = page.read_text()
-        assert done.returncode == 1 and text.count("data:image/webp") == 9 and "error: not a JPEG" in text
-        assert text.count("score -") == 9 and "10 images" in text
+        assert done.returncode == 1 and text.count("data:image/jpeg") == 9 and "error: not a JPEG" in text
+        assert text.count("score -") == 9 and text.count("<article") == 10
     assert images_in(tmp_path / "out.jsonl") == [s.image_id for s in expand([str(photos)])]

@@ -1,8 +1,8 @@
 """`blip-lite review`: a page on which people correct captions; what they decide is saved at once, and trained on next.
 
-`reviewed.csv` has a row for each approved caption, and one for each rejected picture, whose `is_rejected` keeps it out of
-training. It is made from a journal beside it, `reviewed.csv.jsonl`: a line for each decision, the last one of a picture
-holds.
+`reviewed.csv` has a row for each approved caption, and one for each rejected picture, whose `is_rejected` keeps it out
+of training. It is made from a journal beside it, `reviewed.csv.jsonl`: a line for each decision, of which the last one of
+a picture holds.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def read_captions(path: Path, allow_urls: bool = False) -> list[Item]:
     items = items_of(pairs, path.parent)
     if all(item.problem == NO_FILE for item in items):
         raise DataError(
-            f"{path}: none of its images is there, e.g. {items[0].picture.image_id}. Run in the folder where `caption` ran"
+            f"{path}: none of its images is there, e.g. {items[0].picture.image_id}. Run where `caption` ran"
         )
     return items
 
@@ -141,7 +141,7 @@ def image_root(places: Iterable[str], folder: Path) -> str | None:
 
 def names_in_table(places: Sequence[str], folder: Path) -> list[str]:
     """What a table in `folder` calls images, so that `train` finds them: all by relative paths, or, where one of them
-    lies elsewhere, by absolute ones. What a reader would take for something else (a blank before it, `C:`) gets `./`."""
+    lies elsewhere, by absolute ones. What a reader would take for something else (`C:`, a blank) gets `./`."""
     if image_root(places, folder) is not None:
         return list(places)
     base = os.path.abspath(folder)
@@ -254,7 +254,8 @@ class Review:
         """Read the journal; mend what a killed process left, refuse what somebody else wrote."""
         if self.output.exists() and not self.journal.exists():
             raise ConfigError(
-                f"--output {self.output}: is there, but {self.journal.name}, from which it is made, is not; choose another"
+                f"--output {self.output}: is there, but {self.journal.name}, from which it is made, "
+                "is not; choose another"
             )
         if not self.journal.exists():
             return
@@ -266,10 +267,10 @@ class Review:
         for number, line in enumerate(lines, 1):
             try:
                 row = json.loads(line)
-                decision = Decision(
-                    row["image"] if is_url(row["image"]) else os.path.join(os.path.abspath(self.output.parent), row["image"]),
-                    row["status"], list(row["captions"]), list(row["machine"]),
-                )  # fmt: skip
+                place = row["image"]
+                if not is_url(place):
+                    place = os.path.join(os.path.abspath(self.output.parent), place)
+                decision = Decision(place, row["status"], list(row["captions"]), list(row["machine"]))
                 if decision.status not in STATUSES:
                     raise ValueError
             except (ValueError, KeyError, TypeError) as error:
@@ -279,8 +280,8 @@ class Review:
         there = self.output.read_bytes() if self.output.exists() else None
         if there not in (None, before, self.table()):  # before: killed between the two
             raise ConfigError(
-                f"--output {self.output}: was changed by something else, and would be written over. Train on it, or move "
-                "it away and go on from its journal"
+                f"--output {self.output}: was changed by something else, and would be written over. Train on it, or "
+                "move it away and go on from its journal"
             )
         self.write_table()
 
