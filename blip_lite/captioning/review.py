@@ -1,8 +1,7 @@
-"""`blip-lite review`: a page on which people correct captions; what they decide is saved at once, and trained on next.
+"""Captions, and what people decide of them -> `reviewed.csv`, which `train` takes.
 
-`reviewed.csv` has a row for each approved caption, and one for each rejected picture, whose `is_rejected` keeps it out
-of training. It is made from a journal beside it, `reviewed.csv.jsonl`: a line for each decision, of which the last one of
-a picture holds.
+It has a row for each approved caption, and one for each rejected picture, whose `is_rejected` keeps it out of training.
+It is made from a journal beside it, `reviewed.csv.jsonl`: a line for each decision; the last one of a picture holds.
 """
 
 from __future__ import annotations
