@@ -132,7 +132,8 @@ class Captioner:
                 `do_sample`); in half precision and on a GPU, sums round otherwise, and a close call may fall otherwise.
             return_scores: give (caption, score) for each caption: the mean log-probability of its new tokens.
             **settings: fields of `GenerationSettings`, by default as the checkpoint's run had them: `num_beams=5`,
-                `max_new_tokens=30`, `min_new_tokens`, `length_penalty`, `repetition_penalty`, `no_repeat_ngram_size`, `early_stopping`, `num_return_sequences`,
+                `max_new_tokens=30`, `min_new_tokens`, `length_penalty`, `repetition_penalty`, `no_repeat_ngram_size`,
+                `early_stopping`, `num_return_sequences`,
                 `do_sample` (with `num_beams=1`), `temperature`, `top_k`, `top_p`, `seed`, `banned_words` (see
                 `processing/word_filter.py`).
 

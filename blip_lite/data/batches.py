@@ -169,7 +169,7 @@ def _ignore_first_signal(_: int) -> None:
 
 
 def end_workers() -> None:
-    """The first SIGTERM for all workers; torch sends the second to those that do not end within 5 s, stuck in a read."""
+    """The first SIGTERM for all workers; torch sends the second to those that are stuck in a read for 5 s."""
     for worker in multiprocessing.active_children():
         worker.terminate()
 
