@@ -422,6 +422,15 @@ def test_keys_save_through_the_server(browser: Any, captions: Path, tmp_path: Pa
         wait_for(browser, "1 of 11 approved, 1 rejected")
 
 
+def test_paths_of_the_file_are_from_where_it_is(captions: Path, tmp_path: Path) -> None:
+    for folder, name, root in ((tmp_path, "photos/00.png", False), (tmp_path / "pages", str(tmp_path / "photos/00.png"), True)):  # fmt: skip
+        assert main(["review", str(captions), "--html", str(folder / "page.html")]) == 0
+        page = (folder / "page.html").read_text("utf-8")
+        assert f'data-name="{name}"' in page and ("--image_root" in page) == root
+    (tmp_path / "file").touch()
+    assert main(["review", str(captions), "--html", str(tmp_path / "file" / "page.html")]) == 2
+
+
 def test_names_and_captions_are_texts_on_the_page(tmp_path: Path) -> None:
     name = str(tmp_path / "<img src=x onerror=alert(1)>'\".png")
     row = {"image": name, "caption": HOSTILE, "review": ["<i>"]}

@@ -33,8 +33,13 @@ STATUSES = ("approved", "rejected", "")  # "": a decision that was undone
 COLUMNS = ("image", "caption", "is_rejected", "machine_caption")
 
 
-def read_captions(path: Path, allow_urls: bool = False) -> list[Item]:
+def read_captions(path: Path, allow_urls: bool = False, folder: Path | None = None) -> list[Item]:
     """What `blip-lite caption` wrote, as JSON lines or CSV.
+
+    Args:
+        path: of the captions.
+        allow_urls: whether pictures at URLs are fetched.
+        folder: that of the table to be; default: where the captions are.
 
     Raises:
         DataError: something else is in it, or none of its pictures is there.
@@ -68,7 +73,7 @@ def read_captions(path: Path, allow_urls: bool = False) -> list[Item]:
         pairs.append((picture, row))
     if not pairs:
         raise DataError(f"{path}: holds no captions")
-    items = items_of(pairs, path.parent)
+    items = items_of(pairs, folder or path.parent)
     if all(item.problem == NO_FILE for item in items):
         raise DataError(
             f"{path}: none of its images is there, e.g. {items[0].picture.image_id}. Run where `caption` ran"

@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from blip_lite.captioning.outputs import try_to_write
 from blip_lite.captioning.review import Review, read_captions, write_page
 from blip_lite.errors import ConfigError, ImageError
 from blip_lite.reports.review import small
@@ -25,8 +26,9 @@ def review(args: argparse.Namespace) -> int:
     captions = Path(args.captions)
     output = Path(args.output) if args.output else captions.with_name("reviewed.csv")
     if args.html:
-        items = read_captions(captions, args.allow_urls)
-        write_page(Path(args.html), items)
+        page = Path(args.html)
+        try_to_write(page)
+        write_page(page, read_captions(captions, args.allow_urls, page.parent))
         print(f"open {args.html} in a browser, on any machine")
         return 0
     with Review(captions, output, args.sidecar_suffix if args.sidecars else None, args.allow_urls) as job:
