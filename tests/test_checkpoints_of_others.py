@@ -296,13 +296,14 @@ def chosen(
     monkeypatch.setattr(loop, "save_best", lambda *a: None)
     accelerator = SimpleNamespace(is_main_process=True)
     run: Any = SimpleNamespace(
-        progress=progress, accelerator=accelerator, folder=folder, model=None, processor=None, saving_seconds=0.0,
+        progress=progress, accelerator=accelerator, folder=folder, shown=None, processor=None, saving_seconds=0.0,
+        config=SimpleNamespace(run=SimpleNamespace(best_metric="auto")),
         data=SimpleNamespace(splits={"validation": [None] * 5}),
     )  # fmt: skip
     log: Any = SimpleNamespace(evaluation=lambda *a: None)
     kept = 0
     for number, loss in enumerate(losses, 1):
-        found = {"val_bleu": (bleus or [9.0, 8.0, 7.0])[number - 1], "val_loss": loss}
+        found = {"val_bleu": (bleus or [9.0, 8.0, 7.0])[number - 1], "val_loss": loss, "val_cider": 1.0}
         monkeypatch.setattr(loop, "validate", lambda *a, found=found: (found, []))
         progress.step = 100 + number
         loop.evaluate_and_keep_best(run, log, SimpleNamespace(asked=lambda _: 0))

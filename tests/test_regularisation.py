@@ -249,7 +249,7 @@ class Scripted:
 )  # auto: 6 validation images, so the loss
 def test_the_best_is_chosen_as_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metric: str, best: int) -> None:
     numbers = [{"val_bleu": 9.0, "val_loss": 3.0}, {"val_cider": 2.0, "val_loss": 2.0}, {}]
-    monkeypatch.setattr("blip_lite.training.loop.validate", Scripted(*numbers))
+    monkeypatch.setitem(train.__globals__, "validate", Scripted(*numbers))
     found = train(tiny_config(tmp_path, eval_every=1, max_steps=3, best_metric=metric))
     assert found["best_step"] == best
     about = json.loads((tmp_path / "run" / "best" / "best.json").read_text())
@@ -260,7 +260,7 @@ def test_patience_ends_a_run_and_resuming_with_more_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     falling = [{"val_bleu": 5.0}, {"val_bleu": 4.0}, {"val_bleu": 3.0}, {"val_bleu": 6.0}, *[{"val_bleu": 2.0}] * 9]
-    monkeypatch.setattr("blip_lite.training.loop.validate", Scripted(*falling))
+    monkeypatch.setitem(train.__globals__, "validate", Scripted(*falling))
     config = tiny_config(tmp_path, eval_every=1, max_steps=9, best_metric="sacrebleu", patience=2)
     train(config)
     assert "stopped early: no better one in 2 validations" in capsys.readouterr().out

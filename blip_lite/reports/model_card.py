@@ -43,7 +43,9 @@ def model_card(run: Path, verdicts: Sequence[Mapping[str, Any]] = ()) -> str:
     name, machine = settings["run_name"] or run.resolve().name, about.get("hardware", {})
     images, dataset = about["images"], public(settings["dataset"])
     minutes = progress.get("seconds", 0) / 60
-    best = f"; best validation sacreBLEU {progress['best_bleu']:.1f} at step {progress['best_step']}"
+    best = ""  # a run that was stopped before its first validation has none
+    if progress.get("best_step"):
+        best = f"; best validation sacreBLEU {progress['best_bleu']:.1f} at step {progress['best_step']}"
     return "\n".join(
         [
             metadata(name, settings, base, progress, machine, results),
