@@ -72,7 +72,7 @@ def model_card(run: Path, verdicts: Sequence[Mapping[str, Any]] = ()) -> str:
             "## Recipe",
             "",
             f"{progress.get('step', 0)} optimizer steps, {progress.get('epoch', 0)} whole epochs; AdamW"
-            f"{best if progress.get('best_step') else ''}. "
+            f"{best}. "
             f"Precision: {machine.get('precision') or 'not recorded'}.",
             "",
             *[f"- `{key}`: {settings[key]!r}" for key in SETTINGS],
