@@ -197,3 +197,9 @@ def test_push_uploads_privately_and_a_dry_run_sends_nothing(run: Path, tmp_path:
     sent = {row["value"]["path"]: row["value"] for row in map(json.loads, commit.splitlines()) if row["key"] == "file"}
     assert base64.b64decode(sent["model.safetensors"]["content"]) == (tmp_path / "b" / "model.safetensors").read_bytes()
     assert set(sent) >= {"README.md", "config.json", "tokenizer.json"}
+
+
+def test_a_run_of_an_older_version_has_a_card() -> None:
+    """Its config.json lacks the settings that came later."""
+    text = card.model_card(Path(__file__).parent / "fixtures" / "run-v1")
+    assert "optimizer steps" in text and "repetition_penalty=1.0" in text

@@ -79,6 +79,11 @@ class GenerationSettings:
         if wrong := [text for bad, text in problems if bad]:
             raise ConfigError("generation settings: " + "; ".join(wrong))
 
+    @property
+    def limits_repetition(self) -> bool:
+        """Whether `discourage` has anything to do."""
+        return self.repetition_penalty != 1 or self.no_repeat_ngram_size > 0
+
 
 @dataclass
 class Generated:
@@ -249,11 +254,10 @@ def beam_search(
     logits, cache = prefill(model, image_embeds, prompt_ids, prompt_length + B * s.max_new_tokens)
     cache.visible = cache.visible[:, -1:]
     logits = logits[:, None]
-    repeats = s.repetition_penalty != 1 or s.no_repeat_ngram_size > 0
     for t in range(s.max_new_tokens):
         # 2B candidates: at most B of them end here, so at least B go on.
         log_probs = logits.log_softmax(-1)
-        if repeats:
+        if s.limits_repetition:
             log_probs = discourage(log_probs, prompt_ids[rows], tokens[:, :, :t], s)
         if t < s.min_new_tokens:
             log_probs[..., text.sep_token_id] = -torch.inf
@@ -322,9 +326,8 @@ def greedy_or_sample(
     logits, cache = prefill(model, image_embeds, prompt_ids, prompt_length + B * s.max_new_tokens)
     cache.visible = cache.visible[:, -1:].repeat(1, B, 1)
     logits = logits[:, None].repeat(1, B, 1)
-    repeats = s.repetition_penalty != 1 or s.no_repeat_ngram_size > 0
     for t in range(s.max_new_tokens):
-        if repeats:
+        if s.limits_repetition:
             logits = discourage(logits, prompt_ids, tokens[:, :, :t], s)
         if t < s.min_new_tokens:
             logits[..., text.sep_token_id] = -torch.inf

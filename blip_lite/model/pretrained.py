@@ -8,7 +8,7 @@ import math
 import os
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from blip_lite.model.foreign import config_of_original, from_original, is_origin
 from blip_lite.model.generation import GenerationSettings
 from blip_lite.processing.hub import from_hub
 from blip_lite.processing.processor import CLIP_MEAN, CLIP_STD, Processor, wordpiece
+from blip_lite.settings import DecodingSettings
 
 HUB_FILES = ["*.json", "vocab.txt", "model*.safetensors", "pytorch_model*.bin"]
 
@@ -40,15 +41,7 @@ DERIVED = {
 }
 
 
-DECODING = (
-    "max_new_tokens",
-    "min_new_tokens",
-    "num_beams",
-    "length_penalty",
-    "early_stopping",
-    "repetition_penalty",
-    "no_repeat_ngram_size",
-)
+DECODING = tuple(field.name for field in fields(DecodingSettings) if field.name != "prompt")
 
 
 MAX_TEXT_BYTES = 64 * 2**20

@@ -38,6 +38,13 @@ METRICS = {
     "CIDEr": Metric("CIDEr", "cider", mean_of_images=True),
     "SPICE": Metric("SPICE", "spice", mean_of_images=True, headline=False),
 }
+# What is scored beside the model, by its name in `baselines` of our files.
+SYSTEMS = {
+    "human": "one human against the others",
+    "most_common_caption": "one caption for every image",
+    "base": "the untouched base",
+    "compare": "compared with",
+}
 HEADLINES = tuple(name for name, metric in METRICS.items() if metric.headline)
 
 

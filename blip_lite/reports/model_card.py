@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from blip_lite.reports.metric_names import METRICS
+from blip_lite.reports.metric_names import METRICS, SYSTEMS
 from blip_lite.settings import FROM_SCRATCH, SPLITS, DecodingSettings, TrainConfig
 from blip_lite.storage import newest
 
@@ -35,7 +35,8 @@ def model_card(run: Path, verdicts: Sequence[Mapping[str, Any]] = ()) -> str:
         OSError, ValueError: `config.json` is missing or damaged.
     """
     about = json.loads((run / "config.json").read_text("utf-8"))
-    settings = about["settings"]
+    # An older run names fewer settings; what came later was not there, as the defaults say.
+    about["settings"] = settings = {**TrainConfig().flat(), **about["settings"]}
     last = newest(run)
     progress = json.loads((last / "state" / "progress.json").read_text("utf-8")) if last else {}
     results = own_results(run, about)
@@ -154,16 +155,10 @@ def results_table(split: str, result: dict[str, Any]) -> list[str]:
         "| | " + " | ".join(METRICS[name].title for name in known) + " |",
         "|---" * (len(known) + 1) + "|",
     ]
-    names = {
-        "base": "the untouched base",
-        "human": "one human against the others",
-        "most_common_caption": "one caption for every image",
-        "compare": "compared with",
-    }
     places = {name: decimals(name, result) for name in known}
     for name, row in rows.items():
         cells = ["–" if row.get(metric) is None else f"{row[metric]:.{places[metric]}f}" for metric in known]
-        lines.append(f"| {names.get(name, name)} | {' | '.join(cells)} |")
+        lines.append(f"| {SYSTEMS.get(name, name)} | {' | '.join(cells)} |")
     intervals = [
         f"{METRICS[n].title} {low:.{places[n]}f} to {high:.{places[n]}f}"
         for n, (low, high) in result["intervals_95"].items()

@@ -9,18 +9,12 @@ from typing import Any
 from blip_lite.processing.images import ImageInput
 from blip_lite.processing.text import normalize_caption
 from blip_lite.reports.charts import curves, lengths
-from blip_lite.reports.metric_names import METRICS, digits, hundredths
+from blip_lite.reports.metric_names import METRICS, SYSTEMS, digits, hundredths
 from blip_lite.reports.page import picture, render
 
 IMAGES = 1000
 # Of photographs, 1,000 of these are some 8 MB.
 THUMBNAIL = {"size": 224, "quality": 60}
-SYSTEMS = {
-    "human": "one human against the others",
-    "most_common_caption": "one caption for every image",
-    "base": "the untouched base",
-    "compare": "compared with",
-}
 ABOUT = (
     "checkpoint", "checkpoint_sha256", "dataset", "split", "num_images", "num_references", "data_fingerprint", "dtype",
     "decoding", "sacrebleu_signature",

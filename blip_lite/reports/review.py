@@ -11,24 +11,19 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import ImageOps
 
 from blip_lite.errors import ImageError
 from blip_lite.processing.images import ImageInput, open_image
 from blip_lite.processing.picture import Picture
 from blip_lite.processing.text import NULLS
+from blip_lite.reports.page import render
 
 MOST = 1000  # pictures of a page that holds them
 PICTURES = 8_200_000  # bytes that these take, so that such a page stays below 10 MB
 LARGEST = 40_000  # bytes of one, in base64
 ENCODINGS = ((448, 80), (384, 75), (320, 70), (256, 60), (192, 50), (128, 40))  # (pixels a side, JPEG quality)
 FEW_SCORES = 10  # below these, a tenth of them says nothing
-
-ENVIRONMENT = Environment(
-    loader=PackageLoader("blip_lite.reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-    lstrip_blocks=True,
-)  # fmt: skip
 
 
 @dataclass
@@ -131,7 +126,8 @@ def review_page(items: Iterable[Item], then: str, *, saves_to: str = "", folder:
         folder: in which the file that the browser downloads is to be.
         left_out: what the page does not show.
     """
-    page = ENVIRONMENT.get_template("review.html").render(
+    page = render(
+        "review.html",
         items=sorted(items, key=lambda item: item.order),
         nulls=sorted(NULLS),
         then=then,
