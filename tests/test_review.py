@@ -72,7 +72,7 @@ def keys(job: Review) -> dict[str, str]:
         st.one_of(st.text(max_size=12), st.binary(max_size=8).map(os.fsdecode), st.sampled_from(["a,b", 'c"d', " e", "f\\g", "C:h", "x?d=y", "nan", "-", "é", "e\u0301"])),
         min_size=2, max_size=5,
     ),
-    texts=st.lists(st.one_of(st.text(min_size=1, max_size=30), st.sampled_from(["none", "['a']", "a, \"b\"", "=1+1", "2"])), min_size=5, max_size=5),
+    texts=st.lists(st.one_of(st.text(min_size=1, max_size=30), st.sampled_from(["none", "['a']", "a, \"b\"", "=1+1", "+1 a", "-b", "@c", "2"])), min_size=5, max_size=5),
     elsewhere=st.booleans(),
 )  # fmt: skip
 def test_what_is_approved_is_what_training_reads(names: list[str], texts: list[str], elsewhere: bool) -> None:
@@ -157,21 +157,206 @@ def test_what_is_no_file_of_captions_is_one_line(tmp_path: Path, capsys: pytest.
     assert main(["review", str(tmp_path / "missing.csv")]) == 2 and "missing.csv" in capsys.readouterr().err
 
 
+def test_no_name_in_a_csv_is_a_formula_and_captions_are_word_for_word(tmp_path: Path) -> None:
+    from blip_lite.captioning.outputs import to_csv
+
+    for number, name in enumerate(names := ["=1.png", "+1.png", "-1.png", "@1.png", "\t1.png", "1.png"]):
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / name)
+    rows = [{"image": name, "caption": f"{name[0]}1 dog"} for name in names]
+    to_csv(write_captions(tmp_path, rows), tmp_path / "captions.csv")
+    with open(tmp_path / "captions.csv", newline="") as file:
+        found = list(csv.DictReader(file))
+    assert [row["image"] for row in found] == [f"./{name}" for name in names[:-1]] + ["1.png"]
+    assert [row["caption"] for row in found] == [row["caption"] for row in rows]
+    with Review(tmp_path / "captions.csv", tmp_path / "reviewed.csv") as job:
+        for item in job.items:
+            job.decide(item.key, "approved", item.captions)
+    with open(tmp_path / "reviewed.csv", newline="") as file:
+        assert not [row for row in csv.DictReader(file) if row["image"][0] in "=+-@\t"]
+    data = load(tmp_path / "reviewed.csv")
+    said = {Path(str(p.image)).name: p.captions[0] for part in data.splits.values() for p in part}
+    assert said == {name: one_line(f"{name[0]}1 dog") for name in names}
+
+
+@pytest.mark.parametrize("column", ["is_rejected", "Is Rejected"])
+def test_a_judgement_that_is_not_understood_is_an_error(column: str, captions: Path, tmp_path: Path) -> None:
+    def rows(*words: str) -> Path:
+        table = tmp_path / "table.csv"
+        cells = "".join(f"photos/{number:02d}.png,dog {number},{word}\n" for number, word in enumerate(words))
+        table.write_text(f"image,caption,{column}\n{cells}")
+        return table
+
+    data = load(rows("TRUE", "VRAI", "1", "", "no", "FALSO"))
+    assert sorted(c for part in data.splits.values() for p in part for c in p.captions) == ["dog 3", "dog 4", "dog 5"]
+    with pytest.raises(DataError, match=rf"line 3: column {column} says 'perhaps'; expected true or false"):
+        load(rows("false", "perhaps"))
+
+
 # Nothing is lost, nothing of others is written over
 
 
 def test_the_files_of_others_stay(captions: Path, tmp_path: Path) -> None:
     output = tmp_path / "reviewed.csv"
     output.write_text("image,caption\nmine.png,my own\n")
-    with pytest.raises(ConfigError, match="is there, but reviewed.csv.jsonl"):
+    with pytest.raises(ConfigError, match=r"is no table of `review`, and reviewed.csv.jsonl, from which"):
         Review(captions, output)
-    output.unlink()
+    assert output.read_text() == "image,caption\nmine.png,my own\n" and not (tmp_path / "reviewed.csv.jsonl").exists()
+
+
+WORDS = st.text(min_size=1, max_size=12) | st.sampled_from(["=1+1", "+a", "-b;c", "@c", 'a, "b"', "café 🐕", "2"])
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    edits=st.lists(
+        st.tuples(st.integers(0, 5), st.sampled_from(["change", "delete", "reject", "approve", "note"]), WORDS),
+        max_size=6,
+    ),
+    columns=st.permutations(["image", "caption", "is_rejected", "machine_caption", "note", ""]),
+    delimiter=st.sampled_from(",;\t"),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+    newline=st.sampled_from(["\n", "\r\n"]),
+    words=st.sampled_from([("true", "false"), ("TRUE", "FALSE"), ("WAHR", "FALSCH"), ("1", "")]),
+    told=st.booleans(),
+)  # fmt: skip
+def test_what_a_person_changed_in_the_table_is_taken(
+    edits: list[Any], columns: list[str], delimiter: str, encoding: str, newline: str, words: Any, told: bool
+) -> None:
+    """In whatever form a spreadsheet saves it; nothing of it is lost, and training reads both forms alike."""
+    with tempfile.TemporaryDirectory() as path:
+        table = Path(path) / "reviewed.csv"
+        for number in range(6):
+            Image.new("RGB", (4, 4), (number, 0, 0)).save(Path(path) / f"{number}.png")
+        captions = write_captions(Path(path), [{"image": f"{n}.png", "caption": f"machine {n}"} for n in range(6)])
+        with Review(captions, table) as job:
+            for number in range(4):
+                job.decide(job.items[number].key, "rejected" if number == 3 else "approved", [f"person {number}"])
+        rows = {row["image"]: {**row, "note": "", "": ""} for row in csv.DictReader(table.open())}
+        for number, what, text in edits:
+            name, text = f"{number}.png", one_line(text)
+            row = {"image": name, "caption": "new", "machine_caption": "", "is_rejected": "false", "note": "", "": ""}
+            if what == "delete":
+                rows.pop(name, None)
+            elif what == "change" and not wrong_with([text]):
+                rows.setdefault(name, row)["caption"] = text
+            elif what == "note":
+                rows.setdefault(name, row)["note"] = text
+            elif what in ("reject", "approve"):
+                rows.setdefault(name, row)["is_rejected"] = str(what == "reject").lower()
+        assume(rows and not any(text in cell for row in rows.values() for cell in row.values() for text in '"'))
+        with open(table, "w", encoding=encoding, newline="") as file:
+            file.write(f"sep={delimiter}{newline}" if told else "")
+            writer = csv.DictWriter(file, columns, delimiter=delimiter, lineterminator=newline)
+            writer.writeheader()
+            for row in rows.values():
+                writer.writerow({**row, "is_rejected": words[row["is_rejected"] == "false"]})
+        left = {name: (row["caption"], row["is_rejected"], row["note"]) for name, row in rows.items()}
+        trained = [(p.image_id, p.captions) for split in load(table).splits.values() for p in split] if trainable(left) else None  # fmt: skip
+        for _ in range(2):  # the second time it is our own
+            with Review(captions, table) as job:
+                status = {item.name: (item.status, item.captions) for item in job.items}
+            with open(table, encoding="utf-8", newline="") as file:
+                found = {row["image"]: (row["caption"], row["is_rejected"], row.get("note", "")) for row in csv.DictReader(file)}  # fmt: skip
+            assert found == left
+        assert job.remark == ""
+        for name, (said, now) in status.items():
+            expected = left.get(name, (f"machine {name[0]}", None, ""))
+            assert (said, now) == ({"true": "rejected", "false": "approved", None: ""}[expected[1]], [expected[0]])
+        if trained:
+            assert trained == [(p.image_id, p.captions) for split in load(table).splits.values() for p in split]
+
+
+def trainable(rows: dict[str, tuple[str, str, str]]) -> bool:
+    return sum(rejected == "false" for _, rejected, _ in rows.values()) > 1
+
+
+HEAD = "image,caption,is_rejected,machine_caption\r\n"
+
+
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [
+        (HEAD + "00.png,a dog,false,m\r\n00.png,a dog,true,m\r\n", "line 3: 00.png is rejected here and approved in .*line 2"),
+        (HEAD + "0O.png,a dog,false,m\r\n", "line 2: there is no picture '0O.png'.*Mend the name"),
+        (HEAD + ",a dog,false,m\r\n", "line 2: there is no picture ''"),
+        (HEAD + "00.png,,false,m\r\n", "line 2: an approved picture needs a caption.*delete the row"),
+        (HEAD + "00.png,...,false,m\r\n", "line 2: '...' has no letter"),
+        (HEAD + "00.png,a dog,maybe,m\r\n", "line 2: column is_rejected says 'maybe'; expected true or false"),
+        (HEAD + "00.png,a dog,false,a cow\r\n", "line 2: machine_caption is what the model had said, 'm'"),
+        (HEAD + "00.png,#NAME?,false,m\r\n", "line 2: the spreadsheet took a caption for a formula"),
+        (HEAD + "01.png,2,false,m\r\n", "line 2: the spreadsheet took '=1[+]1' for a formula, and made it '2'"),
+        (HEAD + "00.png,? caf\u00e9,false,m\r\n", "line 2: the spreadsheet made '. caf\u00e9' of .*UTF-8"),
+        (HEAD + "00.png,ðŸ\x90• cafÃ©,false,m\r\n", "line 2: the spreadsheet made .*UTF-8"),
+        (HEAD + "00.png,a dog, a cow,false,m\r\n", "line 2: more fields than columns"),
+        (HEAD + '00.png,"a dog,false,m\r\n', "line 2: a quotation mark opens here"),
+        ("image,caption,is_rejected,machine_caption,\r\n00.png,a dog,false,m,mine\r\n", "'mine' stands in a column without"),
+        ("image,caption\r\n00.png,a dog\r\n", "no column is_rejected, but some"),
+        ("image,text,is_rejected\r\n00.png,a dog,\r\n", "no column caption; there are: image, text, is_rejected"),
+        (HEAD, "has no rows any more"),
+        ("", "has no rows any more"),
+    ],
+)  # fmt: skip
+def test_what_could_mean_several_things_is_one_error(table: str, told: str, tmp_path: Path) -> None:
+    for number in range(3):
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / f"0{number}.png")
+    captions = write_captions(tmp_path, [{"image": f"0{n}.png", "caption": "m"} for n in range(3)])
+    output, journal = tmp_path / "reviewed.csv", tmp_path / "reviewed.csv.jsonl"
     with Review(captions, output) as job:
-        job.decide(keys(job)["00.png"], "approved", ["a dog"])
-    output.write_text(output.read_text() + "photos/05.png,by hand,false,\n")
-    with pytest.raises(ConfigError, match="was changed by something else"):
+        job.decide(keys(job)["00.png"], "approved", ["🐕 café"])
+        job.decide(keys(job)["01.png"], "approved", ["=1+1"])
+        job.decide(keys(job)["02.png"], "rejected", [])
+    output.write_bytes(table.encode())
+    before = journal.read_bytes()
+    with pytest.raises(DataError, match=rf"{re.escape(str(output))}.*{told}"):
         Review(captions, output)
-    assert "by hand" in output.read_text()
+    assert output.read_bytes() == table.encode() and journal.read_bytes() == before
+
+
+def test_a_table_that_is_edited_while_the_page_is_open(captions: Path, tmp_path: Path) -> None:
+    output = tmp_path / "reviewed.csv"
+    with Review(captions, output, ".txt") as job:
+        by_name = keys(job)
+        job.decide(by_name["00.png"], "approved", ["a dog"])
+        job.decide(by_name["01.png"], "approved", ["a cat"])
+        head, first, _ = output.read_text().splitlines()
+        output.write_text(f"{head}\n{first.replace('a dog', 'a wolf')}\nphotos/03.png,a fox,,\n")
+        remark = job.decide(by_name["02.png"], "approved", ["a cow"])
+        assert remark.startswith("reviewed.csv was edited by hand: 1 changed, 1 added, 1 removed. Reload")
+        assert [row["caption"] for row in csv.DictReader(output.open())] == ["a wolf", "a fox", "a cow"]
+        texts = {path.stem: path.read_text() for path in (tmp_path / "photos").glob("*.txt")}
+        assert texts == {"00": "a wolf\n", "02": "a cow\n", "03": "a fox\n"}
+        output.write_text(output.read_text().replace("a fox", "..."))
+        with pytest.raises(DataError, match=r"line 3: '\.\.\.' has no letter"):
+            job.decide(by_name["04.png"], "approved", ["a hen"])
+        assert "..." in output.read_text()  # as it was, until it is mended
+        output.write_text(output.read_text().replace("...", "a vixen"))
+        job.decide(by_name["04.png"], "approved", ["a hen"])
+        assert [row["caption"] for row in csv.DictReader(output.open())] == ["a wolf", "a cow", "a vixen", "a hen"]
+
+
+def test_the_last_row_that_was_deleted_stays_deleted(captions: Path, tmp_path: Path) -> None:
+    """Byte for byte it is the table of before; so it is when a process was killed before it could write the row."""
+    output = tmp_path / "reviewed.csv"
+    with Review(captions, output) as job:
+        for name in ("00.png", "01.png"):
+            job.decide(keys(job)[name], "approved", ["a dog"])
+    lines = output.read_bytes().splitlines(keepends=True)
+    for later, left in ((-(10**9), 2), (10**9, 1)):  # nanoseconds
+        output.write_bytes(b"".join(lines[:2]))
+        time = (tmp_path / "reviewed.csv.jsonl").stat().st_mtime_ns + later
+        os.utime(output, ns=(time, time))
+        with Review(captions, output) as job:
+            assert len(job.decided) == left
+
+
+def test_a_table_without_its_journal_is_gone_on_with(captions: Path, tmp_path: Path) -> None:
+    """As a page that was downloaded made it."""
+    (tmp_path / "reviewed.csv").write_text('"image","caption","is_rejected","machine_caption"\r\n"photos/00.png","a dog","false","m"\r\n')  # fmt: skip
+    with Review(captions, tmp_path / "reviewed.csv") as job:
+        assert job.remark == "reviewed.csv was edited by hand: 1 added" and job.progress().startswith("1 of 11")
+    (tmp_path / "reviewed.csv").unlink()
+    with Review(captions, tmp_path / "reviewed.csv") as job:
+        assert job.progress().startswith("1 of 11") and (tmp_path / "reviewed.csv").exists()
 
 
 def test_sidecars(captions: Path, tmp_path: Path) -> None:

@@ -91,7 +91,12 @@ def to_csv(journal: Path, output: Path) -> None:
         writer.writeheader()
         for _, row in read_journal(journal):
             lists = {k: json.dumps(v, ensure_ascii=False) for k, v in row.items() if isinstance(v, list)}
-            writer.writerow({**row, **lists})
+            writer.writerow({**row, **lists, "image": no_formula(row["image"])})
+
+
+def no_formula(name: str) -> str:
+    """A file's name that no spreadsheet runs: `=1.png` -> `./=1.png`, the same file."""
+    return f"./{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
 
 
 def to_parquet(journal: Path, output: Path) -> None:

@@ -7,30 +7,37 @@ It is made from a journal beside it, `reviewed.csv.jsonl`: a line for each decis
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import json
 import os
 import re
 import shlex
 import threading
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from blip_lite.captioning.inputs import identity, is_url, named
 from blip_lite.captioning.journal import to_line
 from blip_lite.captioning.outputs import Sidecars, try_to_write, whole, write_sidecar
-from blip_lite.data.sources.table import captions_in, read_table, unescaped
+from blip_lite.captioning.review_table import (
+    COLUMNS,
+    STATUSES,
+    Decision,
+    image_root,
+    names_in_table,
+    one_line,
+    read_edited,
+    table_of,
+    wrong_with,
+)
+from blip_lite.data.names import plain
+from blip_lite.data.sources.table import read_table, unescaped
 from blip_lite.errors import ConfigError, DataError, ImageError
 from blip_lite.processing.picture import Picture
-from blip_lite.processing.text import has_words
 from blip_lite.reports.review import MOST, Item, embed, find_doubts, review_page
 from blip_lite.storage import lock
-
-STATUSES = ("approved", "rejected", "")  # "": a decision that was undone
-COLUMNS = ("image", "caption", "is_rejected", "machine_caption")
 
 
 def read_captions(path: Path, allow_urls: bool = False, folder: Path | None = None) -> list[Item]:
@@ -134,42 +141,6 @@ def place_of(picture: Picture) -> str:
     return picture.image_id if is_url(picture.image_id) else os.path.abspath(picture.image_id)
 
 
-def image_root(places: Iterable[str], folder: Path) -> str | None:
-    """The folder that `--image_root` is to name: none where all files lie in `folder`."""
-    base = os.path.abspath(folder)
-    files = [place for place in places if not is_url(place)]
-    if all(place.startswith(os.path.join(base, "")) for place in files):
-        return None
-    return os.path.commonpath([os.path.dirname(place) for place in files])
-
-
-def names_in_table(places: Sequence[str], folder: Path) -> list[str]:
-    """What a table in `folder` calls images, so that `train` finds them: all by relative paths, or, where one of them
-    lies elsewhere, by absolute ones. What a reader would take for something else (`C:`, a blank) gets `./`."""
-    if image_root(places, folder) is not None:
-        return list(places)
-    base = os.path.abspath(folder)
-    names = [place if is_url(place) else Path(os.path.relpath(place, base)).as_posix() for place in places]
-    return [name if is_url(name) or re.fullmatch(r"[^\W_][\w. /-]*\w", name) else f"./{name}" for name in names]
-
-
-def one_line(text: str) -> str:
-    """A caption without line breaks and what else no line of text holds."""
-    return re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", text).strip().encode("utf-8", "replace").decode()
-
-
-def wrong_with(captions: Sequence[str]) -> str | None:
-    """Why a data set could not be read back with these captions; None if it can."""
-    if not captions:
-        return "an approved picture needs a caption"
-    for caption in captions:
-        if not has_words(caption):
-            return f"{caption!r} has no letter and no digit"
-        if captions_in(caption) != [caption]:
-            return f"a table reads {caption!r} as empty, or as a list"
-    return None
-
-
 def write_page(path: Path, items: Sequence[Item], more: bool = False) -> None:
     """The page as one file: of the first pictures that it holds, the doubtful ones first.
 
@@ -201,22 +172,13 @@ def next_command(table: str, places: Sequence[str], folder: Path) -> str:
     return shlex.join(words)
 
 
-@dataclass
-class Decision:
-    """What a person said of the picture at `place`; `status` is one of `STATUSES`."""
-
-    place: str
-    status: str
-    captions: list[str]
-    machine: list[str]
-
-
 class Review:
     """Captions, and what was decided of them, on disk after every decision.
 
     Args:
         captions: what `blip-lite caption` wrote.
-        output: the table; its journal lies beside it. What they hold already is gone on with.
+        output: the table; its journal lies beside it. What they hold already is gone on with, and so is what a person
+            changed in the table, before and while this runs.
         sidecar_suffix: also keep a text of this suffix beside each approved picture.
         allow_urls: whether pictures at URLs are fetched.
 
@@ -234,18 +196,22 @@ class Review:
             raise ConfigError(f"--output {output}: its journal would be {captions}; choose another name")
         self.allow_urls, self.items = allow_urls, read_captions(captions, allow_urls)
         self.by_key = {item.key: item for item in self.items}
-        self.decided: dict[str, Decision] = {}  # by place
+        self.by_place = {place_of(item.picture): item for item in self.items}
+        self.decided: dict[str, Decision] = {}  # those that hold, by place, the last one last
+        self.more: dict[str, list[dict[str, str]]] = {}  # what a person wrote beside them, undone ones included
+        self.added: list[str] = []  # columns that a person added
         self.texts: dict[str, set[bytes]] = {}  # of sidecars: the machine's, and those of all decisions
         self.saving = threading.Lock()
         for path in (self.output, self.journal):
             try_to_write(path)
         self.lock = lock(output, output.with_name(f".{output.name}.lock"))
-        self.take_up()
         self.sidecars = self.sidecars_of(sidecar_suffix) if sidecar_suffix else {}
-        for item in self.items:
-            if decision := self.decided.get(place_of(item.picture)):
-                item.status, item.captions = decision.status, decision.captions
-                self.write_sidecar(decision)
+        self.written = self.replay()  # the table as we wrote it last
+        self.remark = self.take_over()  # what a person has changed in it since
+        if self.journal.exists():
+            self.write_table()
+        for decision in self.decided.values():
+            self.write_sidecar(decision)
 
     def __enter__(self) -> Review:
         return self
@@ -254,52 +220,77 @@ class Review:
         if self.lock:
             self.lock.close()
 
-    def take_up(self) -> None:
-        """Read the journal; mend what a killed process left, refuse what somebody else wrote."""
-        if self.output.exists() and not self.journal.exists():
-            raise ConfigError(
-                f"--output {self.output}: is there, but {self.journal.name}, from which it is made, "
-                "is not; choose another"
-            )
-        if not self.journal.exists():
-            return
-        lines = self.journal.read_bytes().splitlines(keepends=True)
+    def replay(self) -> bytes:
+        """Read the journal, without half a line that a killed process left. Returns the table that it led to."""
+        lines = self.journal.read_bytes().splitlines(keepends=True) if self.journal.exists() else []
         if lines and not lines[-1].endswith(b"\n"):
             os.truncate(self.journal, sum(map(len, lines[:-1])))
             lines.pop()
-        before = b""
+        before: bytes | None = None
         for number, line in enumerate(lines, 1):
             try:
                 row = json.loads(line)
                 place = row["image"]
                 if not is_url(place):
                     place = os.path.join(os.path.abspath(self.output.parent), place)
-                decision = Decision(place, row["status"], list(row["captions"]), list(row["machine"]))
+                more = [dict(cells) for cells in row.get("more", ())]
+                decision = Decision(place, row["status"], list(row["captions"]), list(row["machine"]), more)
                 if decision.status not in STATUSES:
                     raise ValueError
             except (ValueError, KeyError, TypeError) as error:
                 raise ConfigError(f"{self.journal}, line {number}: not a decision; choose another --output") from error
             before = self.table() if number == len(lines) else before
             self.take(decision)
-        there = self.output.read_bytes() if self.output.exists() else None
-        if there not in (None, before, self.table()):  # before: killed between the two
-            raise ConfigError(
-                f"--output {self.output}: was changed by something else, and would be written over. Train on it, or "
-                "move it away and go on from its journal"
-            )
-        self.write_table()
+        if self.output.exists() and self.output.read_bytes() == before:
+            # Killed before the table was written, or did a person remove the last row since?
+            written, decided = self.output.stat().st_mtime_ns, self.journal.stat().st_mtime_ns
+            return before if written <= decided else self.table()
+        return self.table()
+
+    def take_over(self) -> str:
+        """Take over what a person changed in the table since it was written, and say what; mostly "".
+
+        Raises:
+            ConfigError: it is no table of a review.
+            DataError: what could mean several things; neither the table nor anything else is changed.
+        """
+        if not self.output.exists() or self.output.read_bytes() == self.written:
+            return ""
+        if not self.journal.exists():  # of a page that was downloaded, or of somebody else?
+            _, row = next(read_table(self.output), ("", {}))
+            if not {plain(column) for column in row} >= {plain(column) for column in COLUMNS}:
+                raise ConfigError(
+                    f"--output {self.output}: is there, but is no table of `review`, and {self.journal.name}, from "
+                    "which one is made, is not; choose another"
+                )
+        machine = {place: item.machine for place, item in self.by_place.items()}
+        changed, self.added = read_edited(self.output, self.decided, machine)
+        count = Counter(
+            "removed" if not one.status else "changed" if one.place in self.decided else "added" for one in changed
+        )
+        self.append(*changed)
+        for decision in changed:
+            self.take(decision)
+            self.write_sidecar(decision)
+        found = ", ".join(f"{count[what]} {what}" for what in ("changed", "added", "removed") if count[what])
+        return f"{self.output.name} was edited by hand: {found}" if found else ""
 
     def take(self, decision: Decision) -> None:
         self.texts.setdefault(decision.place, set()).update(map(text_of, (decision.machine, decision.captions)))
+        self.more[decision.place] = decision.more
         self.decided.pop(decision.place, None)
         if decision.status:
             self.decided[decision.place] = decision
+        if item := self.by_place.get(decision.place):
+            item.status = decision.status
+            item.captions = decision.captions if decision.status else item.machine
 
     def decide(self, key: str, status: str, captions: Sequence[str]) -> str:
         """Save a decision. Returns a remark for the person, mostly "".
 
         Raises:
             ConfigError: no such picture or status, or captions that no data set could be read back with.
+            DataError: a person has edited the table meanwhile, so that it could mean several things.
             OSError: it could not be written, and is not taken.
         """
         item = self.by_key.get(key)
@@ -308,23 +299,25 @@ class Review:
         captions = list(filter(None, map(one_line, captions))) if status == "approved" else item.machine
         if status == "approved" and (reason := wrong_with(captions)):
             raise ConfigError(reason)
-        decision = Decision(place_of(item.picture), status, list(captions), item.machine)
+        place = place_of(item.picture)
         with self.saving:
+            remark = self.take_over()
+            decision = Decision(place, status, list(captions), item.machine, self.more.get(place, []))
             self.append(decision)
             self.take(decision)
-            item.status, item.captions = status, decision.captions
             self.write_table()
-            return self.write_sidecar(decision)
+            remarks = (f"{remark}. Reload this page to see it" if remark else "", self.write_sidecar(decision))
+            return "; ".join(filter(None, remarks))
 
-    def append(self, decision: Decision) -> None:
-        """Add a line to the journal, on the disk when this returns; or nothing."""
+    def append(self, *decisions: Decision) -> None:
+        """Add lines to the journal, on the disk when this returns; or nothing."""
         base = os.path.join(os.path.abspath(self.output.parent), "")
-        row = {**vars(decision), "image": decision.place.removeprefix(base)}
-        del row["place"]
+        rows = [{**asdict(one), "image": one.place.removeprefix(base)} for one in decisions]
+        lines = [to_line({k: v for k, v in row.items() if k != "place" and (k != "more" or v)}) for row in rows]
         size = self.journal.stat().st_size if self.journal.exists() else 0
         with open(self.journal, "ab") as file:
             try:
-                file.write(to_line(row).encode())
+                file.write("".join(lines).encode())
                 file.flush()
                 os.fsync(file.fileno())
             except OSError:
@@ -332,22 +325,14 @@ class Review:
                 raise
 
     def table(self) -> bytes:
-        """`reviewed.csv`: names that are no UTF-8 with `\\udc..`, as `train` reads them."""
-        text = io.StringIO(newline="")
-        writer = csv.writer(text)
-        writer.writerow(COLUMNS)
-        names = names_in_table(list(self.decided), self.output.parent)
-        for name, one in zip(names, self.decided.values(), strict=True):
-            machine = " | ".join(one.machine)
-            if one.status == "rejected":
-                writer.writerow((name, machine, "true", machine))
-            else:
-                writer.writerows((name, caption, "false", machine) for caption in one.captions)
-        return text.getvalue().encode("utf-8", "backslashreplace")
+        """`reviewed.csv`, of the decisions that hold."""
+        return table_of(list(self.decided.values()), self.output.parent, self.added)
 
     def write_table(self) -> None:
+        table = self.table()
         with whole(self.output) as new:
-            new.write_bytes(self.table())
+            new.write_bytes(table)
+        self.written = table
 
     def sidecars_of(self, suffix: str) -> dict[str, Path]:
         """The text of each picture that may have one, by place. Raises ConfigError for a suffix that is none."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from blip_lite.captioning.outputs import try_to_write
 from blip_lite.captioning.review import Review, read_captions, write_page
-from blip_lite.errors import ConfigError, ImageError
+from blip_lite.errors import ConfigError, DataError, ImageError
 from blip_lite.reports.review import small
 
 MOST_BYTES = 1 << 20  # of a decision
@@ -33,6 +33,8 @@ def review(args: argparse.Namespace) -> int:
         return 0
     with Review(captions, output, args.sidecar_suffix if args.sidecars else None, args.allow_urls) as job:
         print(f"{captions}: {job.progress()}")
+        if job.remark:
+            print(job.remark)
         serve(job, args.port)
         print(f"\n{job.progress()}: {output}. Next: {job.then()}")
     return 0
@@ -122,7 +124,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.tell(400, error="expected key, status and captions")
         try:
             self.tell(200, note=self.server.review.decide(key, status, captions))
-        except ConfigError as error:
+        except (ConfigError, DataError) as error:
             self.tell(400, error=str(error))
         except OSError as error:
             self.tell(507, error=f"cannot be written: {error.strerror or error}")

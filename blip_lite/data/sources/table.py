@@ -226,11 +226,12 @@ def table_rows(
             keys = list(row)
             there = [c for c in keys if c is not None]
             split_column, maybe = find_column(there, SPLIT_COLUMNS), find_column(there, MAYBE_SPLIT_COLUMNS)
+            judged = find_column(there, ["is_rejected"])  # VizWiz: spam, by its own judges; `blip-lite review`
         image, names = columns
         if log and plain(row.get("status")) != "success":
             failed += 1
             continue
-        if is_true(row.get("is_rejected")):  # VizWiz: spam, by its own judges
+        if judged and is_true(row[judged], judged, where):
             rejected += 1
             continue
         value = row.get(image)
@@ -270,8 +271,18 @@ def table_rows(
         notes.append(f"{rejected} captions are marked as rejected; left out")
 
 
-def is_true(value: Any) -> bool:
-    return value.strip().casefold() in ("true", "yes", "1") if isinstance(value, str) else bool(value)
+# As spreadsheets write them in English, German, French, Spanish, Portuguese, Italian, Dutch.
+TRUE = {"true", "yes", "1", "1.0", "wahr", "vrai", "verdadero", "verdadeiro", "vero", "waar"}
+FALSE = {"false", "no", "0", "0.0", "falsch", "faux", "falso", "onwaar"} | NULLS
+
+
+def is_true(value: Any, column: str, where: str) -> bool:
+    """Whether a cell says yes; an empty one says no. Raises DataError for what is neither."""
+    if not isinstance(value, str):
+        return value == value and bool(value)  # NaN is empty
+    if (said := value.strip().casefold()) not in TRUE | FALSE:
+        raise DataError(f"{where}: column {column} says {value!r}; expected true or false. Mend the cell")
+    return said in TRUE
 
 
 def no_image() -> bytes:
@@ -402,9 +413,8 @@ def csv_rows(
         if delimiter == "\t":
             cells = [c[1:-1].replace('""', '"') if len(c) > 1 and c[0] == c[-1] == '"' else c for c in cells]
         if header is None:
-            header = []
-            for cell in map(str.strip, cells):
-                header.append(f"{cell}_{header.count(cell) + 1}" if cell and cell in header else cell)
+            names = [cell.strip() for cell in cells]
+            header = [f"{name}_{n + 1}" if (n := names[:i].count(name)) else name for i, name in enumerate(names)]
             continue
         if any("\n" in cell and swallowed(cell, cells, delimiter, len(header)) for cell in cells):
             yield bad(where, f"a quotation mark opens here and swallows rows up to {before + reader.line_num}")
