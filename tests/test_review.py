@@ -457,6 +457,18 @@ def test_the_server_saves_survives_a_kill_and_refuses_strangers(captions: Path, 
     assert [row["is_rejected"] for row in csv.DictReader(output.open())] == ["false", "true", "false"]
 
 
+def test_it_starts_without_torch(captions: Path, tmp_path: Path) -> None:
+    """Which takes seconds to import, and is for models."""
+    code = (
+        "import sys; from pathlib import Path; from blip_lite.cli import main; from blip_lite.captioning import review_server\n"
+        "review_server.serve = lambda job, port: (job.page(), review_server.small(job.items[0].picture.open(), 9999))\n"
+        "for more in ([], ['--html', 'page.html']):\n    assert main(['review', 'captions.jsonl', *more]) == 0\n"
+        "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
+
+
 def test_a_full_disk_loses_no_decision(captions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Review(captions, tmp_path / "reviewed.csv") as job:
         job.decide(keys(job)["00.png"], "approved", ["a dog"])
@@ -561,6 +573,12 @@ def test_keys_and_clicks_in_one_offline_file(browser: Any, captions: Path, tmp_p
     wait_for(browser, "2 of 11 approved, 1 rejected")
     Select(browser.find_element("id", "filter")).select_by_value("edited")
     assert browser.find_element("id", "count").text == "1 of 12 images"
+    Select(browser.find_element("id", "filter")).select_by_value("approved")
+    browser.find_element("id", "find").send_keys(Keys.ESCAPE)
+    assert here(browser) == names[1]
+    press(browser, "j", "x")  # it leaves the filter, and its neighbour is next
+    assert here(browser) == names[1]
+    press(browser, "u")
     Select(browser.find_element("id", "filter")).select_by_value("all")
     browser.find_element("css selector", '[data-name$="05.png"] [data-do=approve]').click()  # the hostile one
     browser.refresh()  # what was decided is kept
@@ -596,15 +614,32 @@ def test_keys_save_through_the_server(browser: Any, captions: Path, tmp_path: Pa
         press(browser, "e", Keys.END, " here", Keys.ENTER, "x", "x", "u")
         WebDriverWait(browser, 10).until(lambda _: output.exists() and len(rows()) == 2)
         assert rows()[0][0].endswith(" here") and rows()[1][1] == "true"
+        browser.find_element("id", "download").click()
+        WebDriverWait(browser, 10).until(lambda _: list(browser.downloads.glob("reviewed*.csv")))
+        [downloaded] = browser.downloads.glob("reviewed*.csv")
+        read = [list(csv.reader(path.read_text("utf-8").splitlines())) for path in (downloaded, output)]
+        assert read[0][0] == read[1][0] and sorted(read[0]) == sorted(read[1])  # in another order
         process.kill()
         process.wait()
         press(browser, "x")
         WebDriverWait(browser, 10).until(lambda b: "1 not saved" in b.find_element("id", "problem").text)
     assert len(rows()) == 2
     with served(captions, output, "--port", str(port)) as (_, url):
+        WebDriverWait(browser, 10).until(lambda b: "started anew" in b.find_element("id", "problem").text)
         browser.get("about:blank")
         browser.get(url)
         wait_for(browser, "1 of 11 approved, 1 rejected")
+        names = [Path(item.name).name for item in sorted(read_captions(captions), key=lambda item: item.order)]
+        assert here(browser) == names[2]  # where it stopped
+        first = browser.current_window_handle
+        browser.switch_to.new_window("tab")  # a second person
+        browser.get(url)
+        press(browser, "a")
+        browser.switch_to.window(first)
+        press(browser, "x", "x")
+        wait_for(browser, "1 of 11 approved, 3 rejected")
+        browser.refresh()
+        wait_for(browser, "1 of 11 approved, 3 rejected")  # the last word on each
 
 
 def test_paths_of_the_file_are_from_where_it_is(captions: Path, tmp_path: Path) -> None:
