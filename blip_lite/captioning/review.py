@@ -1,6 +1,6 @@
 """Captions, and what people decide of them -> `reviewed.csv`, which `train` takes.
 
-It has a row for each approved caption, and for those of rejected pictures, whose `is_rejected` keeps them out of training.
+It has a row for each caption of an approved picture, and of a rejected one, whose `is_rejected` keeps it from training.
 It is made from a journal beside it, `reviewed.csv.jsonl`: a line for each decision; the last one of a picture holds.
 """
 
