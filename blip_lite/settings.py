@@ -458,7 +458,7 @@ class EvalConfig(Grouped):
     for the flat values in `overrides`, which `of` fills.
     """
 
-    ckpt: str = setting("best", "best or latest (of the run), a checkpoint directory, or a Hub id")
+    ckpt: str = setting("best", "best, latest or checkpoint-N (of the run), a checkpoint directory, or a Hub id")
     run: str | None = setting(None, "run directory; default: that of the checkpoint, else the newest under runs/")
     split: str | None = setting(None, "which images; default: test, or validation for --sweep", (*SPLITS, "all"))
     compare: str | None = setting(

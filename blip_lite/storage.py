@@ -163,6 +163,19 @@ def step_of(path: Path) -> int:
     return int(path.name.rsplit("-", 1)[1])
 
 
+def step_in(ckpt: str | Path) -> int | None:
+    """The optimizer step that a checkpoint directory is of, as far as it says so."""
+    path = Path(ckpt)
+    return step_of(path) if NAME.fullmatch(path.name) else read_best(path).get("step")
+
+
+def is_run(folder: Path) -> bool:
+    """Whether the folder's `config.json` is that of a run; a model's has the same name."""
+    with contextlib.suppress(OSError, ValueError):
+        return "settings" in json.loads((folder / "config.json").read_text("utf-8"))
+    return False
+
+
 def newest(run: Path, say: Callable[[str], None] = print) -> Path | None:
     """The newest intact checkpoint; damaged ones are named and passed over."""
     for path in reversed(checkpoints(run)):

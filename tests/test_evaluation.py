@@ -148,6 +148,7 @@ def one_fails(original: Any) -> Any:
 def test_the_run_the_checkpoint_belongs_to_is_found(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_checkpoint(EvalConfig.of(run=str(run))) == (str(run / "best"), run)
     assert find_checkpoint(EvalConfig.of(run=str(run), ckpt="latest"))[0] == str(run / "checkpoint-000012")
+    assert find_checkpoint(EvalConfig.of(run=str(run), ckpt="checkpoint-000012"))[0] == str(run / "checkpoint-000012")
     assert find_checkpoint(EvalConfig.of(ckpt=str(run / "best")))[1] == run.resolve()
     assert find_checkpoint(EvalConfig.of(ckpt="Salesforce/blip-image-captioning-base"))[1] is None
     monkeypatch.chdir(tmp_path)

@@ -22,6 +22,7 @@ from PIL import Image
 from blip_lite import Captioner
 from blip_lite.data.sources.shapes import draw_scene, scene_ids
 from blip_lite.errors import CheckpointError
+from blip_lite.evaluation.coco_process import COCO_METRICS
 from blip_lite.evaluation.evaluate import evaluate
 from blip_lite.reports import model_card as card
 from blip_lite.serving.export import export
@@ -46,7 +47,7 @@ def test_the_card_says_what_was_measured_and_the_hub_reads_it(run: Path) -> None
     result = json.loads((run / "coco_metrics.json").read_text())
     scores = {r.metric_type: r.metric_value for r in read.data.eval_results}
     assert scores["sacrebleu"] == pytest.approx(result["sacrebleu"], abs=0.5) and len(str(scores["sacrebleu"])) < 6
-    assert scores["cider"] == pytest.approx(result["CIDEr"], abs=0.05) and len(str(scores["cider"])) < 6
+    assert scores["cider"] == pytest.approx(100 * result["CIDEr"], abs=5) and len(str(scores["cider"])) < 6
     assert {r.dataset_split for r in read.data.eval_results} == {"test"} and read.data.license == "unknown"
     assert not {"co2_eq_emissions", "base_model"} & set(read.data.to_dict())
     assert f"{result['num_images']} images, {5 * result['num_images']} references; 2 beams" in read.text
@@ -136,6 +137,41 @@ def test_an_export_is_checked_and_never_overwrites(run: Path, tmp_path: Path) ->
     assert not names & {"best.json", "manifest.json"}
     with pytest.raises(CheckpointError, match="is not empty"):
         export(run / "best", tmp_path / "out")
+
+
+@pytest.mark.long
+def test_an_export_names_no_place_and_has_the_numbers_of_its_own_checkpoint(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exported(ckpt: str, folder: str) -> tuple[str, set[str]]:
+        files = export(run / ckpt, tmp_path / folder)
+        for file in files:
+            assert str(run).encode() not in file.read_bytes(), file.name
+        return (tmp_path / folder / "README.md").read_text(), {file.name for file in files}
+
+    text, names = exported("best", "best")
+    sent = json.loads((tmp_path / "best" / "coco_metrics.json").read_text())
+    assert sent["checkpoint"] == "best" and sent["sacrebleu"] == pytest.approx(
+        json.loads((run / "coco_metrics.json").read_text())["sacrebleu"]
+    )
+    [last] = run.glob("checkpoint-000006")
+    text, names = exported(last.name, "last")
+    assert "--ckpt checkpoint-000006`. The numbers of the run's `best` are not" in text and "coco_metrics.json" not in names
+    assert ModelCard(text).data.eval_results is None and "test scene 1" not in text and "examples" not in names
+    monkeypatch.setattr(
+        "blip_lite.evaluation.evaluate.coco_metrics", lambda *_, **__: {"reasons": dict.fromkeys(COCO_METRICS, "")}
+    )
+    evaluate(EvalConfig.of(run=str(run), ckpt=last.name))
+    text, names = exported(last.name, "evaluated")
+    assert f"test: `{last.name}`, step 6" in text and "coco_metrics.json" in names
+
+
+def test_numbers_of_an_earlier_best_are_not_in_the_card(run: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(run, tmp_path / "run"))
+    assert card.results_of(other)
+    why = json.loads((other / "best" / "best.json").read_text())
+    (other / "best" / "best.json").write_text(json.dumps({**why, "step": 999}))
+    assert not card.results_of(other)
 
 
 class Hub(BaseHTTPRequestHandler):

@@ -145,13 +145,16 @@ def test_pages_load_nothing(make: Callable[[str], str]) -> None:
 
 def test_the_report_shows_scores_as_their_intervals_allow() -> None:
     """Hundredths; human, one caption for all and verdicts beside them."""
-    assert [hundredths("CIDEr", 0.61234, digits("CIDEr", [0.4, 0.8])), hundredths("sacrebleu", 21.3456, 1)] == [
+    assert [
+        hundredths("CIDEr", 0.61234, digits("CIDEr", {"CIDEr": [0.4, 0.8]})),
+        hundredths("sacrebleu", 21.3456, 1),
+    ] == [
         "61",
         "21.3",
     ]
     assert (
-        digits("sacrebleu", [21.0, 21.2]) == 2
-        and digits("sacrebleu", [0.0, 0.0]) == 1
+        digits("METEOR", {"sacrebleu": [21.0, 21.2]}) == 2
+        and digits("sacrebleu", {"sacrebleu": [0.0, 0.0]}) == 1
         and hundredths("CIDEr", None) == "–"
     )
     page = report.page(result("a dog"), [row("1", "a dog")], {"1": picture}, LOG)

@@ -33,7 +33,7 @@ from blip_lite.reports.dashboards import log_evaluation
 from blip_lite.reports.metric_names import HEADLINES, METRICS
 from blip_lite.reports.model_card import EXAMPLES, model_card
 from blip_lite.settings import FROM_SCRATCH, SPLITS, EvalConfig, TrainConfig, did_you_mean
-from blip_lite.storage import newest, read_metrics, read_run_config, write_text
+from blip_lite.storage import is_run, newest, read_metrics, read_run_config, step_in, write_text
 
 
 def find_checkpoint(config: EvalConfig) -> tuple[str, Path | None]:
@@ -45,11 +45,11 @@ def find_checkpoint(config: EvalConfig) -> tuple[str, Path | None]:
     run = Path(config.run) if config.run else None
     if config.ckpt not in ("best", "latest"):
         path = Path(config.ckpt)
+        if run and not path.exists() and (run / path).is_dir():  # its name in the run
+            return str(run / path), run
         if "/" not in config.ckpt and not path.exists() and (meant := did_you_mean(config.ckpt, ("best", "latest"))):
             raise ConfigError(f"--ckpt {config.ckpt}: no such directory{meant}")
-        return config.ckpt, run or (
-            path.resolve().parent if (path.resolve().parent / "config.json").is_file() else None
-        )
+        return config.ckpt, run or (path.resolve().parent if is_run(path.resolve().parent) else None)
     run = run or newest_run(f"--ckpt {config.ckpt}")
     found_path = run / "best" if config.ckpt == "best" else newest(run)
     if found_path == run / "best" and not found_path.is_dir():
@@ -146,7 +146,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
                 Path(config.output).parent.mkdir(parents=True, exist_ok=True)
                 Path(config.output).write_text(json.dumps(result, indent=2) + "\n", "utf-8")
         else:
-            result |= {"step": files.step_in(ckpt), "differs": plan.differs, "left_out": plan.left_out}
+            result |= {"step": step_in(ckpt), "differs": plan.differs, "left_out": plan.left_out}
             keep(config, plan, folder, result, captions, per_image)
     state.wait_for_everyone()
     return result

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from blip_lite.reports import report
 from blip_lite.reports.metric_names import METRICS
-from blip_lite.storage import read_best, read_metrics, step_of, write_text
+from blip_lite.storage import read_metrics, write_text
 
 LONGEST_NAME = 80  # characters of a folder's name
 EVALUATIONS = "evaluations"
@@ -46,14 +46,6 @@ def checkpoint_name(ckpt: str, run: Path | None) -> str:
         return ckpt if len(Path(ckpt).parts) <= 2 else path.name
     name = path.name.removeprefix(".old-")  # a run was killed, or is busy, between two renames
     return name if run and path.parent == run.resolve() else f"{path.parent.name}/{name}"
-
-
-def step_in(ckpt: str) -> int | None:
-    """The optimizer step that a checkpoint directory is of, as far as it says so."""
-    path = Path(ckpt)
-    if re.fullmatch(r"checkpoint-\d+", path.name):
-        return step_of(path)
-    return read_best(path).get("step")
 
 
 def slug(*parts: str) -> str:

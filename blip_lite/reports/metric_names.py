@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 
@@ -48,9 +48,16 @@ SYSTEMS = {
 HEADLINES = tuple(name for name, metric in METRICS.items() if metric.headline)
 
 
-def digits(name: str, interval: Sequence[float]) -> int:
-    """How many decimals of a metric's hundredths its 95% interval supports: so many that its width has two digits."""
-    width = METRICS[name].factor * (interval[1] - interval[0])
+def digits(name: str, intervals: Mapping[str, Sequence[float]]) -> int:
+    """How many decimals of a metric's hundredths are known: so many that its 95% interval's width has two digits.
+
+    Args:
+        name: of the metric.
+        intervals: `intervals_95` of our files. A metric without one has the digits of sacreBLEU's, which is of the same
+            images, and in hundredths on the same scale.
+    """
+    of = name if name in intervals else "sacrebleu"
+    width = METRICS[of].factor * (intervals[of][1] - intervals[of][0])
     return min(2, max(0, 1 - math.floor(math.log10(width)))) if width > 0 else 1
 
 

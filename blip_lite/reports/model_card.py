@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from blip_lite.reports.metric_names import METRICS, SYSTEMS
+from blip_lite.reports.metric_names import METRICS, SYSTEMS, digits, hundredths
 from blip_lite.settings import FROM_SCRATCH, SPLITS, DecodingSettings, TrainConfig
-from blip_lite.storage import newest
+from blip_lite.storage import newest, step_in
 
 EXAMPLES = "examples"  # folder of a run: pictures that may be shown, by number, and captions.json
 SETTINGS = (
@@ -21,15 +20,23 @@ SETTINGS = (
     "mixed_precision", "seed",
 )  # fmt: skip
 DECODING = [field.name for field in dataclasses.fields(DecodingSettings)]
+# Of an evaluation's numbers, what may leave this machine: no paths, no names of files, no messages of errors.
+PUBLISHED = (
+    "dataset", "split", "checkpoint", "checkpoint_sha256", "step", "evaluated", "dtype", "decoding", "num_images",
+    "num_references", "data_fingerprint", "sacrebleu_signature", *METRICS, "intervals_95", "human_agreement_sacrebleu",
+    "baselines", "exact_match_rate", "failure_groups", "distinct_captions", "vocabulary_size", "novel_captions",
+    "verdicts", "warnings",
+)  # fmt: skip
 
 
-def model_card(run: Path, verdicts: Sequence[Mapping[str, Any]] = ()) -> str:
+def model_card(run: Path, verdicts: Sequence[Mapping[str, Any]] = (), ckpt: str = "best") -> str:
     """The text of a run's `README.md`: YAML metadata and Markdown. It names no place on this machine.
 
-    Reads `config.json`, the newest checkpoint's progress, the run's own evaluations, and the pictures in `examples/`.
+    Reads `config.json`, the newest checkpoint's progress, the evaluations of `ckpt`, and the pictures in `examples/`.
 
     Args:
         verdicts: on the run's log, for as long as there is no evaluation, which has them too.
+        ckpt: the checkpoint of the run that the card is of.
 
     Raises:
         OSError, ValueError: `config.json` is missing or damaged.
@@ -37,9 +44,10 @@ def model_card(run: Path, verdicts: Sequence[Mapping[str, Any]] = ()) -> str:
     about = json.loads((run / "config.json").read_text("utf-8"))
     # An older run names fewer settings; what came later was not there, as the defaults say.
     about["settings"] = settings = {**TrainConfig().flat(), **about["settings"]}
-    last = newest(run)
-    progress = json.loads((last / "state" / "progress.json").read_text("utf-8")) if last else {}
-    results = own_results(run, about)
+    last = newest(run) if ckpt == "best" else run / ckpt
+    state = last / "state" / "progress.json" if last else None
+    progress = json.loads(state.read_text("utf-8")) if state and state.is_file() else {}
+    results = results_of(run, ckpt)
     base = None if settings["model"] in FROM_SCRATCH else settings["model"]
     name, machine = settings["run_name"] or run.resolve().name, about.get("hardware", {})
     images, dataset = about["images"], public(settings["dataset"])
@@ -59,11 +67,11 @@ def model_card(run: Path, verdicts: Sequence[Mapping[str, Any]] = ()) -> str:
             "## Results",
             "",
             *[line for split, result in results.items() for line in results_table(split, result)],
-            *([] if results else ["Not evaluated yet: `python evaluate.py`.", "", *verdict_lines(verdicts)]),
+            *([] if results else not_evaluated(ckpt, verdicts)),
             *again(settings),
             "## Examples",
             "",
-            *examples(run, dataset),
+            *examples(run, dataset, ckpt),
             "## Data",
             "",
             f"{dataset}, split by image: {images['train']} for training, {images['validation']} for validation "
@@ -112,32 +120,52 @@ def public(name: str) -> str:
     return path.resolve().name if path.is_absolute() or path.exists() else name
 
 
-def own_results(run: Path, about: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The whole evaluations of `best` with the run's settings, by split. Versions before 0.3 put others in their
-    place, too."""
+def results_of(run: Path, ckpt: str = "best") -> dict[str, dict[str, Any]]:
+    """The whole evaluations of a run's checkpoint with the run's settings, by split. Those of weights that `ckpt` held
+    earlier do not count, and versions before 0.3 put others in their place, too."""
+    about = json.loads((run / "config.json").read_text("utf-8"))
+    own = {name: value for name, value in about["settings"].items() if name in DECODING}
+    step = step_in(run / ckpt)
+    beside = [] if ckpt == "best" else sorted((run / "evaluations").glob(f"{ckpt}*/coco_metrics.json"))
     found = {}
-    for split in (*SPLITS, "all"):
-        path = run / f"coco_metrics{'' if split == 'test' else f'_{split}'}.json"
-        if not path.is_file():
+    for path in (*sorted(run.glob("coco_metrics*.json")), *beside):
+        try:
+            result = json.loads(path.read_text("utf-8"))
+            split, decoding = result["split"], result["decoding"]
+            images = sum(about["images"][s] for s in (SPLITS if split == "all" else (split,)))
+            partial = result.get("left_out", len(result["failed_images"]) + result["num_images"] < images)
+            other = result.get("differs", {n: v for n, v in decoding.items() if own.get(n, v) != v})
+            name = Path(result["checkpoint"]).name.removeprefix(".old-")
+        except (OSError, ValueError, KeyError, TypeError):  # not ours, or damaged
             continue
-        result = json.loads(path.read_text("utf-8"))
-        images = sum(about["images"][s] for s in (SPLITS if split == "all" else (split,)))
-        partial = result.get("left_out", len(result["failed_images"]) + result["num_images"] < images)
-        own = {name: about["settings"][name] for name in DECODING}
-        other = result.get("differs", {n: v for n, v in result["decoding"].items() if own.get(n, v) != v})
-        if not partial and not other and Path(result["checkpoint"]).name.removeprefix(".old-") == "best":
+        if name == ckpt and not partial and set(other) <= {"ckpt"} and result.get("step", step) == step:
             found[split] = result
-    return found
+    return {split: found[split] for split in (*SPLITS, "all") if split in found}
 
 
-def decimals(metric: str, result: dict[str, Any]) -> int:
-    """How many decimals a number is known to: two digits of half its interval. Without one, sacreBLEU's stands for
-    it, which is of the same images on another scale."""
-    interval, scale = result["intervals_95"].get(metric), 1
-    if interval is None:
-        interval, scale = result["intervals_95"]["sacrebleu"], 100
-    half = (interval[1] - interval[0]) / 2 / scale
-    return min(4, max(0, 1 - math.floor(math.log10(half)))) if half > 0 else 2
+def published(result: Mapping[str, Any]) -> dict[str, Any]:
+    """An evaluation's numbers as others may have them: nothing in them names a place on this machine."""
+    found = {name: result[name] for name in PUBLISHED if name in result}
+    found["baselines"] = {
+        name: {key: public(v) if key == "checkpoint" else v for key, v in row.items() if key != "reason"}
+        for name, row in result["baselines"].items()
+    }
+    return found | {
+        "dataset": public(result["dataset"]),
+        "checkpoint": Path(result["checkpoint"]).name.removeprefix(".old-"),
+        "failed_images": len(result["failed_images"]),
+    }
+
+
+def not_evaluated(ckpt: str, verdicts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Markdown, in the place of results."""
+    line = "Not evaluated yet: `blip-lite evaluate`."
+    if ckpt != "best":
+        line = (
+            f"Not evaluated yet: `blip-lite evaluate --run RUN --ckpt {ckpt}`. The numbers of the run's `best` are not "
+            "those of this checkpoint."
+        )
+    return [line, "", *verdict_lines(verdicts)]
 
 
 def results_table(split: str, result: dict[str, Any]) -> list[str]:
@@ -147,7 +175,7 @@ def results_table(split: str, result: dict[str, Any]) -> list[str]:
     rows = {"this model": result, **result["baselines"]}
     step = f", step {result['step']}" if result.get("step") is not None else ""
     lines = [
-        f"{split}: `best`{step}, {result['num_images']} images, {result['num_references']} "
+        f"{split}: `{Path(result['checkpoint']).name.removeprefix('.old-')}`{step}, {result['num_images']} images, {result['num_references']} "
         f"references; {decoding['num_beams']} beams, at most "
         f"{decoding['max_new_tokens']} new tokens, length penalty {decoding['length_penalty']:g}, "
         f"{result['dtype']}; `{result['sacrebleu_signature']}`.",
@@ -155,16 +183,16 @@ def results_table(split: str, result: dict[str, Any]) -> list[str]:
         "| | " + " | ".join(METRICS[name].title for name in known) + " |",
         "|---" * (len(known) + 1) + "|",
     ]
-    places = {name: decimals(name, result) for name in known}
+    places = {name: digits(name, result["intervals_95"]) for name in METRICS}
     for name, row in rows.items():
-        cells = ["–" if row.get(metric) is None else f"{row[metric]:.{places[metric]}f}" for metric in known]
+        cells = [hundredths(metric, row.get(metric), places[metric]) for metric in known]
         lines.append(f"| {SYSTEMS.get(name, name)} | {' | '.join(cells)} |")
     intervals = [
-        f"{METRICS[n].title} {low:.{places[n]}f} to {high:.{places[n]}f}"
+        f"{METRICS[n].title} {hundredths(n, low, places[n])} to {hundredths(n, high, places[n])}"
         for n, (low, high) in result["intervals_95"].items()
         if n in known
     ]
-    lines += ["", f"95% intervals: {', '.join(intervals)}.", ""]
+    lines += ["", f"Scores are times 100. 95% intervals: {', '.join(intervals)}.", ""]
     if "verdicts" in result:
         return lines + verdict_lines(result["verdicts"])
     return lines + [f"**Warning:** {warning}\n" for warning in result["warnings"]]
@@ -191,10 +219,10 @@ def again(settings: dict[str, Any]) -> list[str]:
     return lines
 
 
-def examples(run: Path, dataset: str) -> list[str]:
-    """Markdown: six pictures with their captions, where they may be shown."""
+def examples(run: Path, dataset: str, ckpt: str) -> list[str]:
+    """Markdown: six pictures with their captions, where they may be shown. The captions are those of `best`."""
     path = run / EXAMPLES / "captions.json"
-    if path.is_file():
+    if path.is_file() and ckpt == "best":
         captions = [caption.replace("|", r"\|") or "(empty)" for caption in json.loads(path.read_text("utf-8"))]
         rows = []
         for first in range(0, len(captions), 3):
@@ -204,7 +232,7 @@ def examples(run: Path, dataset: str) -> list[str]:
         lines = [f"| {' | '.join(row + [''] * (3 - len(row)))} |" for row in rows]
         return ["Six test scenes, evenly spaced, not chosen:", "", lines[0], "|---|---|---|", *lines[1:], ""]
     if dataset == "shapes":
-        return ["`blip-lite evaluate` adds six of the test scenes.", ""]
+        return ["`blip-lite evaluate` adds six of the test scenes to the card of `best`.", ""]
     return [f"No pictures: whether those of {dataset} may be published is not known here.", ""]
 
 
@@ -278,7 +306,8 @@ def metadata(
         EvalResult(
             task_type="image-to-text", dataset_type=dataset, dataset_name=dataset,
             dataset_split=split, metric_type=str(METRICS[metric].hub_type),
-            metric_name=METRICS[metric].title, metric_value=round(result[metric], decimals(metric, result)),
+            metric_name=METRICS[metric].title,
+            metric_value=float(hundredths(metric, result[metric], digits(metric, result["intervals_95"]))),
         )
         for split, result in results.items()
         for metric in METRICS if METRICS[metric].hub_type and result.get(metric) is not None

@@ -70,9 +70,7 @@ def scores(result: dict[str, Any]) -> dict[str, Any]:
     systems, intervals = result["baselines"], result["intervals_95"]
     rows, notes = [], []
     for name, metric in METRICS.items():
-        # One without an interval of its own has the digits of sacreBLEU's: the same images, the same scale.
-        of = name if name in intervals else "sacrebleu"
-        decimals = digits(of, intervals[of])
+        decimals = digits(name, intervals)
         own = hundredths(name, result.get(name), decimals)
         if name in intervals:
             low, high = (hundredths(name, end, decimals) for end in intervals[name])
@@ -91,7 +89,7 @@ def spice(result: dict[str, Any]) -> dict[str, Any] | None:
     if not (found := result.get("spice")):
         return None
     human = (found["human"] or {}).get("categories", {})
-    decimals = digits("SPICE", found["model"]["interval_95"])
+    decimals = digits("SPICE", {"SPICE": found["model"]["interval_95"]})
     rows = [
         [name, *(hundredths("SPICE", side.get("f"), decimals) for side in (each, human.get(name, {}))), each["images"]]
         for name, each in found["model"]["categories"].items()

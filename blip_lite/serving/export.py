@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from blip_lite.captioner import Captioner
 from blip_lite.errors import CheckpointError
+from blip_lite.evaluation.files import Files
 from blip_lite.evaluation.verdicts import of_log
 from blip_lite.model.generation import GenerationSettings
 from blip_lite.model.pretrained import DECODING, load_pretrained, save_pretrained
-from blip_lite.reports.model_card import EXAMPLES, model_card
-from blip_lite.storage import read_metrics
+from blip_lite.reports.model_card import EXAMPLES, model_card, published, results_of
+from blip_lite.storage import is_run, read_metrics
 
 
 def export(ckpt: Path, to: Path) -> list[Path]:
     """Write the checkpoint, its model card and its metrics into a new folder, load it in `transformers`, and see that a
-    picture gets the same caption there.
+    picture gets the same caption there. No file names a place on this machine.
 
     Returns:
         The folder's files.
@@ -29,13 +31,15 @@ def export(ckpt: Path, to: Path) -> list[Path]:
         raise CheckpointError(f"{to} is not empty: choose another --to")
     model, processor = load_pretrained(ckpt)
     save_pretrained(model, processor, to)
-    run = ckpt.resolve().parent
-    if (run / "config.json").is_file():
-        (to / "README.md").write_text(model_card(run, of_log(read_metrics(run))), "utf-8", "backslashreplace")
-        if (run / EXAMPLES).is_dir():
+    run, name = ckpt.resolve().parent, ckpt.resolve().name
+    if is_run(run):
+        card = model_card(run, of_log(read_metrics(run)), name)
+        (to / "README.md").write_text(card, "utf-8", "backslashreplace")
+        if name == "best" and (run / EXAMPLES).is_dir():
             shutil.copytree(run / EXAMPLES, to / EXAMPLES)
-    for path in run.glob("coco_metrics*.json"):
-        shutil.copy(path, to / path.name)
+        for split, result in results_of(run, name).items():
+            text = json.dumps(published(result), indent=2) + "\n"
+            Files.of(to, split).metrics.write_text(text, "utf-8")
     loads_in_transformers(to)
     return sorted(path for path in to.rglob("*") if path.is_file())
 
