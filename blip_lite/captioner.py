@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, overload
 
@@ -14,12 +16,16 @@ from torch import Tensor
 
 from blip_lite.errors import ConfigError
 from blip_lite.model.blip import IGNORE, Blip
-from blip_lite.model.generation import GenerationSettings, generate, upload
+from blip_lite.model.generation import GenerationSettings, generate
 from blip_lite.model.pretrained import load_pretrained
 from blip_lite.model.quantize import quantize_encoder
 from blip_lite.processing.images import ImageInput
 from blip_lite.processing.processor import Processor
+from blip_lite.processing.threads import Threads
+from blip_lite.processing.upload import upload
 from blip_lite.processing.word_filter import BannedWords
+
+log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -46,6 +52,25 @@ def pick_device(device: str | int | torch.device | None = "auto") -> torch.devic
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def decoding_threads() -> int:
+    """How many threads read and decode images ahead of a model, unless told: Pillow lets them work at the same time."""
+    return min(16, max(4, cores()))
+
+
+def default_batch_size(device: torch.device) -> int:
+    """Images that are captioned at a time, unless told. On a CPU more are no faster."""
+    return 64 if device.type == "cuda" else 8
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, in any of its forms: torch.OutOfMemoryError, cuBLAS and cuDNN that find no room for
+    themselves, torch.AcceleratorError, and the CPU's plain RuntimeError."""
+    told = ("out of memory", "alloc_failed", "can't allocate memory")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and any(words in str(error).lower() for words in told)
+    )
 
 
 def pick_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
@@ -79,6 +104,7 @@ class Captioner:
 
     def __init__(self, model: Blip, processor: Processor) -> None:
         self.model, self.processor = model, processor
+        self.images_that_fit: int | None = None  # at a time, once memory ran out
 
     @staticmethod
     def from_pretrained(
@@ -117,7 +143,7 @@ class Captioner:
         self,
         images: ImageInput | Iterable[ImageInput],
         prompt: str | Sequence[str | None] | None = None,
-        batch_size: int = 8,
+        batch_size: int | None = None,
         return_scores: bool = False,
         **settings: Any,
     ) -> Any:
@@ -128,8 +154,9 @@ class Captioner:
                 of these.
             prompt: how captions shall begin, e.g. `"a photography of"`; one for all images, or one an image. It
                 is part of the caption. None: that with which the checkpoint was trained, which is left out.
-            batch_size: images at a time. It changes speed and memory, in float32 on a CPU not captions (but for
-                `do_sample`); in half precision and on a GPU, sums round otherwise, and a close call may fall otherwise.
+            batch_size: images at a time, by default 64 on CUDA, else 8; fewer where memory runs out. It changes speed
+                and memory, in float32 on a CPU not captions (but for `do_sample`); in half precision and on a GPU, sums
+                round otherwise, and a close call may fall otherwise.
             return_scores: give (caption, score) for each caption: the mean log-probability of its new tokens.
             **settings: fields of `GenerationSettings`, by default as the checkpoint's run had them: `num_beams=5`,
                 `max_new_tokens=30`, `min_new_tokens`, `length_penalty`, `repetition_penalty`, `no_repeat_ngram_size`,
@@ -144,7 +171,9 @@ class Captioner:
         Raises:
             ImageError: an image cannot be read; the message names it.
             ValueError: settings that make no sense.
+            torch.OutOfMemoryError: not even one image fits into memory.
         """
+        batch_size = default_batch_size(self.model.device) if batch_size is None else batch_size
         if batch_size < 1:
             raise ConfigError("batch_size must be at least 1")
         generation = self.settings(**settings)
@@ -155,12 +184,37 @@ class Captioner:
             raise ValueError(f"{len(prompts)} prompts for {len(sources)} images")
 
         captions: list[Any] = []
-        for start in range(0, len(sources), batch_size):
-            part = slice(start, start + batch_size)
-            found = self.caption_and_score(self.processor.pixel_values(sources[part]), generation, prompts[part])
+        for pixels in self.batches(sources, batch_size):
+            part = slice(len(captions), len(captions) + len(pixels))
+            found = self.caption_and_score(pixels, generation, prompts[part])
             rows = [pairs if return_scores else [caption for caption, _ in pairs] for pairs in found]
             captions += [row if generation.num_return_sequences > 1 else row[0] for row in rows]
         return captions[0] if single else captions
+
+    def pixels(self, image: ImageInput) -> Tensor:
+        """An image, decoded and on its way to the model's device: `[3, S, S]` uint8. Raises ImageError."""
+        return upload(self.processor.rgb(image), self.model.device)
+
+    def batches(self, images: Sequence[ImageInput], batch_size: int) -> Iterator[Tensor]:
+        """`[I, 3, S, S]` of so many images at a time, in their order; files are decoded by threads, those of the next
+        batch while the caller works on one. Raises ImageError at the batch of the image."""
+        pool = Threads(min(decoding_threads(), len(images)) if len(images) > 1 else 0)
+
+        def begin(at: int) -> list[Future[Tensor] | ImageInput]:
+            """A batch, its files handed to the threads; other objects may come twice, and are not for two threads."""
+            return [
+                pool.submit(self.pixels, image) if pool.threads and isinstance(image, (str, Path, bytes)) else image
+                for image in images[at : at + batch_size]
+            ]
+
+        try:
+            jobs = begin(0)
+            for at in range(0, len(images), batch_size):
+                following = begin(at + batch_size)
+                yield torch.stack([job.result() if isinstance(job, Future) else self.pixels(job) for job in jobs])
+                jobs = following
+        finally:
+            pool.shutdown()
 
     def settings(self, **explicit: Any) -> GenerationSettings:
         """How to decode: as told, else as the checkpoint's run did. Raises ConfigError."""
@@ -183,7 +237,7 @@ class Captioner:
         """Caption a batch of preprocessed images.
 
         Args:
-            pixel_values: `[I, 3, S, S]`.
+            pixel_values: `[I, 3, S, S]`, uint8 as `pixels` gives them, or normalised as the processor's `pixel_values`.
             settings: how to decode.
             prompts: one an image, or none; for each that is None the checkpoint's own, which captions leave out.
             with_prompt: whether captions begin with the prompt.
@@ -203,11 +257,41 @@ class Captioner:
     ) -> list[list[tuple[str, float]]]:
         """As `caption_pixels`, each caption with the mean log-probability of its new tokens, `[SEP]` included.
 
-        What `min_new_tokens` and, with one beam, `banned_words` rule out has no probability in it.
+        What `min_new_tokens` and, with one beam, `banned_words` rule out has no probability in it. Where memory runs
+        out, half as many images are captioned at a time, and so on; from then on no more than what did fit.
+
+        Raises:
+            torch.OutOfMemoryError: not even one image fits.
         """
-        device = self.model.device
-        pixel_values = pixel_values.to(device, self.model.dtype)
         prompts = list(prompts) or [None] * len(pixel_values)
+        captions: list[list[tuple[str, float]]] = []
+        too_many = 0
+        while (at := len(captions)) < len(pixel_values):
+            size = min(self.images_that_fit or len(pixel_values), len(pixel_values) - at)
+            part = slice(at, at + size)
+            try:
+                captions += self._caption(pixel_values[part], settings, prompts[part], with_prompt)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if size == 1:
+                    raise torch.OutOfMemoryError(
+                        f"memory has no room for a single image with {settings.num_beams} beams: fewer beams, fewer new "
+                        "tokens and bfloat16 take less"
+                    ) from error
+                self.images_that_fit, too_many = size // 2, size
+                continue  # out of here, as the error holds on to all that lies on the device
+            if too_many:
+                log.warning("out of memory with %d images at a time; %d fit", too_many, size)
+                too_many = 0
+        return captions
+
+    def _caption(
+        self, pixel_values: Tensor, settings: GenerationSettings, prompts: Sequence[str | None], with_prompt: bool
+    ) -> list[list[tuple[str, float]]]:
+        """`caption_and_score`, all at once."""
+        device = self.model.device
+        pixel_values = self._prepared(pixel_values)
         own = self.processor.prompt
         ids = [self.processor.prompt_ids(own if prompt is None else prompt) for prompt in prompts]
         banned = BannedWords(self.processor, settings.banned_words) if settings.banned_words else None
@@ -229,6 +313,10 @@ class Captioner:
                     (self.processor.decode([*begins, *text]), value) for text, value in zip(texts, values, strict=True)
                 ]
         return captions
+
+    def _prepared(self, pixel_values: Tensor) -> Tensor:
+        """As the model takes them, on its device."""
+        return self.processor.normalize(upload(pixel_values, self.model.device)).to(self.model.dtype)
 
     def score(self, images: ImageInput | Sequence[ImageInput], captions: Any, prompt: str = "") -> Any:
         """How likely the model finds a caption of an image: the mean log-probability of its tokens, `[SEP]` included.
@@ -262,7 +350,7 @@ class Captioner:
             for k, row in enumerate(rows):
                 ids[0, k, : len(row)] = torch.tensor(row)
                 labels[0, k, skip : len(row)] = ids[0, k, skip : len(row)]
-            found = self.score_pixels(self.processor.pixel_values([image]), ids, labels)[0].tolist()
+            found = self.score_pixels(self.pixels(image)[None], ids, labels)[0].tolist()
             scores.append(found[0] if isinstance(texts, str) else found)
         return scores
 
@@ -271,13 +359,12 @@ class Captioner:
         """Mean log-probability of each caption's targets, `[I, K]` on the CPU; NaN for one without targets.
 
         Args:
-            pixel_values: `[I, 3, S, S]`.
+            pixel_values: as in `caption_pixels`.
             input_ids: `[I, K, T]`, as in `Blip.forward`.
             labels: `[I, K, T]`, `IGNORE` where a token is not to count.
         """
         device = self.model.device
-        pixel_values = pixel_values.to(device, self.model.dtype)
-        hidden = self.model.decode(input_ids.to(device), self.model.encode(pixel_values))[:, :, :-1]
+        hidden = self.model.decode(input_ids.to(device), self.model.encode(self._prepared(pixel_values)))[:, :, :-1]
         targets = labels.to(device)[:, :, 1:]
         wanted = targets != IGNORE
         log_probs = torch.zeros(targets.shape, device=device)

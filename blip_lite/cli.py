@@ -106,13 +106,14 @@ def train(args: argparse.Namespace) -> int:
     resolved.validate()  # before the imports below, which take seconds
     if os.environ.get("RANK", "0") == "0":
         print(f"{config.model.model} on {config.data.dataset}, into {resolved.run.output_dir}: loading")
+    from blip_lite.captioner import is_out_of_memory
     from blip_lite.training import loop, preflight
 
     instead = preflight.sanity if config.instead.sanity else preflight.plan if config.instead.plan else None
     try:
         (instead or loop.train)(config)
     except (RuntimeError, MemoryError) as error:
-        if not preflight.is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise TrainingError(preflight.out_of_memory(config.resolved())) from error
     return 0

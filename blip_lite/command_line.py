@@ -221,8 +221,18 @@ def add_caption(parser: argparse.ArgumentParser) -> None:
     add("--caption_suffix", default="", metavar="TEXT", help="put this after it")
     add("--min_score", type=float, metavar="X", help="flag captions with a lower mean log-probability for review")
     add("--scores", action="store_true", help="write the mean log-probability of each caption's tokens")
-    add("--batch_size", type=int, default=8, metavar="N", help="images at a time (default: 8)")
-    add("--num_workers", type=int, default=4, metavar="N", help="threads that read and decode images (default: 4)")
+    add(
+        "--batch_size",
+        type=int,
+        metavar="N",
+        help="images at a time; fewer where memory runs out (default: 64 on CUDA, else 8)",
+    )
+    add(
+        "--num_workers",
+        type=int,
+        metavar="N",
+        help="threads that read and decode images (default: one a core, 4 to 16)",
+    )
     add(
         "--num_beams",
         type=int,

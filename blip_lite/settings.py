@@ -34,7 +34,6 @@ FINE_TUNING: dict[str, Any] = {
     "gradient_accumulation_steps": 2,
     "gradient_checkpointing": True,
     "batch_size": 8,
-    "num_workers": 2,
 }
 FROM_SCRATCH: dict[str, dict[str, Any]] = {
     # no workers: on 2 cores they get in the way of a model this small (measured: 129 images/s without, 68 to 99 with)
@@ -123,7 +122,9 @@ class LoadingSettings:
         least=1,
     )
     num_workers: int | None = setting(
-        None, "processes that decode images ahead, per training process; 0: none; default: 2, tiny 0", least=0
+        None,
+        "processes that decode images ahead, per training process; 0: none; default: its CPU cores, 2 to 8; tiny 0",
+        least=0,
     )
 
 

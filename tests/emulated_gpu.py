@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -44,11 +45,12 @@ class EmulatedGPU:
     def __init__(self, count: int = 2) -> None:
         self.count, self.waits, self.kernels = count, Counter[tuple[str, str]](), 0
         self.storages: dict[int, tuple[StorageWeakRef, torch.device]] = {}
-        self.making: torch.device | None = None  # where a factory that runs puts its tensor
+        self.factories = threading.local()
         self.stack = contextlib.ExitStack()
 
     def __enter__(self) -> EmulatedGPU:
         generator, grouped = torch.Generator, torch._C._group_tensors_by_device_and_dtype
+        run_thread = threading.Thread.run
 
         def group(lists: list[Any], with_indices: bool = False) -> dict[Any, Any]:
             """The optimizers' own grouping asks in C++; say what is pretended."""
@@ -57,7 +59,12 @@ class EmulatedGPU:
                 (self.device_of(tensors[0][0]), dtype): (tensors, at) for (_, dtype), (tensors, at) in found.items()
             }
 
+        def run(thread: threading.Thread) -> None:
+            with _Operators(self), _Functions(self):  # each thread has its own modes
+                run_thread(thread)
+
         for patch in (
+            mock.patch.object(threading.Thread, "run", run),
             mock.patch.object(torch, "Generator", lambda device="cpu": generator("cpu")),
             mock.patch.object(torch._C, "_group_tensors_by_device_and_dtype", group),
             # asks the driver whether a graph is being captured
@@ -73,6 +80,15 @@ class EmulatedGPU:
 
     def __exit__(self, *error: Any) -> None:
         self.stack.__exit__(*error)
+
+    @property
+    def making(self) -> torch.device | None:
+        """Where a factory that this thread runs puts its tensor."""
+        return getattr(self.factories, "device", None)
+
+    @making.setter
+    def making(self, device: torch.device | None) -> None:
+        self.factories.device = device
 
     def place_of(self, tensor: Tensor) -> torch.device:
         """As `device_of`, and `PINNED` for pinned memory. A device belongs to a storage, so views have that of their

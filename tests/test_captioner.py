@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +17,9 @@ from PIL import Image
 from blip_lite import Captioner
 from blip_lite.data.sources.shapes import draw_scene, scene_ids
 from blip_lite.errors import ImageError
+from blip_lite.model.blip import Blip
+from blip_lite.model.generation import generate
+from blip_lite.processing.processor import Processor
 from conftest import ROOT
 
 
@@ -40,6 +46,68 @@ def test_one_in_one_out_list_in_list_out(captioner: Captioner, pictures: list[Im
 def test_batch_size_does_not_change_captions(captioner: Captioner, pictures: list[Image.Image]) -> None:
     alone = [captioner(p) for p in pictures]
     assert captioner(pictures, batch_size=2) == captioner(pictures, batch_size=8) == alone
+
+
+def test_files_decoded_by_threads_keep_their_order(
+    captioner: Captioner, pictures: list[Image.Image], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [tmp_path / f"{i}.png" for i in range(5)]
+    for picture, path in zip(pictures, paths, strict=True):
+        picture.save(path)
+    alone, by_threads = [captioner(p) for p in pictures], set()
+    rgb = Processor.rgb
+
+    def slow(self: Processor, source: Any) -> torch.Tensor:
+        by_threads.add((threading.current_thread() is threading.main_thread(), isinstance(source, Path)))
+        time.sleep(0.02 * (source == paths[0]))  # the others overtake it
+        return rgb(self, source)
+
+    monkeypatch.setattr(Processor, "rgb", slow)
+    sources = [*paths, pictures[1], paths[1], pictures[1]]
+    before = threading.active_count()
+    assert captioner(sources, batch_size=3) == [*alone, alone[1], alone[1], alone[1]]
+    assert by_threads == {(False, True), (True, False)} and threading.active_count() == before
+    paths[4].write_bytes(b"")
+    with pytest.raises(ImageError, match=r"4\.png"):
+        captioner(sources, batch_size=2)
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_a_batch_that_does_not_fit_is_halved(
+    hf_dir: Path, pictures: list[Image.Image], error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    captioner, sizes, room = Captioner.from_pretrained(hf_dir, device="cpu"), [], 3
+    expected = captioner(pictures * 3, prompt=["a", "two"] * 7 + [None], num_beams=2)
+
+    def small(model: Blip, pixels: torch.Tensor, *rest: Any) -> Any:
+        sizes.append(len(pixels))
+        if len(pixels) > room:
+            raise error
+        return generate(model, pixels, *rest)
+
+    monkeypatch.setattr("blip_lite.captioner.generate", small)
+    found = captioner(pictures * 3, prompt=["a", "two"] * 7 + [None], num_beams=2, batch_size=15)
+    assert found == expected and max(sizes[-5:]) <= room
+    assert [r.getMessage() for r in caplog.records] == ["out of memory with 7 images at a time; 3 fit"]
+    sizes.clear()
+    captioner(pictures, num_beams=2)
+    assert sizes == [3, 2] and len(caplog.records) == 1  # what fits is known
+    room = 0
+    with pytest.raises(torch.OutOfMemoryError, match="no room for a single image with 2 beams: fewer beams"):
+        captioner(pictures, num_beams=2)
+    monkeypatch.setattr("blip_lite.captioner.generate", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        captioner(pictures)
+
+
+def test_pixels_are_captioned_alike_before_and_after_they_are_normalised(
+    captioner: Captioner, pictures: list[Image.Image]
+) -> None:
+    settings, rgb = captioner.settings(num_beams=2), torch.stack([captioner.pixels(p) for p in pictures])
+    assert rgb.dtype == torch.uint8
+    found = captioner.caption_and_score(rgb, settings)
+    assert found == captioner.caption_and_score(captioner.processor.pixel_values(pictures), settings)
 
 
 def test_prompts_of_different_lengths_in_one_batch(captioner: Captioner, pictures: list[Image.Image]) -> None:

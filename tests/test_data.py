@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from blip_lite.data.batches import Captions, draw_captions, epoch_batches, epoch_order, loader
+from blip_lite.data.batches import (
+    Captions,
+    draw_captions,
+    epoch_batches,
+    epoch_order,
+    loader,
+    workers_by_cores,
+    workers_that_fit,
+)
 from blip_lite.data.dataset import split_by_image, split_of
 from blip_lite.data.sources.shapes import draw_scene, scene_captions, scene_ids
 from blip_lite.model.blip import IGNORE
@@ -147,3 +157,55 @@ def test_captions_per_image_takes_each_once_before_any_twice(processor: Processo
         assert batch.input_ids.shape[:2] == (1, 2)
         found.append([processor.decode(row) for row in batch.input_ids[0].tolist()])
     assert found[0] != found[1]
+
+
+def test_workers_live_on_and_see_each_epoch(processor: Processor) -> None:
+    """The same batches as from fresh ones, whose captions and pictures are the epoch's."""
+    examples = [
+        Picture(str(i), draw_scene(scene, 48), tuple(scene_captions(scene))) for i, scene in enumerate(scene_ids(6, 1))
+    ]
+
+    def dataset() -> Captions:
+        images = Captions(examples, processor, "", 40)
+        images.captions_per_image, images.augment, images.seed = 1, True, 7
+        return images
+
+    lasting, batches, pids = dataset(), list[list[int]](), set[int]()
+    for epoch in range(3):
+        batches[:] = epoch_batches(epoch_order(6, 0, epoch), 2)[epoch:]  # as after a resume
+        if not epoch:
+            data = loader(lasting, batches, 2, lasting=True)
+        lasting.epoch = epoch
+        found = list(data)
+        pids |= {worker.pid for worker in data._iterator._workers}
+        fresh = dataset()
+        fresh.epoch = epoch
+        for a, b in zip(found, loader(fresh, batches, 0), strict=True):
+            assert a.image_ids == b.image_ids and all(map(torch.equal, a.tensors(), b.tensors()))
+    assert len(pids) == 2
+
+
+@pytest.mark.parametrize(
+    ("seen", "here", "expected"), [(1, 1, 2), (2, 1, 2), (6, 1, 6), (96, 1, 8), (96, 32, 3), (4, 4, 2)]
+)
+def test_workers_are_as_many_as_the_cores_of_a_process(
+    seen: int, here: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blip_lite.data.batches.cores", lambda: seen)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(here))
+    assert workers_by_cores() == expected
+
+
+def test_workers_that_fit_by_the_bytes_that_travel(processor: Processor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 MB of Docker: of 384 pixels three bytes each, of features two a number."""
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=64 * 2**20))
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    images = Captions(
+        [Picture("a", draw_scene(scene_ids(1, 0)[0]))], dataclasses.replace(processor, image_size=384), "", 40
+    )
+    (item,) = loader(images, [[0]], 0)
+    assert images.image_bytes == item.pixel_values.nbytes == 3 * 384**2
+    assert [workers_that_fit(8, size, images.image_bytes) for size in (8, 16, 64)] == [7, 3, 0]
+    images.features = SimpleNamespace(shape=(1, 577, 768), get=lambda _: torch.zeros(577, 768, dtype=torch.float16))
+    (item,) = loader(images, [[0]], 0)
+    assert images.image_bytes == item.pixel_values.nbytes

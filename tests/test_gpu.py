@@ -13,9 +13,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 
+from blip_lite.captioner import Captioner
+from blip_lite.captioning.bulk import caption_files
 from blip_lite.cli import main
-from blip_lite.data.batches import Batch
+from blip_lite.data.batches import Batch, Captions, loader
+from blip_lite.data.sources.shapes import draw_scene, scene_ids
 from blip_lite.model.generation import STEPS_A_LOOK, GenerationSettings, generate
+from blip_lite.processing.picture import Picture
 from blip_lite.training.loop import SKIPS_IN_A_ROW, epoch, train_step
 from blip_lite.training.run import Run
 from blip_lite.training.setup import prepare, start
@@ -104,6 +108,29 @@ def test_a_training_step_never_waits_and_gives_the_weights_of_the_cpu(tmp_path: 
         weights = {name: value.cpu() for name, value in run.model.state_dict().items()}
     for name, value in here.model.state_dict().items():
         assert torch.equal(weights[name], value), name
+
+
+def test_pixels_travel_as_bytes_and_nobody_waits_for_them(hf_dir: Path, tmp_path: Path) -> None:
+    """Of a batch of the loader, of images that threads decode; what is normalised on the device is that of the CPU."""
+    paths = [tmp_path / f"{i}.png" for i in range(5)]
+    for scene, path in zip(scene_ids(5, 1), paths, strict=True):
+        draw_scene(scene, 48).save(path)
+    here = Captioner.from_pretrained(hf_dir, "cpu")
+    expected, normalised = here(paths, num_beams=2), here.processor.pixel_values(paths)
+    pictures = [Picture(str(path), str(path), ("a red circle",)) for path in paths]
+    with EmulatedGPU() as gpu:
+        captioner = Captioner.from_pretrained(hf_dir, "cuda")
+        (batch,) = loader(Captions(pictures, captioner.processor, "", 40), [list(range(5))], 0)
+        assert batch.pixel_values.dtype == torch.uint8
+        batch = batch.pin_memory()
+        with gpu.counting() as waits:
+            pixels = batch.to(CUDA, captioner.processor)[0]
+            (from_files,) = captioner.batches(paths, 64)
+            again = captioner.processor.normalize(from_files)
+        assert not waits and pixels.device == again.device == CUDA and from_files.dtype == torch.uint8
+        assert torch.equal(pixels.cpu(), normalised) and torch.equal(again.cpu(), normalised)
+        assert captioner(paths, num_beams=2) == expected
+        assert [r.captions for r in caption_files(captioner, map(str, paths), num_beams=2)] == [[c] for c in expected]
 
 
 def test_steps_that_fp16_leaves_out_are_counted_in_a_row_too(tmp_path: Path) -> None:

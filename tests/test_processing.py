@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from tokenizers import Tokenizer
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
@@ -48,6 +50,38 @@ def test_pixels_of_real_photographs_equal_transformers(vocabulary: list[str]) ->
     for path in sorted(folder.glob("*.jpg"))[:5]:
         theirs = BlipImageProcessorPil()(Image.open(path), return_tensors="pt")["pixel_values"][0]
         assert torch.equal(processor.pixels(path), theirs)
+
+
+@given(
+    data=st.data(),
+    mean=st.tuples(*[st.floats(0, 1)] * 3),
+    std=st.tuples(*[st.floats(0.01, 2)] * 3),
+    factor=st.one_of(st.sampled_from([1 / 255, 1.0, 1 / 127.5, 0.00392156862745098]), st.floats(1e-4, 2)),
+)
+def test_normalising_a_batch_is_the_arithmetic_of_transformers(
+    data: st.DataObject, mean: tuple[float, ...], std: tuple[float, ...], factor: float
+) -> None:
+    """Bit for bit, of every checkpoint: rescaled in double precision, rounded, then normalised in single."""
+    processor = Processor(wordpiece({"[PAD]": 0}), 16, 99, 3, 0, mean, std, rescale_factor=factor)
+    seed = data.draw(st.integers(0, 2**32 - 1))
+    rows = np.random.default_rng(seed).permuted(np.tile(np.arange(256, dtype=np.uint8), (2, 3, 1)), axis=2)
+    batch = rows.reshape(2, 3, 16, 16)  # all 256 values in each channel
+    rescaled = (batch.astype(np.float64) * factor).astype(np.float32)
+    m, s = (np.array(v, np.float32)[:, None, None] for v in (mean, std))
+    found = processor.normalize(torch.from_numpy(batch))
+    assert found.dtype == torch.float32 and found.is_contiguous()
+    assert np.array_equal(found.numpy(), (rescaled - m) / s)
+    assert processor.normalize(found) is found  # once
+    image = Image.fromarray(batch[0].transpose(1, 2, 0))
+    assert torch.equal(processor.rgb(image), torch.from_numpy(batch[0])) and torch.equal(
+        processor.pixels(image), found[0]
+    )
+
+
+def test_the_default_is_x_over_255_less_the_mean_over_the_deviation(processor: Processor) -> None:
+    x = torch.arange(256, dtype=torch.uint8).view(1, 16, 16).expand(3, -1, -1).contiguous()
+    mean, std = (torch.tensor(v)[:, None, None] for v in (processor.image_mean, processor.image_std))
+    assert torch.equal(processor.normalize(x), (x / torch.tensor(255.0) - mean) / std)
 
 
 def test_the_first_picture_of_a_stereo_photograph(processor: Processor) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from blip_lite.captioner import Captioner
+from blip_lite.captioner import Captioner, decoding_threads, default_batch_size
 from blip_lite.errors import ConfigError, ImageError
 from blip_lite.model.generation import GenerationSettings
 from blip_lite.processing.picture import Picture
@@ -52,9 +52,9 @@ class Captioned:
 def caption_files(
     captioner: Captioner,
     images: Iterable[str | Picture],
-    batch_size: int = 8,
+    batch_size: int | None = None,
     prompt: str | None = None,
-    workers: int = 4,
+    workers: int | None = None,
     **settings: Any,
 ) -> Iterator[Captioned]:
     """Caption images. One that cannot be read gives an error, and the next one follows.
@@ -64,14 +64,16 @@ def caption_files(
     Args:
         captioner: the model.
         images: paths, or what `inputs.expand` found; may be endless, only a few batches are held in memory.
-        batch_size: images at a time.
+        batch_size: images at a time, by default 64 on CUDA, else 8; fewer where memory runs out.
         prompt: how captions shall begin; None: the checkpoint's own, which captions leave out.
-        workers: threads that read and decode ahead of the model.
+        workers: threads that read and decode ahead of the model, by default one a core, 4 to 16.
         **settings: fields of `GenerationSettings`, by default the checkpoint's.
 
     Raises:
         ConfigError: settings that make no sense.
     """
+    batch_size = default_batch_size(captioner.model.device) if batch_size is None else batch_size
+    workers = decoding_threads() if workers is None else workers
     if batch_size < 1 or workers < 1:
         raise ConfigError("batch_size and workers must be at least 1")
     # Not a generator itself: wrong settings are to fail here, not at the first image.
@@ -84,7 +86,7 @@ def _caption(
 ) -> Iterator[Captioned]:  # fmt: skip
     def decode(picture: Picture) -> torch.Tensor | str:
         try:
-            return captioner.processor.pixels(picture.open())
+            return captioner.pixels(picture.open())
         except ImageError as error:
             reason = str(error)
             for prefix in (

@@ -60,9 +60,11 @@ def caption(args: argparse.Namespace) -> int:
         raise BrokenOff(f"{error}{how_on}") if args.begun else ConfigError(str(error)) from error
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(f"interrupted{how_on}") from error
+    except torch.OutOfMemoryError as error:
+        raise BrokenOff(f"{error}{how_on}") from error
     except Exception as error:
         traceback.print_exc()
-        raise BrokenOff(f"{type(error).__name__}{how_on}, with a smaller --batch_size if memory ran out") from error
+        raise BrokenOff(f"{type(error).__name__}{how_on}") from error
 
 
 def run(args: argparse.Namespace) -> int:

@@ -266,7 +266,7 @@ def highest_losses(captioner: Captioner, data: DataSet, config: TrainConfig) -> 
         examples = data.splits[split]
         dataset = Captions(examples, captioner.processor, config.decoding.prompt, config.optimisation.max_length)
         batches = epoch_batches(range(len(examples)), config.loading.batch_size)
-        ready = loader(dataset, batches, int(config.loading.num_workers or 0))
+        ready = loader(dataset, batches, config.loading.num_workers, captioner.model.device.type == "cuda")
         for indices, batch in zip(batches, Progress(ready, f"{split} losses", len(batches), "batch")):
             scores = captioner.score_pixels(batch.pixel_values, batch.input_ids, batch.labels)
             for index, row in zip(indices, scores.tolist(), strict=True):

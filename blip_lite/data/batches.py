@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import multiprocessing
 import os
 import shutil
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from blip_lite.captioner import cores
 from blip_lite.data.augment import augment, augmented_key
 from blip_lite.errors import ImageError
 from blip_lite.model.blip import IGNORE, rows_before_targets
@@ -25,8 +27,10 @@ from blip_lite.processing.images import open_image
 from blip_lite.processing.picture import Picture
 from blip_lite.processing.processor import Processor
 from blip_lite.processing.text import normalize_caption
+from blip_lite.processing.upload import upload
 
 LONGEST_WAIT = 1800  # seconds for a batch, after which a worker is given up
+MOST_WORKERS = 8  # of a process unless told; each decodes some 200 images/s at 384 pixels, and a GPU trains on fewer
 
 
 @dataclass
@@ -34,7 +38,7 @@ class Batch:
     """One forward pass of one process. Rows of images that could not be decoded, and of captions that are not
     there, have no targets."""
 
-    pixel_values: Tensor  # [I, 3, S, S], or the cached features [I, P, D] of a frozen encoder
+    pixel_values: Tensor  # [I, 3, S, S] uint8, or the cached features [I, P, D] of a frozen encoder
     input_ids: Tensor  # [I, K, T]
     labels: Tensor  # [I, K, T], IGNORE where no loss is wanted
     target_rows: Tensor  # [targets], found here, as the host would wait for a GPU that finds them
@@ -49,12 +53,12 @@ class Batch:
         return Batch(pixel_values, input_ids, labels, target_rows, self.image_ids, self.bad)
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What `Blip.forward` takes, in its order."""
         return self.pixel_values, self.input_ids, self.labels, self.target_rows
 
-    def to(self, device: torch.device) -> tuple[Tensor, ...]:
-        """The tensors on a device."""
-        return tuple(tensor.to(device, non_blocking=True) for tensor in self.tensors())
+    def to(self, device: torch.device, processor: Processor) -> tuple[Tensor, ...]:
+        """What `Blip.forward` takes, in its order, on a device: pixels are normalised there."""
+        pixels, *others = (upload(tensor, device) for tensor in self.tensors())
+        return processor.normalize(pixels), *others
 
 
 class Captions(Dataset[Any]):
@@ -64,6 +68,7 @@ class Captions(Dataset[Any]):
         features: a `feature_cache.Features`, from which images come instead of being decoded.
         captions_per_image: how many captions of an image an epoch takes; None: all. `seed` and `epoch` say which.
         augment: whether images are changed, in each epoch otherwise.
+        epoch: from 0; workers see it change.
     """
 
     def __init__(self, examples: Sequence[Picture], processor: Processor, prompt: str, max_length: int) -> None:
@@ -72,10 +77,23 @@ class Captions(Dataset[Any]):
         self.features: Any = None
         self.captions_per_image: int | None = None
         self.augment = False
-        self.seed = self.epoch = 0
+        self.seed, self._epoch = 0, multiprocessing.RawValue("q", 0)
 
     def __len__(self) -> int:
         return len(self.examples)
+
+    @property
+    def epoch(self) -> int:
+        return self._epoch.value
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self._epoch.value = epoch
+
+    @property
+    def image_bytes(self) -> int:
+        """What an image takes in a batch."""
+        return 2 * math.prod(self.features.shape[1:]) if self.features else 3 * self.processor.image_size**2
 
     def captions(self, example: Picture) -> list[str]:
         """Those of an image that this epoch takes."""
@@ -85,12 +103,12 @@ class Captions(Dataset[Any]):
         return draw_captions(usable, self.captions_per_image, f"{self.seed}/{example.image_id}", self.epoch)
 
     def pixels(self, example: Picture) -> Tensor:
-        """`[3, S, S]`. Raises ImageError, OSError."""
+        """`[3, S, S]` uint8. Raises ImageError, OSError."""
         image = example.open()
         if self.augment:
             key = augmented_key(self.seed, self.epoch, example.image_id)
             image = augment(open_image(image), example.captions, self.processor.image_size, key)
-        return self.processor.pixels(image)
+        return self.processor.rgb(image)
 
     def tokens(self, example: Picture) -> list[list[int]]:
         return [self.processor.encode(caption, self.prompt, self.max_length) for caption in self.captions(example)]
@@ -136,7 +154,8 @@ def collate(
             input_ids[i, k, : len(row)] = torch.tensor(row)
             labels[i, k, prompt_length : len(row)] = input_ids[i, k, prompt_length : len(row)]
     decoded = [pixels for _, pixels, _ in items if isinstance(pixels, Tensor)]
-    blank = torch.zeros_like(decoded[0]) if decoded else torch.zeros(3, processor.image_size, processor.image_size)
+    size = processor.image_size
+    blank = torch.zeros_like(decoded[0]) if decoded else torch.zeros(3, size, size, dtype=torch.uint8)
     pixel_values = torch.stack([pixels if isinstance(pixels, Tensor) else blank for _, pixels, _ in items])
     bad = {image_id: pixels for image_id, pixels, _ in items if isinstance(pixels, str)}
     image_ids = [image_id for image_id, _, _ in items]
@@ -174,23 +193,43 @@ def end_workers() -> None:
         worker.terminate()
 
 
-def workers_that_fit(num_workers: int, batch_size: int, image_size: int) -> int:
+def workers_by_cores() -> int:
+    """How many workers a training process has unless told: a core each, of those that the processes here share."""
+    return min(MOST_WORKERS, max(2, cores() // processes_here()))
+
+
+def processes_here() -> int:
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+
+
+def workers_that_fit(num_workers: int, batch_size: int, image_bytes: int) -> int:
     """How many workers' batches `/dev/shm` has room for; Docker gives 64 MB, and where it is full, a worker waits for
     ever. Each keeps two batches ready."""
     if not num_workers or not Path("/dev/shm").is_dir():
         return num_workers
-    free = shutil.disk_usage("/dev/shm").free / int(
-        os.environ.get("LOCAL_WORLD_SIZE") or 1
-    )  # shared by the processes here
-    return min(num_workers, int(0.8 * free / (2 * batch_size * 3 * image_size**2 * 4)))
+    free = shutil.disk_usage("/dev/shm").free / processes_here()
+    return min(num_workers, int(0.8 * free / (2 * batch_size * image_bytes)))
 
 
 def loader(
-    dataset: Captions, batches: Sequence[list[int]], num_workers: int, pin_memory: bool = False
+    dataset: Captions,
+    batches: Sequence[list[int]],
+    num_workers: int | None,
+    pin_memory: bool = False,
+    lasting: bool = False,
 ) -> DataLoader[Batch]:
-    """Decode these batches ahead, in worker processes; the order does not depend on their number."""
+    """Decode these batches ahead, in worker processes; the order does not depend on their number.
+
+    Args:
+        dataset: the images.
+        batches: indices of each batch.
+        num_workers: None: by the cores.
+        pin_memory: for a CUDA device.
+        lasting: whether workers live on after the last batch, for the next ones that `batches` will hold.
+    """
     prompt_length = len(dataset.processor.prompt_ids(dataset.prompt))
-    num_workers = workers_that_fit(num_workers, max(map(len, batches), default=1), dataset.processor.image_size)
+    num_workers = workers_by_cores() if num_workers is None else num_workers
+    num_workers = workers_that_fit(num_workers, max(map(len, batches), default=1), dataset.image_bytes)
     return DataLoader(
         dataset,
         batch_sampler=batches,
@@ -198,6 +237,7 @@ def loader(
         num_workers=num_workers,
         timeout=LONGEST_WAIT if num_workers else 0,
         pin_memory=pin_memory,
+        persistent_workers=lasting and num_workers > 0,
         worker_init_fn=_ignore_first_signal,
         generator=torch.Generator(),  # else each epoch's start draws from the global one, and resuming moves it
     )

@@ -66,7 +66,8 @@ def caption_batch(
     good = [i for i, image_id in enumerate(batch.image_ids) if indices[i] >= 0 and image_id not in batch.bad]
     if not good:
         return []
-    found = captioner.caption_pixels(batch.pixel_values[good], settings, [prompt] * len(good), with_prompt=False)
+    pixels = batch.pixel_values if len(good) == len(indices) else batch.pixel_values[good]
+    found = captioner.caption_pixels(pixels, settings, [prompt] * len(good), with_prompt=False)
     return [(batch.image_ids[i], row[0]) for i, row in zip(good, found, strict=True)]
 
 
@@ -90,7 +91,8 @@ def caption_images(
     batches = epoch_batches(range(len(bare)), loading.batch_size, state.process_index, state.num_processes)
     mine: list[tuple[str, str]] = []
     failed: dict[str, str] = {}
-    data: Iterable[Batch] = loader(Captions(bare, captioner.processor, "", 40), batches, int(loading.num_workers or 0))
+    on_cuda = captioner.model.device.type == "cuda"
+    data: Iterable[Batch] = loader(Captions(bare, captioner.processor, "", 40), batches, loading.num_workers, on_cuda)
     if state.is_main_process:
         data = Progress(data, "captioned", len(batches), "batches")
     for indices, batch in zip(batches, data, strict=True):

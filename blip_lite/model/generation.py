@@ -20,6 +20,7 @@ from torch import Tensor
 
 from blip_lite.errors import ConfigError
 from blip_lite.model.blip import Blip
+from blip_lite.processing.upload import upload
 
 NEVER = -1.0e9  # the score of a beam that must not win; transformers' value, kept so that sums round alike
 STEPS_A_LOOK = 4  # steps between two looks at a GPU whether captions are complete; on a CPU looking costs nothing
@@ -189,12 +190,6 @@ def generate(
         if settings.num_beams > 1:
             return beam_search(model, image_embeds, prompt_ids, settings, forbidden)
         return greedy_or_sample(model, image_embeds, prompt_ids, settings, forbidden)
-
-
-def upload(values: Any, device: torch.device) -> Tensor:
-    """Integers -> a tensor on a device, without waiting for it."""
-    on_host = torch.tensor(values, dtype=torch.long, pin_memory=device.type == "cuda")
-    return on_host.to(device, non_blocking=True)
 
 
 def time_to_look(t: int, device: torch.device) -> bool:

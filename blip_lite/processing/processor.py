@@ -14,6 +14,7 @@ from torch import Tensor
 
 from blip_lite.processing.images import ImageInput, open_image
 from blip_lite.processing.text import detokenize, normalize_caption
+from blip_lite.processing.upload import upload
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 
@@ -60,24 +61,34 @@ class Processor:
     max_words: int = 30  # of a training caption, BLIP's own rule
     prompt: str = ""  # with which the model was trained; captions begin after it
     decoding: dict[str, Any] = field(default_factory=dict)  # the run's, fields of `GenerationSettings`
-    _table: np.ndarray = field(init=False, repr=False)
+    _table: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
         self.tokenizer.encode_special_tokens = True  # a caption that says "[SEP]" is text, not an end
-        # A pixel has 256 values, so rescaling and normalising is looking up; in transformers' precision.
+        # A pixel has 256 values, so rescaling and normalising is looking up; in transformers' precision. Unlike
+        # arithmetic, that is the same to the bit on every device: CUDA divides by a number in another way than the CPU.
         values = (np.arange(256, dtype=np.float64) * self.rescale_factor).astype(np.float32)
         mean, std = (np.array(v, dtype=np.float32)[:, None] for v in (self.image_mean, self.image_std))
-        self._table = (values - mean) / std  # [3, 256]
+        self._table = torch.from_numpy(((values - mean) / std).ravel())  # [3 * 256]
+
+    def rgb(self, source: ImageInput) -> Tensor:
+        """One image, resized -> `[3, S, S]` uint8: what travels, a quarter of the bytes. Raises ImageError."""
+        image = open_image(source).resize((self.image_size, self.image_size), Image.Resampling(self.resample))
+        return torch.from_numpy(np.stack([np.asarray(band) for band in image.split()]))
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """`[..., 3, S, S]` uint8 -> float32, rescaled and normalised, on the same device. What is floating point, and so
+        normalised (or encoded) already, is returned as it is."""
+        if pixels.is_floating_point():
+            return pixels
+        table, channels = upload(self._table, pixels.device), torch.arange(3, dtype=torch.int32, device=pixels.device)
+        return table.index_select(0, (pixels + 256 * channels[:, None, None]).flatten()).view(pixels.shape)
 
     def pixels(self, source: ImageInput) -> Tensor:
         """One image -> `[3, S, S]` float32, normalised. Raises ImageError."""
-        image = open_image(source).resize((self.image_size, self.image_size), Image.Resampling(self.resample))
-        array, normalised = np.asarray(image), np.empty((3, *image.size), np.float32)
-        for c in range(3):  # mode="clip": the other modes copy `out`
-            np.take(self._table[c], array[:, :, c], out=normalised[c], mode="clip")
-        return torch.from_numpy(normalised)
+        return self.normalize(self.rgb(source))
 
     def pixel_values(self, images: Iterable[ImageInput]) -> Tensor:
         """Images -> `[I, 3, S, S]`. Raises ImageError, which names the image."""

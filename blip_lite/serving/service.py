@@ -104,10 +104,10 @@ class Service:
             return await within(end, work(), 503, f"no answer within {self.options.timeout:g} s; try again")
 
     async def pixels(self, picture: Picture) -> Tensor:
-        """`[3, S, S]`. Raises ImageError."""
+        """`[3, S, S]` uint8, on the model's device. Raises ImageError."""
         data: Any = await asyncio.to_thread(picture.open)  # may be fetched
         return await asyncio.get_running_loop().run_in_executor(
-            self.decoding, lambda: self.captioner.processor.pixels(look(data))
+            self.decoding, lambda: self.captioner.pixels(look(data))
         )
 
     def result(self, outcome: Pairs | BaseException) -> Captioned | Failed:

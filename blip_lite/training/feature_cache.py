@@ -97,7 +97,7 @@ def cache_features(run: Run, stopping: Callable[[], int]) -> Features | None:
         if accelerator.is_main_process:
             batches = Progress(batches, "features", len(todo), "batches")
         for indices, batch in zip(todo, batches, strict=True):
-            encoded = model.encode(batch.pixel_values.to(accelerator.device, non_blocking=True))
+            encoded = model.encode(batch.to(accelerator.device, images.processor)[0])
             named = zip(indices, batch.image_ids, encoded, strict=True)
             features.put({index: None if image_id in batch.bad else value for index, image_id, value in named})
             if stopping():

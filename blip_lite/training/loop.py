@@ -106,7 +106,7 @@ def train_step(run: Run, window: list[Batch], lr: float) -> Step:
     for i, batch in enumerate(window):
         last = i + 1 == len(window)
         with contextlib.nullcontext() if last else accelerator.no_sync(run.ddp):
-            loss, _ = run.ddp(*batch.to(accelerator.device), settings.label_smoothing)
+            loss, _ = run.ddp(*batch.to(accelerator.device, run.processor), settings.label_smoothing)
             accelerator.backward(loss * accelerator.num_processes / targets)  # DDP averages over the processes
         total += loss.detach()
     grad_norm = accelerator.clip_grad_norm_(run.ddp.parameters(), settings.max_grad_norm or math.inf)
@@ -131,13 +131,16 @@ def learning_rate(step: int, total_steps: int, settings: OptimisationSettings) -
 
 
 def epoch(run: Run) -> DataLoader[Batch]:
-    """What is left of the current epoch: this process's batches."""
+    """What is left of the current epoch: this process's batches. The workers are those of the epoch before."""
     accelerator, train_set = run.accelerator, run.train_set
     order = epoch_order(len(train_set), run.config.optimisation.seed, run.progress.epoch)
     rank, world = accelerator.process_index, accelerator.num_processes
-    mine = epoch_batches(order, run.config.loading.batch_size, rank, world)[run.progress.batches :]
+    run.batches[:] = epoch_batches(order, run.config.loading.batch_size, rank, world)
+    if run.loader is None:
+        run.loader = loader(train_set, run.batches, run.num_workers, accelerator.device.type == "cuda", lasting=True)
+    del run.batches[: run.progress.batches]
     train_set.epoch = run.progress.epoch
-    return loader(train_set, mine, run.num_workers, pin_memory=accelerator.device.type == "cuda")
+    return run.loader
 
 
 def windows(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list
 
-from blip_lite.captioner import Captioner
+from blip_lite.captioner import Captioner, is_out_of_memory
 from blip_lite.data.batches import Batch, Captions, epoch_batches, epoch_order, loader
 from blip_lite.errors import DataError, TrainingError
 from blip_lite.model.generation import GenerationSettings
@@ -187,15 +187,6 @@ def outlook(run: Run, seconds_per_step: float, longest: int) -> dict[str, Any]:
             "another --output_dir."
         )
     return result
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, in any of its forms: torch.OutOfMemoryError, cuBLAS and cuDNN that find no room for
-    themselves, torch.AcceleratorError, and the CPU's plain RuntimeError."""
-    told = ("out of memory", "alloc_failed", "can't allocate memory")
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and any(words in str(error).lower() for words in told)
-    )
 
 
 def out_of_memory(config: TrainConfig) -> str:

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.utils.data import DataLoader
 
-from blip_lite.data.batches import Captions
+from blip_lite.data.batches import Batch, Captions
 from blip_lite.data.dataset import DataSet
 from blip_lite.model.blip import Blip
 from blip_lite.model.generation import GenerationSettings
@@ -107,6 +108,8 @@ class Run:
     steps_per_epoch: int
     total_steps: int
     average: Average | None = None  # of the weights, with --ema
+    batches: list[list[int]] = field(default_factory=list)  # of this process, left of the current epoch
+    loader: DataLoader[Batch] | None = None  # of these, whatever the epoch
     progress: Progress = field(default_factory=Progress)
     evaluation: dict[str, Any] = field(default_factory=dict)  # the last validation's numbers
     begun: float = field(default_factory=time.perf_counter)  # of this segment, less the seconds of those before
@@ -129,8 +132,8 @@ class Run:
         return int(self.config.optimisation.gradient_accumulation_steps or 1)
 
     @property
-    def num_workers(self) -> int:
-        return int(self.config.loading.num_workers or 0)
+    def num_workers(self) -> int | None:
+        return self.config.loading.num_workers
 
     @property
     def images_per_step(self) -> int:

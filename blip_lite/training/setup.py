@@ -20,7 +20,7 @@ from accelerate.utils import DistributedType, InitProcessGroupKwargs, set_seed
 
 from blip_lite.captioner import cores
 from blip_lite.data.augment import sheet
-from blip_lite.data.batches import Captions, epoch_batches, workers_that_fit
+from blip_lite.data.batches import Captions, epoch_batches, workers_by_cores, workers_that_fit
 from blip_lite.data.dataset import DataSet
 from blip_lite.data.load import load_data
 from blip_lite.data.look import first_look, refuse_what_is_no_caption
@@ -31,7 +31,14 @@ from blip_lite.model.from_scratch import from_scratch
 from blip_lite.model.pretrained import load_pretrained, resize
 from blip_lite.processing.processor import Processor
 from blip_lite.processing.text import normalize_caption
-from blip_lite.settings import FROM_SCRATCH, OptimisationSettings, RegularisationSettings, TrainConfig, did_you_mean
+from blip_lite.settings import (
+    FROM_SCRATCH,
+    LoadingSettings,
+    OptimisationSettings,
+    RegularisationSettings,
+    TrainConfig,
+    did_you_mean,
+)
 from blip_lite.storage import newest
 from blip_lite.training.checkpoint import on_disk
 from blip_lite.training.run import Average, Run, Skips
@@ -126,16 +133,11 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
     generation = decoding(config.decoding, model, processor)
     size = sum(p.numel() for p in model.parameters()) / 1e6
     accelerator.print(f"{config.model.model}: {size:.1f}M parameters, {accelerator.device}, {precision(accelerator)}")
-    asked = int(config.loading.num_workers or 0)
-    if (workers := workers_that_fit(asked, config.loading.batch_size, processor.image_size)) < asked:
-        accelerator.print(
-            f"/dev/shm has room for the batches of {workers} of {asked} workers, so no more are used; "
-            "`docker run --shm-size 2g` gives more"
-        )
     optimisation, batch_size = config.optimisation, config.loading.batch_size
     train_set = Captions(data.splits["train"], processor, config.decoding.prompt, optimisation.max_length)
     train_set.captions_per_image, train_set.seed = optimisation.captions_per_image, optimisation.seed
     train_set.augment = config.regularisation.augment
+    say_workers(config.loading, train_set.image_bytes, accelerator)
 
     # The learning rate is set at each step by `learning_rate`: nothing else is scheduled.
     model.to(accelerator.device)
@@ -149,6 +151,18 @@ def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
         config, accelerator, data, train_set, model, ddp, optimizer, Skips(accelerator), generation,
         per_epoch, steps_per_epoch, total_steps, average,
     )  # fmt: skip
+
+
+def say_workers(loading: LoadingSettings, image_bytes: int, accelerator: Accelerator) -> None:
+    """Say how many workers decode images."""
+    asked = workers_by_cores() if loading.num_workers is None else loading.num_workers
+    if (workers := workers_that_fit(asked, loading.batch_size, image_bytes)) < asked:
+        accelerator.print(
+            f"/dev/shm has room for the batches of {workers} of {asked} workers, so no more are used; "
+            "`docker run --shm-size 2g` gives more"
+        )
+    elif loading.num_workers is None:
+        accelerator.print(f"{workers} workers decode images, for {cores()} CPU cores (--num_workers)")
 
 
 def show_augmentation(run: Run, path: Path) -> None:

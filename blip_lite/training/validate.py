@@ -44,7 +44,7 @@ def validate(
         if stopping():
             return None
         with accelerator.autocast():
-            loss, targets = model(*batch.to(accelerator.device))
+            loss, targets = model(*batch.to(accelerator.device, processor))
             sums[0] += loss
             sums[1] += targets
             mine += caption_batch(captioner, batch, indices, run.generation, prompt)
