@@ -69,8 +69,9 @@ def main() -> None:
         ports[batch] = next(int(m[1]) for line in server.stdout if (m := re.search(r"http://127\.0\.0\.1:(\d+)", line)))
         load(ports[batch], images, 1, 2)  # the first ones wait for threads and buffers
     try:
-        print(f"{args.size}, {args.device}, {args.dtype}, 5 beams, 20 tokens, {args.repeats} rounds", flush=True)
-        print("| clients | images at a time | requests/s | p50 | p99 |\n|---|---|---|---|---|")
+        where = f"{os.cpu_count()} cores" if args.device == "cpu" else args.device
+        print(f"{args.size}, {where}, {args.dtype}, 5 beams, 20 tokens, {args.repeats} rounds\n", flush=True)
+        print("| clients | images at a time | requests a second | p50 | p99 |\n|---|---|---|---|---|")
         for clients in (1, 8, 32):
             requests = max(16, 2 * clients) * (4 if args.size == "tiny" else 1)
             found: dict[int, list[tuple[list[float], float]]] = {8: [], 1: []}
@@ -80,8 +81,10 @@ def main() -> None:
             for batch, runs in found.items():
                 p50, p99 = np.percentile([s for seconds, _ in runs for s in seconds], [50, 99])
                 rates = [rate for _, rate in runs]
-                rate = f"{np.median(rates):.3g} ({min(rates):.3g} to {max(rates):.3g})"
-                print(f"| {clients} | {batch} | {rate} | {p50:.3g} s | {p99:.3g} s |", flush=True)
+                rate = f"{np.median(rates):.3g}"
+                rate += f" ({min(rates):.3g} to {max(rates):.3g})" if args.repeats > 1 else ""
+                at_a_time = "1" if batch == 1 else f"up to {batch}"
+                print(f"| {clients} | {at_a_time} | {rate} | {p50:.3g} s | {p99:.3g} s |", flush=True)
     finally:
         for server in servers:
             server.terminate()

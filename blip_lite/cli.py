@@ -22,7 +22,7 @@ EXTRAS = {
     "torchao": "int8",
     "matplotlib": "plot",
     "gradio": "demo",
-    **dict.fromkeys(("fastapi", "uvicorn", "prometheus_client", "pydantic", "starlette"), "serve"),
+    **dict.fromkeys(("fastapi", "uvicorn", "prometheus_client", "pydantic", "python_multipart", "starlette"), "serve"),
     "jgo": "spice",
     "shtab": "completion",
     **dict.fromkeys(("boto3", "sagemaker"), "aws"),

@@ -1,7 +1,7 @@
 """Draw the pictures of the README and of docs/, from finished runs.
 
-    python docs/make_pictures.py shapes runs/shapes      # docs/shapes.png, docs/scene.png
-    python docs/make_pictures.py app runs/white/best     # docs/app.png: needs blip_lite[demo], selenium and Chromium
+python docs/make_pictures.py shapes runs/shapes      # docs/shapes.png, docs/scene.png
+python docs/make_pictures.py app runs/white/best     # docs/app.png: needs blip_lite[demo], selenium and Chromium
 """
 
 import json
@@ -52,7 +52,9 @@ def app(ckpt: Path) -> None:
             found = (re.match(r"(http://\S+) .*the page is there", line) for line in server.stdout)
             browser.get(next(match[1] for match in found if match))
             wait = WebDriverWait(browser, 60)
-            wait.until(lambda b: b.find_elements("css selector", "input[type=file]"))[0].send_keys(str(HERE / "scene.png"))
+            wait.until(lambda b: b.find_elements("css selector", "input[type=file]"))[0].send_keys(
+                str(HERE / "scene.png")
+            )
             wait.until(lambda b: b.execute_script("return [...document.querySelectorAll('textarea')].at(-1).value"))
             height = browser.execute_script("return document.documentElement.scrollHeight")
             browser.set_window_size(1200, height + 170)  # a window is higher than its page

@@ -4,6 +4,8 @@ the token, and how it stops."""
 from __future__ import annotations
 
 import base64
+import codecs
+import contextlib
 import json
 import os
 import re
@@ -29,12 +31,16 @@ from conftest import ROOT, free_port
 
 pytest.importorskip("fastapi", reason='needs pip install "blip_lite[serve]"')
 from fastapi.testclient import TestClient
+from prometheus_client.parser import text_string_to_metric_families
 
 from blip_lite.serving import http, requests
 from blip_lite.serving.service import Options, Service
 
 SCENE = (ROOT / "docs" / "scene.png").read_bytes()
 TEXT = base64.b64encode(SCENE).decode()
+RAW, BOUNDED = {"Content-Type": "image/png"}, {"Content-Type": "multipart/form-data; boundary=x"}
+PART = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n%s\r\n'
+FORM = PART % SCENE + PART % SCENE + b"--x--\r\n"
 GREEDY = {"num_beams": 1, "max_new_tokens": 8}
 
 
@@ -89,6 +95,11 @@ def test_each_kind_of_request_gives_the_captions_of_captioner(client: TestClient
         {"content": SCENE, "headers": {"Content-Type": "application/octet-stream"}},
         {"files": {"image": ("scene.png", SCENE)}},
         {"json": {"images": [TEXT]}},
+        {
+            "content": codecs.BOM_UTF8 + json.dumps({"images": [TEXT]}).encode(),
+            "headers": {"Content-Type": "application/json"},
+        },
+        {"content": FORM.replace(PART % SCENE, b"", 1), "headers": BOUNDED},
         {"json": {"images": [base64.encodebytes(SCENE).decode()], "num_beams": None}},
         {"json": {"images": [f"data:image/png;base64,{base64.urlsafe_b64encode(SCENE).decode()}"]}},
     ):
@@ -177,7 +188,23 @@ def test_a_bad_image_is_an_answer(client: TestClient, monkeypatch: pytest.Monkey
         ({"files": {"image": SCENE}, "params": {"num_beams": "x"}}, 422, "num_beams: Input should be a valid integer"),
         ({"files": {"image": SCENE}, "params": {"beams": "3"}}, 422, "beams: unknown"),
         ({"files": {"image": SCENE}, "data": {"top_p": "nan"}}, 422, "top_p"),
-        ({"files": [("image", b"x")] * 33}, 400, "Too many files"),
+        ({"files": [("image", b"x")] * 33}, 413, "33 images; at most 32 a request"),
+        ({"files": [("image", b"x")] * 100}, 413, "100 images; at most 32 a request"),
+        ({"files": [("image", b"x")] * 1001}, 400, "Too many files"),
+        ({"files": {"image": (None, "dog.jpg")}}, 422, "image: a text, not a file; with curl: -F image=@FILE"),
+        ({"files": [("image", SCENE), ("top_k", (None, "1")), ("top_k", (None, "2"))]}, 422, "top_k: given twice"),
+        ({"content": SCENE, "headers": RAW, "params": [("top_k", 1), ("top_k", 2)]}, 422, "top_k: given twice"),
+        (
+            {"files": {"image": SCENE}, "data": {f"field{i}": "x" for i in range(99)}},
+            422,
+            "field0, field1, field2: unknown; known are",
+        ),
+        ({"content": SCENE, "headers": {**RAW, "Content-Encoding": "gzip"}}, 415, "'gzip'; send the body as it is"),
+        ({"content": FORM[:-4], "headers": BOUNDED}, 400, "the form has no end"),
+        ({"content": FORM[:-2000], "headers": BOUNDED}, 400, "the form has no end"),
+        ({"content": b"", "headers": BOUNDED}, 400, "the form has no end"),
+        ({"content": FORM, "headers": {"Content-Type": "multipart/form-data; boundary=y"}}, 400, "another boundary"),
+        ({"json": {"images": ["file:///etc/passwd"]}}, 403, "fetches no URLs"),
     ],
 )
 def test_what_is_refused(client: TestClient, sent: dict[str, Any], status: int, told: str) -> None:
@@ -190,6 +217,10 @@ def test_urls_only_when_allowed_and_only_public_ones(captioner: Captioner, monke
     with client_of(captioner, allow_urls=True) as client:
         for url, told in [
             ("http://example.org/a.png", "only https URLs"),
+            ("file:///etc/passwd", "only https URLs"),
+            ("ftp://example.org/a.png", "only https URLs"),
+            ("https://0x7f000001/a.png", "no public address"),
+            ("https://user:word@10.0.0.1/a.png", "no public address"),
             ("HTTPS://127.0.0.1/a.png", "127.0.0.1, which is no public address"),
             ("https://[::ffff:169.254.169.254]/a.png", "no public address"),
         ]:
@@ -224,6 +255,10 @@ def test_what_waits_with_the_same_settings_is_one_batch(
         captioner(drawn[i], prompt="a" if i % 2 else "", num_beams=2 if i > 8 else 1, max_new_tokens=8)
         for i in range(12)
     ]
+    families = {family.name: family for family in text_string_to_metric_families(metrics)}
+    assert {"blip_lite_requests", "blip_lite_request_seconds", "blip_lite_images", "blip_lite_batch_images"} <= set(
+        families
+    )
     assert 'blip_lite_requests_total{status="200"} 12.0' in metrics
     assert "blip_lite_batch_images_count 4.0" in metrics and "blip_lite_images_inside 0.0" in metrics
 
@@ -294,7 +329,6 @@ def test_the_token(captioner: Captioner) -> None:
 
 
 KINDS = ["application/json", "image/png", "multipart/form-data; boundary=x", "application/octet-stream", "a/b", ""]
-PART = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n%s\r\n--x--\r\n'
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just(TEXT[:400]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -305,7 +339,7 @@ FIELDS = st.sampled_from(
 BODIES = (
     st.binary(max_size=60)
     | st.dictionaries(FIELDS, ANYTHING).map(lambda content: json.dumps(content).encode())
-    | st.binary(max_size=60).map(lambda data: PART % data)
+    | st.binary(max_size=60).map(lambda data: PART % data + b"--x--\r\n")
     | st.tuples(st.integers(0, len(SCENE)), st.binary(max_size=4)).map(lambda cut: SCENE[: cut[0]] + cut[1])
 )
 
@@ -350,10 +384,13 @@ def test_sigterm_answers_what_is_in_flight(server: tuple[subprocess.Popen[str], 
     process, url = server
     assert json.load(urllib.request.urlopen(f"{url}/health"))["model"].endswith("/model")
     body = json.dumps({"images": [TEXT]}).encode()
-    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as sock:
-        head = f"POST /caption HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        sock.sendall(head.encode() + body[:100])
-        eventually(lambda: json.load(urllib.request.urlopen(f"{url}/health"))["images_inside"] == 1)
+    head = f"POST /caption HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    with contextlib.ExitStack() as stack:
+        port = int(url.rpartition(":")[2])
+        socks = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(32)]
+        for sock in socks:
+            sock.sendall(head.encode() + body[:100])
+        eventually(lambda: json.load(urllib.request.urlopen(f"{url}/health"))["images_inside"] == 32)
         process.send_signal(signal.SIGTERM)
 
         def refuses() -> bool:
@@ -364,10 +401,12 @@ def test_sigterm_answers_what_is_in_flight(server: tuple[subprocess.Popen[str], 
             return False
 
         eventually(refuses)  # nothing new is taken
-        sock.sendall(body[100:])
-        answer = b"".join(iter(lambda: sock.recv(65536), b""))
-    assert answer.startswith(b"HTTP/1.1 200 OK")
-    assert json.loads(answer.partition(b"\r\n\r\n")[2])["results"][0]["caption"] == captioner(SCENE)
+        for sock in socks:
+            sock.sendall(body[100:])
+        answers = [b"".join(iter(lambda: sock.recv(65536), b"")) for sock in socks]  # noqa: B023  used at once
+    for answer in answers:
+        assert answer.startswith(b"HTTP/1.1 200 OK")
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["results"][0]["caption"] == captioner(SCENE)
     assert process.wait(20) == 143 and process.stderr and process.stderr.read() == ""
 
 

@@ -5,15 +5,17 @@
 
 from __future__ import annotations
 
+import codecs
 import importlib.util
 import math
 import os
+import re
 import secrets
 import signal
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -24,6 +26,7 @@ from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.requests import ClientDisconnect
@@ -38,27 +41,36 @@ from blip_lite.serving.schema import BODY, Answer, Body, Failed, Health, Paramet
 from blip_lite.serving.service import Options, Service, sentence, told, within
 
 JSON = "application/json"
+MOST_PARTS = 1000  # of a form, so that what has too many images is told so
 bearer = HTTPBearer(auto_error=False, description="the server's BLIP_LITE_TOKEN")
 
 
 async def read(request: Request, options: Options) -> tuple[list[Picture], dict[str, Any]]:
     """The images of a request, and the parameters of its body. Raises HTTPException (400, 403, 413, 415, 422)."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    head, more = parse_options_header(request.headers.get("content-type", ""))
+    kind, boundary = head.decode("latin-1"), more.get(b"boundary")
+    if (coding := request.headers.get("content-encoding", "identity")) != "identity":
+        raise HTTPException(415, f"Content-Encoding {coding!r}; send the body as it is")
+    once(request.query_params.multi_items())
     limited = Request(request.scope, at_most(options.max_body * 2**20, request.receive))
     parameters: dict[str, Any] = {}
     try:
         if kind == "application/json":
             with told():
-                body = Body.model_validate_json(await limited.body(), strict=True)
+                body = Body.model_validate_json((await limited.body()).removeprefix(codecs.BOM_UTF8), strict=True)
             pictures = [picture_of(text, options) for text in body.images]
             parameters = body.model_dump(exclude={"images"}, exclude_none=True)
         elif kind == "multipart/form-data":
-            async with limited.form(max_files=MAX_IMAGES, max_fields=len(Parameters.model_fields)) as form:
+            if boundary and b"--" + boundary + b"--" not in await limited.body():
+                raise HTTPException(400, "the form has no end: it was cut off, or has another boundary")
+            async with limited.form(max_files=MOST_PARTS, max_fields=MOST_PARTS) as form:
                 parts = form.multi_items()
                 files = [await part.read() for _, part in parts if isinstance(part, UploadFile)]
             pictures = [Picture("", data) for data in files]
             with told():
-                texts = {name: part for name, part in parts if isinstance(part, str)}
+                texts = once([(name, part) for name, part in parts if isinstance(part, str)])
+                if "image" in texts:
+                    raise HTTPException(422, "image: a text, not a file; with curl: -F image=@FILE")
                 parameters = Parameters.model_validate_strings(texts).model_dump(exclude_none=True)
         elif kind.startswith("image/") or kind == "application/octet-stream":
             pictures = [Picture("", await limited.body())]
@@ -74,9 +86,18 @@ async def read(request: Request, options: Options) -> tuple[list[Picture], dict[
     return pictures, parameters
 
 
+def once(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Parameters by name. Raises HTTPException 422 for one that is there twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise HTTPException(422, f"{next(name for name in names if names.count(name) > 1)}: given twice")
+    return found
+
+
 def picture_of(text: str, options: Options) -> Picture:
     """An image of JSON: base64 or a URL. Raises HTTPException 403 for a URL where none is fetched."""
-    if not text[:8].lower().startswith(("http://", "https://")):
+    if not re.match(r"(?!data:)[a-z][a-z0-9+.-]*:", text, re.IGNORECASE):  # base64 has no colon
         return Picture("", partial(from_base64, text))
     if not options.allow_urls:
         raise HTTPException(403, "this server fetches no URLs (--allow_urls); send the image itself")
@@ -239,6 +260,7 @@ def serve(ckpt: str, host: str, port: int, device: str, dtype: str, page: bool, 
     server = Server(
         uvicorn.Config(
             app,
+            http="h11",  # which limits headers; httptools, where it is installed, takes any
             log_level="warning",
             access_log=False,
             server_header=False,

@@ -143,9 +143,10 @@ def told() -> Iterator[None]:
 def sentence(error: ValidationError | RequestValidationError) -> str:
     """What pydantic found wrong, for people."""
     found = []
-    for one in error.errors():
+    unknown = [str(one["loc"][-1])[:40] for one in error.errors() if one["type"] == "extra_forbidden"]
+    if unknown:
+        found.append(f"{', '.join(unknown[:3])}: unknown; known are {', '.join(Parameters.model_fields)}")
+    for one in [one for one in error.errors() if one["type"] != "extra_forbidden"][:3]:
         where = ".".join(str(part) for part in one["loc"] if part != "query")
-        if one["type"] == "extra_forbidden":
-            one["msg"] = f"unknown; known are {', '.join(Parameters.model_fields)}"
         found.append(f"{where}: {one['msg']}" if where else one["msg"])
     return "; ".join(found)
