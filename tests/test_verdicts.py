@@ -85,6 +85,11 @@ def test_few_images_matter_where_something_was_chosen() -> None:
     assert verdicts.of_log([]) == verdicts.of_log([{"step": 1, "loss": 2.0}]) == []
 
 
+def test_of_few_images_nothing_is_said_and_that_is_said() -> None:
+    assert names(verdicts.scored_on_few(19)) == ["scored on few images"] and verdicts.scored_on_few(20) == []
+    assert "1 image was" in verdicts.scored_on_few(1)[0]["text"]
+
+
 def test_variety() -> None:
     found = variety(["A red dog.", "a red dog", "a cat"], ["a cat"])
     assert found == {"distinct_captions": 2, "vocabulary_size": 4, "novel_captions": pytest.approx(2 / 3)}

@@ -175,8 +175,8 @@ def results_table(split: str, result: dict[str, Any]) -> list[str]:
     rows = {"this model": result, **result["baselines"]}
     step = f", step {result['step']}" if result.get("step") is not None else ""
     lines = [
-        f"{split}: `{Path(result['checkpoint']).name.removeprefix('.old-')}`{step}, {result['num_images']} images, {result['num_references']} "
-        f"references; {decoding['num_beams']} beams, at most "
+        f"{split}: `{Path(result['checkpoint']).name.removeprefix('.old-')}`{step}, {result['num_images']} images, "
+        f"{result['num_references']} references; {decoding['num_beams']} beams, at most "
         f"{decoding['max_new_tokens']} new tokens, length penalty {decoding['length_penalty']:g}, "
         f"{result['dtype']}; `{result['sacrebleu_signature']}`.",
         "",
