@@ -25,7 +25,7 @@ PUBLISHED = (
     "dataset", "split", "checkpoint", "checkpoint_sha256", "step", "evaluated", "dtype", "decoding", "num_images",
     "num_references", "data_fingerprint", "sacrebleu_signature", *METRICS, "intervals_95", "human_agreement_sacrebleu",
     "baselines", "exact_match_rate", "failure_groups", "distinct_captions", "vocabulary_size", "novel_captions",
-    "verdicts", "warnings",
+    "templates", "verdicts", "warnings",
 )  # fmt: skip
 
 
