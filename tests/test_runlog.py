@@ -10,9 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from blip_lite.cli import main
 from blip_lite.reports.dashboards import log_evaluation
+from blip_lite.reports.words import word_surprises
 from blip_lite.training.loop import train
 from conftest import charts_of, tiny_config
 
@@ -49,6 +52,9 @@ def test_the_dashboard_shows_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     text = json.dumps(records)
     about = json.loads((run / "config.json").read_text())
     for wanted in (
+        "data/first_look",
+        "val/words",
+        "run/verdicts",
         about["data_fingerprint"],
         about["versions"]["torch"],
         "best/val_bleu",
@@ -67,6 +73,80 @@ def test_the_dashboard_shows_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     train(config.replace(resume=True, max_steps=5, wandb_artifacts=False))
     assert len(list((run / "wandb").glob(f"offline-run-*-{progress['tracker_id']}"))) >= 1
     assert {p.name.split("-")[3] for p in (run / "wandb").glob("offline-run-*")} == {progress["tracker_id"]}
+    assert "run/resumed" in inspect(run)
+    progress = json.loads((run / "checkpoint-000005" / "state" / "progress.json").read_text())
+    [note] = progress["resumed"]
+    assert note["step"] == 4 and "max_steps was 4, is now 5" in note["changed"]
+
+
+def test_tensorboard_has_what_wandb_has(tmp_path: Path) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    train(tiny_config(tmp_path, log_with="tensorboard", max_steps=2, eval_every=1))
+    verdict = {"name": "collapsed", "text": "1 | 2", "advice": "Train longer."}
+    log_evaluation(tmp_path / "run", "test", {"CIDEr": 0.4321, "step": 2, "verdicts": [verdict]})
+    read = events.EventAccumulator(str(tmp_path / "run" / "blip_lite"), {"images": 0, "tensors": 0, "scalars": 0})
+    read.Reload()
+    tags = read.Tags()
+    texts = {
+        tag.removesuffix("/text_summary"): [(e.step, e.tensor_proto.string_val[0].decode()) for e in read.Tensors(tag)]
+        for tag in tags["tensors"]
+    }
+    assert [step for step, _ in texts["val/captions"]] == [1, 2] == [step for step, _ in texts["val/words"]]
+    pictures = [tag for tag in tags["images"] if tag.startswith("val/captions/")]
+    assert len(pictures) == 6 and all(tag.split("/")[2] in texts["val/captions"][1][1] for tag in pictures)
+    assert [len(read.Images(tag)) for tag in pictures] == [1] * 6  # once: the captions change, the pictures do not
+    assert len([tag for tag in tags["images"] if tag.startswith("data/first_look/")]) == 9
+    assert read.Scalars("test/CIDEr")[0].value == pytest.approx(0.4321) and read.Scalars("test/CIDEr")[0].step == 2
+    assert r"| collapsed | 1 \| 2 | Train longer. |" in texts["test/verdicts"][0][1]
+
+
+def test_trackio_has_what_wandb_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))
+    storage = pytest.importorskip("trackio.sqlite_storage").SQLiteStorage
+    config = tiny_config(tmp_path, log_with="trackio", project="of-a-test", max_steps=2)
+    train(config)
+    train(config.replace(max_steps=3, resume=True))
+    log_evaluation(tmp_path / "run", "test", {"CIDEr": 0.4321, "verdicts": []})
+    [name] = storage.get_runs("of-a-test")  # the segments, and the evaluation, are one run
+    assert name.startswith("run-")
+    found = [(line["step"], key) for line in storage.get_logs("of-a-test", name) for key in line]
+    for wanted in (
+        (0, "data/first_look"), (1, "train/loss"), (2, "val/captions"), (2, "val/words"), (2, "run/resumed"),
+        (3, "train/loss"), (3, "test/CIDEr"),
+    ):  # fmt: skip
+        assert wanted in found, wanted
+
+
+def test_one_dashboard_that_fails_leaves_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise OSError("network gone")
+
+    monkeypatch.setattr("accelerate.tracking.WandBTracker.start", fails)
+    train(tiny_config(tmp_path, log_with="wandb,tensorboard", max_steps=1))
+    assert "no dashboard from here on (wandb: OSError: network gone)" in capsys.readouterr().out
+    assert list((tmp_path / "run" / "blip_lite").glob("events.out.tfevents.*"))
+
+
+TEXTS = st.lists(st.sampled_from(["a", "dog", "cat", "runs"]), max_size=4).map(" ".join)
+
+
+@given(st.lists(st.tuples(TEXTS, st.lists(TEXTS, min_size=1, max_size=3)), min_size=1, max_size=30))
+def test_words_that_differ_from_humans(images: list[tuple[str, list[str]]]) -> None:
+    """What is said as humans say it is no surprise; shares are shares; an image's references count for one."""
+    captions = {str(n): caption for n, (caption, _) in enumerate(images)}
+    references = {str(n): texts for n, (_, texts) in enumerate(images)}
+    often, seldom = word_surprises(captions, references)
+    assert all(0 <= use.human < use.model <= 100 for use in often)
+    assert all(0 <= use.model < use.human <= 100.0001 for use in seldom)
+    assert word_surprises(captions, {i: [caption] for i, caption in captions.items()}) == ([], [])
+
+
+def test_a_word_that_is_never_said() -> None:
+    captions = {str(n): "a dog" for n in range(20)}
+    references = {str(n): ["a dog", "a cat"] for n in range(20)}
+    assert word_surprises(captions, references) == ([("dog", 100, 50)], [("cat", 0, 50)])
 
 
 def test_curves_of_two_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

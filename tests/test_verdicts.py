@@ -17,9 +17,9 @@ from blip_lite.data.sources.shapes import draw_scene, scene_captions, scene_ids
 from blip_lite.evaluation import evaluate as evaluation
 from blip_lite.evaluation import verdicts
 from blip_lite.evaluation.coco_process import COCO_METRICS
-from blip_lite.evaluation.metrics import variety
+from blip_lite.evaluation.metrics import are_templates, variety
 from blip_lite.training.loop import train
-from conftest import tiny_config
+from conftest import real_data, tiny_config
 
 
 def names(found: list[verdicts.Verdict]) -> list[str]:
@@ -83,6 +83,21 @@ def test_few_images_matter_where_something_was_chosen() -> None:
     assert names(verdicts.few_images(4, 2)) == ["chosen on few images"]
     assert verdicts.few_images(1, 2) == verdicts.few_images(4, 50) == []
     assert verdicts.of_log([]) == verdicts.of_log([{"step": 1, "loss": 2.0}]) == []
+
+
+def test_of_few_images_nothing_is_said_and_that_is_said() -> None:
+    assert names(verdicts.scored_on_few(19)) == ["scored on few images"] and verdicts.scored_on_few(20) == []
+    assert "1 image was" in verdicts.scored_on_few(1)[0]["text"]
+
+
+def test_templates_are_told_from_what_people_say_and_from_what_leaked() -> None:
+    scenes = [scene_captions(scene) for scene in scene_ids(30, 1)]
+    assert are_templates(scenes, ["a small red star"])
+    assert not are_templates(scenes, [c for captions in scenes for c in captions])  # training had them all
+    people = [[f"a {word} beside a house", "something else"] for word in map(str, range(30))]
+    assert not are_templates(people, []) and not are_templates(people * 2, [])
+    lines = (real_data("flickr8k") / "Flickr8k.token.txt").read_text().splitlines()[:500]
+    assert not are_templates([[line.split("\t")[1] for line in lines[n : n + 5]] for n in range(0, 500, 5)], [])
 
 
 def test_variety() -> None:

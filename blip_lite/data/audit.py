@@ -91,7 +91,7 @@ def look(example: Picture) -> Look:
         digest = hashlib.sha256(source if isinstance(source, bytes) else np.asarray(source).tobytes()).hexdigest()
         image = open_image(source)
     except (ImageError, OSError) as error:
-        return Look(digest, error=str(error))
+        return Look(digest, error=str(error).removeprefix("<bytes>: "))
     mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     bits = np.stack([difference_hash(image), difference_hash(mirrored)])
     return Look(digest, image.size, bits, np.asarray(image.resize((16, 16), Image.Resampling.BOX)))

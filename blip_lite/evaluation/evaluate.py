@@ -127,6 +127,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
             other_provenance["most_common_caption"] = {"caption": train.most_common(1)[0][0]}
         numbers, per_image = score(captions, references, others)
         numbers |= metrics.variety(list(captions.values()), train if run and plan.own_data else ())
+        numbers["templates"] = metrics.are_templates(list(references.values()), train)
         if config.spice:
             add_spice(numbers, per_image, captions, references, config)
         about |= {
@@ -154,8 +155,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
 
 def judge(result: dict[str, Any], log: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The `verdicts` on an evaluation and on the log of its run; those of a leak are `warnings` besides."""
-    # Drawn scenes have templates for captions: there a model is expected to match them word for word.
-    found = verdicts.of_result(result, templates=result["dataset"] == "shapes") + verdicts.of_log(log)
+    found = verdicts.of_result(result) + verdicts.of_log(log)
     return {"verdicts": found, "warnings": verdicts.say([v for v in found if v["name"] == verdicts.LEAK])}
 
 

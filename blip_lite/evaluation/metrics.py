@@ -13,6 +13,8 @@ import numpy as np
 from blip_lite.processing.text import normalize_caption
 
 BOOTSTRAP_SAMPLES = 1000
+RARE_WORDS = 0.15  # share of words used of one image only, below which captions are made from templates
+KNOWN_IMAGES = 0.1  # share of images of which training had every caption, from which on a match may be a leak
 # don't is "do n't", dog's is "dog 's", 3:00 and sun-lit are one; other signs are left out
 PTB_WORD = re.compile(r"\w+(?=n't\b)|n't\b|'\w+|\w+(?:[-/:.]\w+)*")
 
@@ -133,6 +135,24 @@ def variety(captions: Sequence[str], trained_on: Collection[str]) -> dict[str, A
     novel = sum(caption not in trained_on for caption in said) / len(said) if trained_on else None
     words = {word for caption in said for word in caption.split()}
     return {"distinct_captions": len(set(said)), "vocabulary_size": len(words), "novel_captions": novel}
+
+
+def are_templates(references: Collection[Sequence[str]], trained_on: Collection[str]) -> bool:
+    """Whether references are made from templates that training had, too, of other images: then a model is expected to
+    match them word for word.
+
+    People bring in words that they use of one image only: in Flickr8k 45 to 80% of all words, of 20 images as of
+    8,000, where the drawn scenes have 4% or less. Where training had these very captions, that says nothing.
+
+    Args:
+        references: the captions of each image.
+        trained_on: the normalised captions of training.
+    """
+    images = {tuple(normalize_caption(text, 10_000) for text in texts) for texts in references}
+    counts = Counter(word for texts in images for word in {word for text in texts for word in text.split()})
+    of_one_image = sum(count == 1 for count in counts.values()) / max(1, len(counts))
+    known = sum(all(normalize_caption(text) in trained_on for text in texts) for texts in references) / len(references)
+    return of_one_image < RARE_WORDS and known < KNOWN_IMAGES
 
 
 def failure_groups(captions: Sequence[str]) -> dict[str, float]:

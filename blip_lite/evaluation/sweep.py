@@ -88,14 +88,22 @@ def page(title: str, rows: list[dict[str, Any]], swept: list[str]) -> str:
         for label, row in zip(labels, rows, strict=True)
     }
     table = [
-        [label, f"{row['images_per_second']:.3g}", *(hundredths(name, row[name], 1) for name in names)]
-        for label, row in zip(labels, rows, strict=True)
+        [
+            *(f"{row[name]:g}" for name in swept),
+            f"{row['images_per_second']:.3g}",
+            *(hundredths(name, row[name], 1) for name in names),
+        ]
+        for row in rows
     ]
     return render(
         "curves.html",
         title=title,
         charts=[chart(METRICS[quality].title, "images a second", points, "points")],
-        columns=["", "images a second", *(METRICS[name].title for name in names)],
+        columns=[
+            *(name.replace("_", " ") for name in swept),
+            "images a second",
+            *(METRICS[name].title for name in names),
+        ],
         rows=table,
     )
 

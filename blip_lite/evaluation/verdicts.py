@@ -146,6 +146,15 @@ def few_images(validations: int, images: int) -> list[Verdict]:
     return [{"name": "chosen on few images", "text": text, "advice": advice}]
 
 
+def scored_on_few(images: int) -> list[Verdict]:
+    """So few images were scored that nothing can be said of shares and differences."""
+    if images >= ENOUGH_IMAGES:
+        return []
+    text = f"{images} {'image was' if images == 1 else 'images were'} scored; of so few, chance makes what it likes"
+    advice = f"Score {ENOUGH_IMAGES} or more: leave out --max_eval_images, take --split all, or name more images."
+    return [{"name": "scored on few images", "text": text, "advice": advice}]
+
+
 def _number(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
@@ -156,16 +165,17 @@ def of_log(lines: Sequence[Mapping[str, Any]]) -> list[Verdict]:
     return overfitted(lines) + (few_images(len(counts), counts[-1]) if counts else [])
 
 
-def of_result(result: Mapping[str, Any], templates: bool) -> list[Verdict]:
+def of_result(result: Mapping[str, Any]) -> list[Verdict]:
     """What an evaluation's numbers say, the worst first.
 
     Args:
-        result: as in `coco_metrics.json`.
-        templates: the references are drawn from templates, so a model is expected to match them word for word.
+        result: as in `coco_metrics.json`; where its references are `templates`, a model is expected to match them
+            word for word.
     """
     images, score, rows = result["num_images"], result["sacrebleu"], result["baselines"]
     low, human = result["intervals_95"]["sacrebleu"][0], rows["human"]
-    found = [] if templates else leak(score, low, human["sacrebleu"], result["exact_match_rate"], images)
+    found = scored_on_few(images)
+    found += [] if result["templates"] else leak(score, low, human["sacrebleu"], result["exact_match_rate"], images)
     commonest = result["failure_groups"]["commonest_caption"]
     found += collapsed(
         images, result["distinct_captions"], commonest, human["distinct_captions"], human["commonest_caption"]

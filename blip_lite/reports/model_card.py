@@ -25,7 +25,7 @@ PUBLISHED = (
     "dataset", "split", "checkpoint", "checkpoint_sha256", "step", "evaluated", "dtype", "decoding", "num_images",
     "num_references", "data_fingerprint", "sacrebleu_signature", *METRICS, "intervals_95", "human_agreement_sacrebleu",
     "baselines", "exact_match_rate", "failure_groups", "distinct_captions", "vocabulary_size", "novel_captions",
-    "verdicts", "warnings",
+    "templates", "verdicts", "warnings",
 )  # fmt: skip
 
 
@@ -175,8 +175,8 @@ def results_table(split: str, result: dict[str, Any]) -> list[str]:
     rows = {"this model": result, **result["baselines"]}
     step = f", step {result['step']}" if result.get("step") is not None else ""
     lines = [
-        f"{split}: `{Path(result['checkpoint']).name.removeprefix('.old-')}`{step}, {result['num_images']} images, {result['num_references']} "
-        f"references; {decoding['num_beams']} beams, at most "
+        f"{split}: `{Path(result['checkpoint']).name.removeprefix('.old-')}`{step}, {result['num_images']} images, "
+        f"{result['num_references']} references; {decoding['num_beams']} beams, at most "
         f"{decoding['max_new_tokens']} new tokens, length penalty {decoding['length_penalty']:g}, "
         f"{result['dtype']}; `{result['sacrebleu_signature']}`.",
         "",

@@ -11,6 +11,7 @@ from blip_lite.processing.text import normalize_caption
 from blip_lite.reports.charts import curves, lengths
 from blip_lite.reports.metric_names import METRICS, SYSTEMS, digits, hundredths
 from blip_lite.reports.page import picture, render
+from blip_lite.reports.words import word_surprises
 
 IMAGES = 1000
 # Of photographs, 1,000 of these are some 8 MB.
@@ -44,6 +45,9 @@ def page(
         curves("validation sacreBLEU", {"sacreBLEU": (log, "val_bleu")}),
         lengths({"this checkpoint": captions, "references": references}),
     ]
+    often, seldom = word_surprises(
+        {row["image_id"]: row["caption"] for row in rows}, {row["image_id"]: row["references"] for row in rows}
+    )
     groups = {name.replace("_", " "): share for name, share in result["failure_groups"].items()}
     return render(
         "report.html",
@@ -56,6 +60,8 @@ def page(
         words={
             "said": len({word for caption in captions for word in caption.split()}),
             "known": len({word for reference in references for word in normalize_caption(reference, 10_000).split()}),
+            "often": [(use.word, f"{use.model:.0f}", f"{use.human:.0f}") for use in often],
+            "seldom": [(use.word, f"{use.model:.0f}", f"{use.human:.0f}") for use in seldom],
             "common": [(n, caption or "(empty)") for caption, n in Counter(captions).most_common(8)],
         },
         shares=[*groups.items(), ("word for word a reference", result["exact_match_rate"])],

@@ -10,21 +10,22 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from blip_lite.data.look import samples
-from blip_lite.errors import ImageError
 from blip_lite.evaluation.metrics import sacrebleu
-from blip_lite.processing.images import open_image
-from blip_lite.processing.picture import Picture
-from blip_lite.reports.dashboards import wandb_mode, wandb_run
+from blip_lite.evaluation.verdicts import COMMONEST, Verdict
+from blip_lite.reports.dashboards import VERDICTS, Dashboards, small, verdict_rows
 from blip_lite.storage import read_metrics, write_text
-from blip_lite.training.run import Progress, Run
+from blip_lite.training.run import Run
+from blip_lite.training.validate import Validation
 
 T = TypeVar("T")
 
@@ -32,14 +33,13 @@ T = TypeVar("T")
 class RunLog:
     """Means since the last line, and where they go.
 
-    A dashboard that fails is given up with one warning, and lines that the disk does not take are kept for the next
-    write; training goes on.
+    Lines that the disk does not take are kept for the next write; training goes on.
     """
 
     def __init__(self, run: Run) -> None:
         self.run, self.settings, self.accelerator = run, run.config.run, run.accelerator
         accelerator, progress = run.accelerator, run.progress
-        self.path, self.dashboard = run.folder / "metrics.jsonl", bool(self.settings.dashboards())
+        self.path = run.folder / "metrics.jsonl"
         self.pending: list[str] = []  # lines not yet on disk
         self.loss = torch.zeros((), device=accelerator.device)  # of this process, since the last line
         self.targets = torch.zeros((), device=accelerator.device)  # of all processes
@@ -52,8 +52,12 @@ class RunLog:
                 write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
             self.loss += progress.logged_loss
         self.targets += progress.logged_targets
-        if self.dashboard:
-            self._try(lambda: self._start(progress.tracker_id))
+        self.dashboards: Dashboards | None = None
+        if accelerator.is_main_process and self.settings.dashboards():
+            self.dashboards = Dashboards(run.folder, self.settings, progress.tracker_id)
+            self._begin(self.dashboards)
+        if progress.step:  # a resumed run
+            self._resumed()
 
     def add(self, loss: Tensor, targets: Tensor, images: int) -> None:
         """A step: the sum of this process's losses, all processes' targets, this process's images."""
@@ -105,20 +109,21 @@ class RunLog:
         self.targets.zero_()
         self.images, self.waited, self.since, self.last_step = 0, 0.0, time.perf_counter(), progress.step
 
-    def evaluation(self, values: dict[str, Any], samples: list[tuple[Picture, str]], improved: bool) -> None:
-        """A line with validation's numbers; on the dashboards, the same few images each time with their captions."""
-        progress = self.run.progress
+    def evaluation(self, found: Validation, improved: bool) -> None:
+        """A line with validation's numbers; on the dashboards, the same few images each time with their captions, and
+        the words that the model says too often or too seldom."""
+        progress, values = self.run.progress, found.numbers
         about = {"epoch": progress.epoch + progress.batches / self.run.batches_per_epoch}
         seconds = time.perf_counter() - self.run.begun
         self._write(progress.step, {**about, **values, "val_best_so_far": improved, "seconds": seconds})
-        if self.dashboard and self.accelerator.is_main_process:
-            self._try(lambda: self._show(progress, values, samples))
+        if self.dashboards:
+            self._show(self.dashboards, found)
         self._say(
             f"step {progress.step}  validation loss {values['val_loss']:.4f}  sacreBLEU {values['val_bleu']:.2f}  "
             f"CIDEr {values['val_cider']:.3f}"
             f"{'  (best so far)' if improved else ''}  {values['val_seconds']:.0f} s"
         )
-        if values["val_commonest_caption"] > 0.5 and values["val_images"] > 4:
+        if values["val_commonest_caption"] > COMMONEST and values["val_images"] > 4:
             self._say(
                 f"warning: {values['val_commonest_caption']:.0%} of the validation captions are the same. "
                 "Early in training from nothing "
@@ -126,24 +131,29 @@ class RunLog:
             )
         self.since += values["val_seconds"]  # not training
 
-    def close(self) -> None:
-        """End the dashboards' runs."""
+    def close(self, verdicts: list[Verdict]) -> None:
+        """End the dashboards' runs, with what the log says."""
         self.bar.close()
         self._flush()
-        if self.dashboard:
-            self._try(self._end)
+        if self.dashboards:
+            if verdicts:
+                step, names = self.run.progress.step, ", ".join(verdict["name"] for verdict in verdicts)
+                self.dashboards.table("run/verdicts", VERDICTS, verdict_rows(verdicts), step)
+                self.dashboards.summary({"run/verdict_names": names}, step)
+            if self.settings.wandb_artifacts and (self.run.folder / "best").is_dir():
+                self.dashboards.upload(self.run.folder / "best")
+            self.dashboards.close()
 
     def _write(self, step: int, values: dict[str, Any]) -> None:
         if not self.accelerator.is_main_process:
             return
         self.pending.append(json.dumps({"step": step, **values}) + "\n")
         self._flush()
-        if self.dashboard:
-            numbers = {k: v for k, v in values.items() if isinstance(v, (int, float))}
+        if self.dashboards:
             named = {
-                (k.replace("val_", "val/", 1) if k.startswith("val_") else f"train/{k}"): v for k, v in numbers.items()
+                (k.replace("val_", "val/", 1) if k.startswith("val_") else f"train/{k}"): v for k, v in values.items()
             }
-            self._try(lambda: self._log(step, named))
+            self.dashboards.numbers(named, step)
 
     def _flush(self) -> None:
         size = self.path.stat().st_size if self.path.is_file() else 0
@@ -160,100 +170,53 @@ class RunLog:
         if self.accelerator.is_main_process:
             tqdm.write(line)
 
-    # ------------------------------------------------------------------------------------- dashboards
+    def _resumed(self) -> None:
+        """Note this segment of the run: when it began, and what is not as it was before."""
+        progress, now = self.run.progress, datetime.now(timezone.utc).isoformat(timespec="seconds")
+        progress.resumed.append({"step": progress.step, "when": now, "changed": self.run.changed})
+        if self.dashboards:
+            rows = [[each["step"], each["when"], "; ".join(each["changed"]) or "nothing"] for each in progress.resumed]
+            self.dashboards.table("run/resumed", ("step", "when", "what changed"), rows, progress.step)
 
-    def _try(self, call: Any) -> None:
-        try:
-            call()
-        except Exception as error:  # whatever a dashboard's client raises
-            self.dashboard = False
-            self._say(f"warning: no dashboard from here on ({type(error).__name__}: {error}); metrics.jsonl goes on")
-
-    def _start(self, tracker_id: str) -> None:
-        wandb_settings: dict[str, Any] = {}
-        if "wandb" in self.settings.dashboards():
-            wandb_settings = {
-                "name": self.settings.run_name or self.run.folder.name,
-                **wandb_run(self.run.folder, tracker_id),
-            }
-            if self.accelerator.is_main_process:
-                wandb_settings |= wandb_mode()
+    def _begin(self, dashboards: Dashboards) -> None:
+        """The settings, and a first look at the data: some pictures of each split with their captions."""
         about = json.loads((self.run.folder / "config.json").read_text("utf-8"))
-        settings = {
-            **about.pop("settings"),
-            **{f"{k}/{n}": v for k, d in about.items() if isinstance(d, dict) for n, v in d.items()},
-        }
-        settings |= {k: v for k, v in about.items() if not isinstance(v, dict)}
-        flat = {
-            k: v for k, v in settings.items() if isinstance(v, (int, float, str, bool))
-        }  # TensorBoard takes no more
-        self.accelerator.init_trackers(self.settings.project, config=flat, init_kwargs={"wandb": wandb_settings})
-        if run := self._wandb():
-            # Our own step is the axis: W&B's only rises, and drops what a resumed run logs again.
-            run.define_metric("step")
-            run.define_metric("*", step_metric="step")
-            self._show_data(run)
-
-    def _show_data(self, run: Any) -> None:
-        """A first look at the data: some pictures of each split with their captions."""
-        import wandb
-
-        table = wandb.Table(columns=["split", "image_id", "image", "captions"])
-        for split, example in samples(self.run.data):
-            with contextlib.suppress(ImageError, OSError):  # reported where it is trained on
-                picture = open_image(example.open())
-                picture.thumbnail((256, 256))
-                table.add_data(split, example.image_id, wandb.Image(picture), " | ".join(example.captions))
-        run.log({"data/first_look": table, "step": self.run.progress.step})
-        if (sheet := self.run.folder / "augmented.png").is_file():
-            run.log({"data/augmented": wandb.Image(str(sheet)), "step": self.run.progress.step})
-
-    def _wandb(self) -> Any:
-        """The W&B run, on the main process, if there is one."""
-        if not self.accelerator.is_main_process:
-            return None
-        return next((t.tracker for t in self.accelerator.trackers if t.name == "wandb"), None)
-
-    def _log(self, step: int, values: dict[str, Any]) -> None:
-        for tracker in self.accelerator.trackers:
-            if tracker.name == "wandb":
-                tracker.log({**values, "step": step})
-            else:
-                tracker.log(values, step=step)
-
-    def _show(self, progress: Progress, values: dict[str, Any], samples: list[tuple[Picture, str]]) -> None:
-        rows = [
-            (example, caption, " | ".join(example.captions), sacrebleu([caption], [example.captions])["score"])
-            for example, caption in samples
+        settings = about.pop("settings") | {k: v for k, v in about.items() if not isinstance(v, dict)}
+        groups = {f"{k}/{n}": v for k, d in about.items() if isinstance(d, dict) for n, v in d.items()}
+        dashboards.settings_of_run(settings | groups)
+        step = self.run.progress.step
+        looks = [
+            [example.image_id, split, picture, " | ".join(example.captions)]
+            for split, example in samples(self.run.data)
+            if (picture := small(example.open()))  # one that cannot be opened is reported where it is trained on
         ]
-        if run := self._wandb():
-            import wandb
+        dashboards.table("data/first_look", ("image_id", "split", "image", "captions"), looks, step)
+        if (sheet := self.run.folder / "augmented.png").is_file():
+            with Image.open(sheet) as picture:
+                dashboards.table("data/augmented", ("image_id", "image"), [["augmented", picture.convert("RGB")]], step)
 
-            table = wandb.Table(columns=["step", "image", "caption", "references", "sacrebleu"])
-            for example, caption, references, bleu in rows:
-                picture = open_image(example.open())
-                picture.thumbnail((256, 256))
-                table.add_data(progress.step, wandb.Image(picture), caption, references, bleu)
-            run.log({"val/captions": table, "step": progress.step})
-            run.summary.update({"best/val_bleu": progress.best_bleu, "best/step": progress.best_step})
-        for tracker in self.accelerator.trackers:
-            if tracker.name == "tensorboard":
-                lines = [f"{e.image_id} | {caption} | {refs} | {bleu:.1f}" for e, caption, refs, bleu in rows]
-                head = "image | caption | references | sacreBLEU\n---|---|---|---\n"
-                tracker.writer.add_text("val/captions", head + "\n".join(lines), progress.step)
-
-    def _end(self) -> None:
-        run = self._wandb()
-        if run and self.settings.wandb_artifacts and (self.run.folder / "best").is_dir():
-            import wandb
-
-            artifact = wandb.Artifact(f"{self.run.folder.name}-best", type="model")
-            artifact.add_dir(str(self.run.folder / "best"))
-            run.log_artifact(artifact, aliases=["best", "latest"])
-        for (
-            tracker
-        ) in self.accelerator.trackers:  # not end_training(): that would close this process's connection alone
-            tracker.finish()
+    def _show(self, dashboards: Dashboards, found: Validation) -> None:
+        step = self.run.progress.step
+        rows = [
+            [
+                e.image_id,
+                picture,
+                caption,
+                " | ".join(e.captions),
+                round(sacrebleu([caption], [e.captions])["score"], 1),
+            ]
+            for e, caption in found.samples
+            if (picture := small(e.open()))
+        ]
+        dashboards.table("val/captions", ("image_id", "image", "caption", "references", "sacrebleu"), rows, step)
+        words = [
+            [kind, use.word, round(use.model, 1), round(use.human, 1)]
+            for kind, uses in zip(("too often", "too seldom"), found.words)
+            for use in uses
+        ]
+        dashboards.table("val/words", ("said", "word", "% of captions", "% of references"), words, step)
+        best = {"best/val_bleu": self.run.progress.best_bleu, "best/step": self.run.progress.best_step}
+        dashboards.summary(best, step)
 
 
 def peak_memory(device: torch.device) -> int:

@@ -217,7 +217,7 @@ def evaluate_and_keep_best(run: Run, log: RunLog, stop: Stop) -> None:
     found = validate(run, lambda: stop.asked(2 * run.saving_seconds))
     if found is None:
         return
-    run.evaluation, samples = found
+    run.evaluation = found.numbers
     progress, metric, evaluation = run.progress, best_metric(run), run.evaluation
     bleu, cider, loss = evaluation["val_bleu"], evaluation["val_cider"], evaluation["val_loss"]
     better = {
@@ -235,7 +235,7 @@ def evaluate_and_keep_best(run: Run, log: RunLog, stop: Stop) -> None:
         if metric == "loss":  # a loss that is no number is beaten by any
             progress.best_loss = loss if math.isfinite(loss) else sys.float_info.max
     progress.validation_due = False
-    log.evaluation(evaluation, samples, improved)
+    log.evaluation(found, improved)
 
 
 def best_metric(run: Run) -> str:
@@ -263,13 +263,13 @@ def close(run: Run, log: RunLog, lock: Any) -> dict[str, Any]:
     """The last words of a run. Raises TrainingError if its last checkpoint is not on disk, Stopped if it
     was stopped."""
     progress, main = run.progress, run.accelerator.is_main_process
-    log.close()
+    said = of_log(read_metrics(run.folder)) if main else []
+    log.close(said)
     if main and not run.saved:
         raise TrainingError(f"the last checkpoint could not be written; the last good one: {newest(run.folder)}")
     if run.meter:
         run.meter.stop()
     if lock:
-        said = of_log(read_metrics(run.folder))
         on_disk("README.md", lambda: write_text(run.folder / "README.md", model_card(run.folder, said)))
         for line in say(said):
             run.accelerator.print(line)

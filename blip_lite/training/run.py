@@ -41,6 +41,7 @@ class Progress:
     world: int = 1  # processes
     co2_kg: float = 0.0  # of all segments, by codecarbon; 0: not measured
     tracker_id: str = ""  # of the run on W&B, which a resumed run continues
+    resumed: list[dict[str, Any]] = field(default_factory=list)  # of each segment but the first: step, when, changed
     logged_loss: float = 0.0  # sums since the last line of the log
     logged_targets: int = 0
 
@@ -116,6 +117,7 @@ class Run:
     stopped: int = 0  # why the run ends early: a signal's number, or TIME_UP
     saved: bool = True  # whether the last checkpoint could be written
     saving_seconds: float = 0.0  # that this took
+    changed: list[str] = field(default_factory=list)  # what is not as it was before --resume, in words
     meter: Any = None  # of CO2
     co2_before: float = 0.0
 

@@ -123,9 +123,11 @@ def open_run(of: Run, machine: dict[str, Any]) -> TextIO | None:
                 "--resume: this run began with a version that took images in the order of the data's rows, not of "
                 "their ids: in the epoch that goes on, some images come twice and others not at all"
             )
-        for name, value in settings.items():
-            if before["settings"].get(name) != value:
-                print(f"--resume: {name} was {before['settings'].get(name)!r}, is now {value!r}")
+        now = {**settings, **machine, **versions()}
+        then = {**before["settings"], **before.get("hardware", {}), **before["versions"]}
+        of.changed = [f"{n} was {then.get(n)!r}, is now {v!r}" for n, v in now.items() if then.get(n) != v]
+        for line in of.changed:
+            print(f"--resume: {line}")
     content = {
         "settings": settings,
         "images": {split: len(examples) for split, examples in data.splits.items()},

@@ -61,8 +61,6 @@ def start(config: TrainConfig) -> Accelerator:
         )
     accelerator = Accelerator(
         mixed_precision=pick_precision(config.model.mixed_precision),
-        log_with=config.run.dashboards() or None,
-        project_dir=config.run.output_dir,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_ALONE)],
     )
     if (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -14,17 +14,30 @@ from blip_lite.errors import TrainingError
 from blip_lite.evaluation.captions import caption_batch, gather_captions
 from blip_lite.evaluation.metrics import cider, failure_groups, sacrebleu
 from blip_lite.processing.picture import Picture
+from blip_lite.reports.words import WordUse, word_surprises
 from blip_lite.training.run import Run
 
 SAMPLE_IMAGES = 16  # validation images whose captions are shown at each validation
 
 
+class Validation(NamedTuple):
+    """What a validation found.
+
+    Attributes:
+        numbers: as in `metrics.jsonl`.
+        samples: the first few images, the same ones each time, with their captions.
+        words: that are said too often, and too seldom.
+    """
+
+    numbers: dict[str, Any]
+    samples: list[tuple[Picture, str]]
+    words: tuple[list[WordUse], list[WordUse]]
+
+
 @torch.no_grad()
-def validate(
-    run: Run, stopping: Callable[[], int] = lambda: 0
-) -> tuple[dict[str, Any], list[tuple[Picture, str]]] | None:
-    """Loss, sacreBLEU and CIDEr on the validation images, shared out among the processes; and the first few with their
-    captions. None if `stopping()` said so meanwhile.
+def validate(run: Run, stopping: Callable[[], int] = lambda: 0) -> Validation | None:
+    """Loss, sacreBLEU and CIDEr on the validation images, shared out among the processes. None if `stopping()` said so
+    meanwhile.
 
     The captions are made from pixels alone: `caption_batch` has no argument for a reference.
     """
@@ -68,4 +81,5 @@ def validate(
         "val_distinct_captions": len(set(captions.values())),
         "val_seconds": time.perf_counter() - start,
     }
-    return evaluation, [(e, captions[e.image_id]) for e in examples if e.image_id in captions][:SAMPLE_IMAGES]
+    samples = [(e, captions[e.image_id]) for e in examples if e.image_id in captions][:SAMPLE_IMAGES]
+    return Validation(evaluation, samples, word_surprises(captions, references))

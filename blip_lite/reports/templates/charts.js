@@ -1,6 +1,7 @@
 // Draw the charts of #charts with uPlot, in the colours of the page. Arrow keys move the cursor of a chart in focus.
 const charts = JSON.parse(document.getElementById('charts').textContent);
 const colours = ['#2f81f7', '#d9730d', '#2da44e', '#bf4ba6', '#8b949e', '#b8860b', '#6e5bd6', '#cf4446'];
+const whole = [1, 2, 5].flatMap(n => Array.from({ length: 9 }, (_, power) => n * 10 ** power)).sort((a, b) => a - b);
 const brief = value => value == null ? '–'
   : value && Math.abs(value) < 1e-3 ? (+value.toPrecision(3)).toExponential() : String(+value.toPrecision(4));
 
@@ -37,7 +38,9 @@ function draw(figure, chart) {
       x: { time: false, range: (plot, low, high) => [low - margin(high - low), high + margin(high - low)] },
       y: chart.kind === 'bars' ? { range: (plot, low, high) => [0, high * 1.05 || 1] } : {},
     },
-    axes: [{ ...axis, label: chart.x, labelSize: 20 }, { ...axis, size: 62, values: (plot, ticks) => ticks.map(brief) }],
+    axes: [{
+      ...axis, label: chart.x, labelSize: 20, ...(chart.at.every(Number.isInteger) ? { incrs: whole } : {}),
+    }, { ...axis, size: 62, values: (plot, ticks) => ticks.map(brief) }],
     series: [
       { label: chart.x, value: (plot, value) => brief(value) },
       ...chart.series.map(series => look(series, series.mark ? 'mark' : chart.kind)),
