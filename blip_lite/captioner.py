@@ -196,8 +196,9 @@ class Captioner:
         return upload(self.processor.rgb(image), self.model.device)
 
     def batches(self, images: Sequence[ImageInput], batch_size: int) -> Iterator[Tensor]:
-        """`[I, 3, S, S]` of so many images at a time, in their order; files are decoded by threads, those of the next
-        batch while the caller works on one. Raises ImageError at the batch of the image."""
+        """`[I, 3, S, S]` of so many images at a time, in their order; files are decoded by threads, for a GPU those of the
+        next batch while it works on one. Raises ImageError at the batch of the image."""
+        ahead = self.model.device.type != "cpu"  # whose cores are busy with this batch
         pool = Threads(min(decoding_threads(), len(images)) if len(images) > 1 else 0)
 
         def begin(at: int) -> list[Future[Tensor] | ImageInput]:
@@ -210,9 +211,9 @@ class Captioner:
         try:
             jobs = begin(0)
             for at in range(0, len(images), batch_size):
-                following = begin(at + batch_size)
+                following = begin(at + batch_size) if ahead else []
                 yield torch.stack([job.result() if isinstance(job, Future) else self.pixels(job) for job in jobs])
-                jobs = following
+                jobs = following or begin(at + batch_size)
         finally:
             pool.shutdown()
 

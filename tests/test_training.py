@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import os
@@ -20,7 +21,8 @@ from blip_lite.model.blip import Blip
 from blip_lite.settings import OptimisationSettings, RegularisationSettings
 from blip_lite.training import checkpoint
 from blip_lite.training.loop import learning_rate, train
-from blip_lite.training.setup import build_optimizer
+from blip_lite.training.setup import build_optimizer, prepare, start
+from blip_lite.training.validate import as_used, validate
 from conftest import ROOT, free_port, tiny_config
 
 
@@ -282,3 +284,21 @@ def test_two_processes_give_one_processs_losses(tmp_path: Path) -> None:
     assert [line["val_images"] for line in two if "val_images" in line] == [9] * sum(
         "val_images" in line for line in one
     )
+
+
+def test_validation_computes_as_the_best_will_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU with mixed precision in bfloat16 (here a CPU that picks it): the captions of `Captioner` in bfloat16."""
+    config = tiny_config(tmp_path, max_eval_images=4).resolved()
+    run = prepare(config, start(config))
+    plain, _ = validate(run)
+    assert as_used(run) is run.shown
+    monkeypatch.setattr(type(run.accelerator), "mixed_precision", "bf16")
+    assert as_used(run) is run.shown  # a CPU picks float32
+    monkeypatch.setattr("blip_lite.training.validate.pick_dtype", lambda *_: torch.bfloat16)
+    found, samples = validate(run)
+    assert run.model.dtype == torch.float32 and found["val_loss"] == pytest.approx(plain["val_loss"], rel=0.02)
+    assert found["val_loss"] != plain["val_loss"]
+    captioner = Captioner(copy.deepcopy(run.model).bfloat16(), run.processor)
+    pixels = captioner.processor.pixel_values([picture.open() for picture, _ in samples])
+    expected = captioner.caption_pixels(pixels, run.generation, [""] * len(samples), with_prompt=False)
+    assert [text for _, text in samples] == [row[0] for row in expected]

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 
-from blip_lite.captioner import Captioner
+from blip_lite.captioner import Captioner, pick_dtype
 from blip_lite.data.batches import Captions, epoch_batches, loader
 from blip_lite.errors import TrainingError
 from blip_lite.evaluation.captions import caption_batch, gather_captions
 from blip_lite.evaluation.metrics import cider, failure_groups, sacrebleu
+from blip_lite.model.blip import Blip
 from blip_lite.processing.picture import Picture
 from blip_lite.reports.words import WordUse, word_surprises
 from blip_lite.training.run import Run
@@ -34,30 +37,41 @@ class Validation(NamedTuple):
     words: tuple[list[WordUse], list[WordUse]]
 
 
+def as_used(run: Run) -> Blip:
+    """The model to validate, in evaluation mode: under mixed precision on a GPU a copy with the numbers that `Captioner`
+    picks there, of half the size; else the one that is trained."""
+    model, accelerator = run.shown.eval(), run.accelerator
+    dtype = pick_dtype("auto", accelerator.device) if accelerator.mixed_precision != "no" else model.dtype
+    return model if dtype == model.dtype else copy.deepcopy(model).to(dtype)
+
+
 @torch.no_grad()
 def validate(run: Run, stopping: Callable[[], int] = lambda: 0) -> Validation | None:
     """Loss, sacreBLEU and CIDEr on the validation images, shared out among the processes. None if `stopping()` said so
     meanwhile.
 
+    Under mixed precision on a GPU it computes as `Captioner` and `evaluate` do: the best is the best as it will be used.
     The captions are made from pixels alone: `caption_batch` has no argument for a reference.
     """
     start = time.perf_counter()
     config, accelerator, processor = run.config, run.accelerator, run.processor
     prompt, examples = config.decoding.prompt, run.data.splits["validation"]
-    model = run.shown.eval()
+    model = as_used(run)
     captioner = Captioner(model, processor)
     rank, world = accelerator.process_index, accelerator.num_processes
     batches = epoch_batches(range(len(examples)), config.loading.batch_size, rank, world)
     images = Captions(examples, processor, prompt, config.optimisation.max_length)
+    ready = loader(images, batches, run.num_workers, accelerator.device.type == "cuda")
     sums = torch.zeros(2, device=accelerator.device)  # loss, targets (float32: Apple's GPUs have no float64)
     mine: list[tuple[str, str]] = []
     failed: dict[str, str] = {}
-    for indices, batch in zip(batches, loader(images, batches, run.num_workers), strict=True):
+    for indices, batch in zip(batches, ready, strict=True):
         failed |= batch.bad
         if stopping():
             return None
-        with accelerator.autocast():
-            loss, targets = model(*batch.to(accelerator.device, processor))
+        pixels, *captioned = batch.to(accelerator.device, processor)
+        with accelerator.autocast() if model is run.shown else contextlib.nullcontext():
+            loss, targets = model(pixels.to(model.dtype), *captioned)
             sums[0] += loss
             sums[1] += targets
             mine += caption_batch(captioner, batch, indices, run.generation, prompt)
