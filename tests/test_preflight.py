@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from blip_lite.data import batches as data
+from blip_lite.data.sources.shapes import draw_scene, scene_captions, scene_ids
 from blip_lite.errors import TrainingError
 from blip_lite.model.blip import Blip
 from blip_lite.training import preflight
@@ -20,6 +21,12 @@ def test_it_overfits_eight_pictures_word_for_word(tmp_path: Path) -> None:
     result = sanity(tiny_config(tmp_path))
     assert len(set(result["captions"])) == 8 and result["last_loss"] < 0.1
     assert not (tmp_path / "run").exists()
+
+
+def test_sanity_needs_only_images_to_train_on(tmp_path: Path) -> None:
+    draw_scene(scene := scene_ids(1, 0)[0], 32).save(tmp_path / "a.png")
+    (tmp_path / "metadata.csv").write_text(f"file_name,caption\na.png,{scene_captions(scene)[0]}")
+    assert len(sanity(tiny_config(tmp_path, dataset=str(tmp_path)))["captions"]) == 1
 
 
 def test_sanity_fails_when_training_starts_from_cls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

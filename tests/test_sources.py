@@ -279,10 +279,10 @@ def test_tables(tmp_path: Path, write: Callable[[Path, list[dict[str, str]]], Pa
     assert [len(data.splits[s]) for s in SPLITS] == [30, 5, 5]
     assert all(len(e.captions) == 2 for e in everything(data.splits).values())
     assert any("images are in column 'filename', captions in 'caption'" in note for note in data.notes)
-    renamed = [{"photo": r["filename"], "says": r["caption"]} for r in rows]
-    with pytest.raises(DataError, match="no column file_name or image; there are: photo, says. Name it with --image_c"):
+    renamed = [{"shot": r["filename"], "says": r["caption"]} for r in rows]
+    with pytest.raises(DataError, match="no column file_name or image; there are: shot, says. Name it with --image_c"):
         load(write(tmp_path, renamed))
-    found = everything(load(write(tmp_path, renamed), image_column="photo", caption_column="says").splits)
+    found = everything(load(write(tmp_path, renamed), image_column="shot", caption_column="says").splits)
     assert found["3.png"].captions == tuple(scene_captions(SCENES[3])[:2])
 
 
@@ -396,8 +396,8 @@ def test_bad_folders_are_refused_by_file_and_row(tmp_path: Path) -> None:
         rewrite("file_name,caption", "file_name,title"), r"metadata.csv, line 2: no column caption.*: file_name, title"
     )
     refused(
-        rewrite("file_name,caption", "photo,caption"),
-        r"line 2: no column file_name or image; there are: photo, caption",
+        rewrite("file_name,caption", "shot,caption"),
+        r"line 2: no column file_name or image; there are: shot, caption",
     )
     refused(lambda f, t: t.write_text(t.read_text() + "00.png,\n"), r"line 8: 00.png has no caption")
     refused(lambda f, t: t.write_text(t.read_text() + "00.png\n"), r"line 8: 00.png has no caption")

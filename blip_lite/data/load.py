@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -44,6 +45,8 @@ def load_data(settings: DataSettings, seed: int, needed: Sequence[str] = ("train
             + ("Two images are the least that can be shared out." if data.drawn else "Its splits are those it names.")
             + "".join(f"\n{note}" for note in data.notes)
         )
+    if not any(data.splits.values()):
+        raise DataError(f"{settings.dataset}: no image with a caption" + "".join(f"\nnote: {n}" for n in data.notes))
     return data
 
 
@@ -105,7 +108,7 @@ def assemble(listing: Listing, settings: DataSettings, seed: int) -> DataSet:
             empty += 1
             odd = next((c for c in row.captions if c and not has_words(c)), None)
             reason = f"its caption {odd!r} has no letter and no digit" if odd else f"{row.image_id} has no caption"
-            if not listing.published:
+            if not listing.published and not good:
                 unusable[number] = f"{row.where}: {reason}. Add one, or remove the row."
         known = captions.setdefault(row.image_id, [])
         for caption in good:  # data sets repeat captions to have five of each: no second opinion
@@ -142,8 +145,8 @@ def assemble(listing: Listing, settings: DataSettings, seed: int) -> DataSet:
     for image_id, row in sorted(images.items()):  # by id, so that moving a table's rows moves no example
         if captions[image_id] and image_id not in absent:
             splits[row.split or "train"].append(Picture(image_id, row.image, tuple(captions[image_id]), row.where))
-    drawn = all(row.split is None for row in images.values())
     to_draw = not splits["validation"] and bool(splits["train"])
+    drawn = to_draw and not splits["test"]  # at most a training part is named
     left_out = dict.fromkeys(SPLITS, 0)
     if urls := {str(row.image): row.url for row in images.values() if row.url}:
         if not to_draw:
@@ -184,14 +187,23 @@ def settle_splits(
             problems.append(f"{row.where}: {row.image_id} is in {row.split}, and in {first.split} in {first.where}")
     if files and len(files) == len(images) and all(row.split is None for row in images.values()):
         splits_of_files(images, notes)
-    of_files: dict[str, Picture] = {}
-    for row in files.values():  # one file under two names
-        first = of_files.setdefault(str(row.image), row)
+    of_files: dict[str | tuple[int, int], Picture] = {}
+    for row in files.values() if len({row.split for row in files.values()}) > 1 else ():  # one file under two names
+        first = of_files.setdefault(file_identity(Path(str(row.image))), row)
         if first.split != row.split:
             problems.append(
                 f"{row.where}: {row.image_id} is in {row.split}; its file is that of {first.image_id}, in {first.split}"
             )
     return problems + split_problems(images.values())
+
+
+def file_identity(path: Path) -> str | tuple[int, int]:
+    """Equal for two names of one file: links, symbolic and hard. The path itself where there is no such number."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return str(path)
+    return (found.st_dev, found.st_ino) if found.st_ino else str(path)
 
 
 def splits_of_files(images: Mapping[str, Picture], notes: list[str]) -> None:
@@ -229,7 +241,7 @@ def reasons(problems: list[str], firm: int, all_absent: bool, notes: Sequence[st
     text = "\n".join(problems[:MAX_PROBLEMS]) + (f"\nand {more} more such rows" if more > 0 else "")
     text += "".join(f"\nnote: {note}" for note in notes[:MAX_PROBLEMS])
     if all_absent:
-        return f"{text}\nNo image is there: name the folder of the images with --image_root"
+        return f"{text}\nNo image is there: name the folder of the images with --image_root (unpack it first)"
     return text if firm else f"{text}\n--max_bad_images SHARE leaves such rows out"
 
 

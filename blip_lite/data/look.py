@@ -26,6 +26,7 @@ KINDS = {  # what people mistake for captions
     "URLs": re.compile(r"(https?://|www\.)\S+$", re.IGNORECASE),
     "numbers": re.compile(r"[\d\s.,;:+\-/#e]+$"),
     "names of files": re.compile(r"\S*[/\\]?\S+\.(jpe?g|png|webp|gif|bmp|tiff?|txt|json)$", re.IGNORECASE),
+    "boxes": re.compile(r".*(<loc\d+>|<box>|<bbox>)", re.DOTALL),
     "lists or objects": re.compile(r"[\[{].*[\]}]$", re.DOTALL),
 }
 
@@ -59,7 +60,7 @@ def some_captions(data: DataSet) -> list[str]:
 
 
 def refuse_what_is_no_caption(data: DataSet) -> None:
-    """Raises DataError where more than half of the captions are URLs, numbers, names of files, or lists."""
+    """Raises DataError where more than half of the captions are URLs, numbers, names of files, boxes or lists."""
     for kind, part in shares_of_kinds(some_captions(data)).items():
         if part > 0.5:
             raise DataError(
@@ -92,6 +93,10 @@ def warnings(captions: Sequence[str], processor: Processor | None, settings: Opt
             yield f"{part:.0%} of the captions are {kind}. Name the column of the captions with --caption_column"
     if (part := share(len(re.findall(r"[^\W\d_]{2,}", caption)) == 0 for caption in captions)) > 0.5:
         yield f"{part:.0%} of the captions hold no word of letters"
+    if (part := share(re.search(r"&(#\d+|[a-z]{2,6});|</?[a-z]+/?>", c) is not None for c in captions)) > MANY:
+        yield f"{part:.0%} of the captions hold HTML (&amp; or <b>), which the model would learn to write"
+    if (part := share(re.search(r"\S *(\||<sep>|\[SEP\]) *\S", caption) is not None for caption in captions)) > MANY:
+        yield f"{part:.0%} of the captions hold a | or <sep>. If these are several captions, give each its own column"
     commonest, count = Counter(map(normalize_caption, captions)).most_common(1)[0]
     if count > 0.5 * len(captions) and len(captions) > 4:
         yield f"{count / len(captions):.0%} of the captions are {shortened(commonest)!r}"

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import PurePosixPath
 
 _WORDS = {
@@ -27,15 +28,18 @@ _PLAIN = {
 # The first name that is there is taken.
 IMAGE_COLUMNS = (
     *("image", "filename", "imagename", "imagefile", "imagefilename", "imagepath", "imgpath", "filepath", "path"),
-    *("file", "img", "jpg", "jpeg", "png", "webp", "imageurl", "imgurl", "url"),
+    *("file", "fname", "localpath", "localfile", "img", "jpg", "jpeg", "png", "webp", "picture", "photo", "images"),
+    *("imageurl", "imgurl", "url"),
 )
+ID_COLUMNS = ("imageid", "id")  # where no other names the image: its file's name without the suffix
 CAPTION_COLUMNS = (
     *("caption", "captions", "text", "texts", "sentences", "sentence", "raw", "description", "comment", "txt"),
     *("captionstr", "captiontext", "imagecaption", "alttext"),
     *("conversations", "conversation", "messages"),
 )
-SPLIT_COLUMNS = ("split", "splits", "datasplit", "datasetsplit", "splitname")
-MAYBE_SPLIT_COLUMNS = ("partition", "subset", "set", "phase", "fold")  # which may be about something else
+LISTS_OF_CAPTIONS = ("captions", "texts", "sentences", "descriptions", "comments")  # where `|` separates several
+SPLIT_COLUMNS = ("split", "splits", "datasplit", "datasetsplit", "splitname", "setname")
+MAYBE_SPLIT_COLUMNS = ("partition", "subset", "set", "phase", "fold", "usage", "stage")  # or about something else
 
 
 def plain(name: object) -> str:
@@ -49,6 +53,23 @@ def find_column(columns: Sequence[str], names: Iterable[str]) -> str | None:
     return next((there[name] for name in map(plain, names) if name in there), None)
 
 
+def caption_columns(columns: Sequence[str]) -> list[str]:
+    """The columns of captions: that with the first usual name, and the numbered ones (`caption_0`, `caption 2`); else
+    the `suffix` that PaliGemma's data have beside a `prefix`."""
+    first = find_column(columns, CAPTION_COLUMNS)
+    numbered = [c for c in columns if re.fullmatch(r"(caption|text|sentence|comment)\d+", plain(c))]
+    found = [*([first] if first else []), *(c for c in numbered if c != first)]
+    suffix = find_column(columns, ("suffix",)) if find_column(columns, ("prefix",)) else None
+    return found or ([suffix] if suffix else [])
+
+
+def split_of_flag(column: str) -> str | None:
+    """The split that a column of yes and no is about: `is_test`, `in_train`."""
+    found = re.fullmatch(r"(?:is|in|for)(.+)", plain(column))
+    return split_of_name(found[1], strict=True) if found else None
+
+
+@lru_cache(100_000)
 def split_of_name(name: str, strict: bool = False) -> str | None:
     """train, validation or test, if a name says one of them: `Val`, `test2017`, `train_captions`,
     `cc3m-validation-0000`. None if it says none, or two (`trainval`, `train_val`).

@@ -37,7 +37,7 @@ def sanity(config: TrainConfig, seconds: float = 60) -> dict[str, Any]:
     """
     config = config.resolved().replace(label_smoothing=0.0, max_grad_norm=1.0)  # smoothing keeps the loss above 0
     config.validate()
-    run = prepare(config, start(config))
+    run = prepare(config, start(config), needed=("train",))
     processor, prompt = run.processor, run.processor.prompt_ids(config.decoding.prompt)
     batch = few_captions(run)
     wanted = [processor.decode(row[len(prompt) :]) for (row,) in batch.input_ids.tolist()]

@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -114,10 +115,11 @@ def hardware(accelerator: Accelerator) -> dict[str, Any]:
     }
 
 
-def prepare(config: TrainConfig, accelerator: Accelerator) -> Run:
-    """Data, model and optimizer; says what was found. Raises ConfigError, DataError, CheckpointError."""
+def prepare(config: TrainConfig, accelerator: Accelerator, needed: Sequence[str] = ("train", "validation")) -> Run:
+    """Data, model and optimizer; says what was found. The splits `needed` must have images. Raises ConfigError,
+    DataError, CheckpointError."""
     with accelerator.main_process_first():  # downloads and caches are made once
-        data = load_data(config.data, config.optimisation.seed)
+        data = load_data(config.data, config.optimisation.seed, needed)
     for note in data.notes:
         accelerator.print(f"{data.name}: {note}")
     sizes = ", ".join(f"{split} {len(pictures)} images" for split, pictures in data.splits.items())

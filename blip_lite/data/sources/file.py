@@ -10,13 +10,23 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from blip_lite.data.dataset import Listing
-from blip_lite.data.names import find_column, plain, split_of_name, split_of_path
+from blip_lite.data.names import (
+    CAPTION_COLUMNS,
+    IMAGE_COLUMNS,
+    caption_columns,
+    find_column,
+    plain,
+    split_of_name,
+    split_of_path,
+)
 from blip_lite.data.sources.hub import datasets_rows, parquet
 from blip_lite.data.sources.karpathy import karpathy_rows
 from blip_lite.data.sources.table import (
     ANNOTATIONS,
+    PROBE,
     agreed,
     captions_in,
+    delimiter_of,
     image_path,
     inside,
     on_disk,
@@ -25,6 +35,7 @@ from blip_lite.data.sources.table import (
     split_in,
     table_rows,
     utf8,
+    utf16_of,
     with_suffix,
 )
 from blip_lite.errors import DataError
@@ -37,12 +48,11 @@ _UPLOADED = re.compile(r"^.*/[0-9a-f]{8}-(?=[^/]+$)")
 REMEDIES = {
     **dict.fromkeys((".zip", ".7z", ".rar", ".gz", ".tgz", ".bz2", ".xz", ".zst"), "unpack it and name the folder"),
     **dict.fromkeys((".xlsx", ".xls", ".ods", ".numbers"), "save the sheet as CSV (UTF-8) and name that"),
-    ".arrow": "name the folder that `datasets.save_to_disk` wrote, not a file in it",
+    ".arrow": "name the folder that `datasets.save_to_disk` wrote; a lone file becomes Parquet with "
+    "`datasets.Dataset.from_file(FILE).to_parquet('data.parquet')`",
     ".lmdb": "export it to files or .tar shards",
     **dict.fromkeys(IMAGE_SUFFIXES, "this is a picture; name the folder, or the table of the captions"),
 }
-
-PROBE = 50  # rows that are looked at to find the folder of the images
 
 
 def file_rows(
@@ -54,8 +64,12 @@ def file_rows(
     rows: Iterable[Picture]
     if suffix == ".parquet":
         rows = datasets_rows({"": parquet(path)}, str(path), root, settings, notes, split)
+    elif suffix == ".token" or path.name.lower().endswith(".token.txt"):
+        rows = token_rows(path, root, notes, split)
     elif isinstance(content, Mapping):
         rows = object_rows(content, root, path, settings, notes, split)
+    elif isinstance(content, list) and content and is_label_studio(content[0]):
+        rows = table_rows(label_studio(content, path), root, settings, notes, split)
     else:
         rows = table_rows(utf8(path, read_table(path, notes=notes)), root, settings, notes, split)
     return rows if settings.image_root else in_right_folder(rows, root, notes, split)
@@ -64,14 +78,96 @@ def file_rows(
 def load_file(path: Path, settings: DataSettings) -> Listing:
     """A captions file: CSV, TSV, JSONL, Parquet, or JSON (a list of objects, COCO's annotations, Karpathy's, and more
     in `object_rows`). One that says in its name that it is a test stays one."""
-    if path.suffix.lower() not in TABLES:
+    if path.suffix.lower() not in TABLES and not is_text_table(path):
         if remedy := REMEDIES.get(path.suffix.lower()):
             raise DataError(f"--dataset {path}: {remedy}")
         raise DataError(f"--dataset {path}: a file is to be one of {', '.join(sorted(TABLES))}, .tar")
     root, notes = Path(settings.image_root).expanduser() if settings.image_root else path.parent, list[str]()
     split = split_of_name(path.stem)
+    with os.scandir(path.parent) as entries:
+        beside = sorted(Path(e.path) for e in entries if e.name.endswith((".txt", ".json", path.suffix)))
+    others = [p for p in beside if p.suffix == path.suffix and split_of_name(p.stem) not in (None, split)]
+    if split and others:
+        notes.append(f"{others[0].name}, beside it, is not read; the name of the folder takes both, as splits")
+    elif split == "validation":
+        notes.append(f"{path.name} says validation; read alone, it is shared out anew")
     rows = file_rows(path, root, settings, notes, "test" if split == "test" else None)
-    return Listing(path.stem, rows, notes)
+    lists = split_lists(path.parent, [p for p in beside if p.name != path.name])
+    return Listing(path.stem, in_lists(rows, lists, notes), notes)
+
+
+def is_text_table(path: Path) -> bool:
+    """Whether a file that is not called so is a table: Flickr's `.token`, or a `.txt` whose first line names a column
+    of images (Kaggle's captions.txt)."""
+    if path.suffix.lower() == ".token" or path.name.lower().endswith(".token.txt"):
+        return True
+    if path.suffix.lower() != ".txt":
+        return False
+    columns = header_of(path)
+    return len(columns) > 1 and find_column(columns, IMAGE_COLUMNS) is not None
+
+
+def header_of(path: Path) -> list[str]:
+    """The cells of a table's first line."""
+    with open(path, "rb") as file:
+        line = file.readline(10_000) + b"\0" * bool(utf16_of(path))
+    text = line.decode(utf16_of(path) or "utf-8", "replace").strip("\ufeff\0 \r\n")
+    return text.split(delimiter_of(text, ".csv"))
+
+
+def token_rows(path: Path, folder: Path, notes: list[str], split: str | None = None) -> Iterator[Picture]:
+    """Lines of `name.jpg#0<TAB>caption`, as Flickr8k's and Flickr30k's authors distribute them."""
+    broken: dict[str, None] = {}
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(utf8(path, iter(file)), 1):
+            key, tab, caption = line.partition("\t")
+            name = key.rsplit("#", 1)[0]
+            if not tab:
+                raise DataError(f"{path}, line {number}: expected `name.jpg#0<TAB>caption`")
+            if not name.lower().endswith(".jpg"):  # the original file has one: 2258277193_586949ec62.jpg.1#0
+                broken[name] = None
+            else:
+                yield Picture(name, folder / name, (caption.strip(),), f"{path}, line {number}", split)
+    notes += [f"{path.name}: {name} is no image name; left out" for name in broken]
+
+
+def split_lists(folder: Path, files: Iterable[Path]) -> dict[str, str]:
+    """The split of each image that lists beside a table name: `train.txt` and `test.txt` with a name a line, or one
+    `{"train": [names], ...}`. Raises DataError for a name in two of them."""
+    lists: dict[str, str] = {}
+    for path in sorted(files):
+        found: Mapping[str, Any] = {}
+        if path.suffix == ".json" and "split" in path.stem.casefold():
+            content = read_json(path)
+            if isinstance(content, Mapping) and all(split_of_name(key) for key in content):
+                found = {key: names for key, names in content.items() if isinstance(names, list)}
+        elif path.suffix == ".txt" and split_of_name(path.stem):
+            with open(path, encoding="utf-8", errors="replace") as file:
+                names = [line.strip() for line in file if line.strip()]
+            pictures = all(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in names)
+            sidecar = any(path.with_suffix(suffix).exists() for suffix in IMAGE_SUFFIXES)
+            if pictures or (split_of_name(path.stem, strict=True) and not sidecar):
+                found = {path.stem: names}
+        for key, names in found.items():
+            split = split_of_name(key)
+            for name in names:
+                if lists.setdefault(short := Path(str(name)).stem, str(split)) != split:
+                    raise DataError(f"{path}: {name} is in {split}, and in {lists[short]}, by the lists of {folder}")
+    return lists
+
+
+def in_lists(rows: Iterable[Picture], lists: Mapping[str, str], notes: list[str]) -> Iterator[Picture]:
+    """The rows, in the splits that `split_lists` found; those that no list names are left out."""
+    silent: set[str] = set()
+    for row in rows:
+        split = lists.get(Path(row.image_id).stem) if lists else None
+        if lists and not split:
+            silent.add(row.image_id)
+            continue
+        row.split = agreed(row.split, split, row.where)
+        yield row
+    if silent:
+        notes.append(f"{len(silent)} images are in no list of a split; left out (e.g. {min(silent)})")
 
 
 def in_right_folder(
@@ -152,17 +248,33 @@ def shortenings(names: Sequence[str]) -> Iterator[Callable[[str], str | None]]:
 def object_rows(
     content: Mapping[str, Any], root: Path, path: Path, settings: DataSettings, notes: list[str], split: str | None
 ) -> Iterable[Picture]:
-    """JSON that is one object: COCO's annotations, Karpathy's images, `{"data": [rows]}`, or `{name: captions}`."""
+    """JSON that is one object: COCO's annotations, Karpathy's images, `{"data": [rows]}`, `{"train": [rows], ...}`,
+    `{"image": [...], "caption": [...]}`, `{id: row}` or `{name: captions}`."""
     if "annotations" in content and "images" in content:
         return coco_rows(content, root, path, notes, split)
     if isinstance(content.get("images"), list):
         if not any("sentences" in image for image in content["images"] if isinstance(image, dict)):
+            if split == "test":  # published without its captions
+                notes.append(f"{path}: its images have no captions; left out")
+                return ()
             raise DataError(f"{path}: its images have no captions (neither `sentences` nor `annotations`)")
         return karpathy_rows(content["images"], root, str(path))
-    for key in ("data", "annotations", "rows", "items"):
-        if isinstance(rows := content.get(key), list) and rows and all(isinstance(row, dict) for row in rows):
-            places = ((f"{path}, {key}, item {number}", row) for number, row in enumerate(rows, 1))
-            return table_rows(places, root, settings, notes, split)
+    tables = {key: content[key] for key in ("data", "annotations", "rows", "items") if are_rows(content.get(key))}
+    parts = {key: split_of_name(key) for key in content if are_rows(content[key])}
+    if any(parts.values()):  # a part that is called something else must not be lost, or trained on
+        if odd := [key for key in content if not parts.get(key)]:
+            raise DataError(f"{path}: parts {', '.join(parts)}; {odd[0]!r} is no split (train, validation, test)")
+        named = ((agreed(part, split, f"{path}, {key}"), content[key], key) for key, part in parts.items())
+        return chain.from_iterable(
+            table_rows(places(path, key, rows), root, settings, notes, part) for part, rows, key in named
+        )
+    if tables:
+        key = next(iter(tables))
+        return table_rows(places(path, key, tables[key]), root, settings, notes, split)
+    if find_column([*content], IMAGE_COLUMNS) and caption_columns([*content]):
+        return table_rows(transposed(content, path), root, settings, notes, split)
+    if are_rows([*content.values()]) and all(find_column([*v], IMAGE_COLUMNS) for v in content.values()):
+        return table_rows(((f"{path}, {key}", row) for key, row in content.items()), root, settings, notes, split)
     if content and all(is_named(name, value) for name, value in content.items()):
         return named_rows(content, root, path, split)
     keys = ", ".join(map(repr, list(content)[:5]))
@@ -172,10 +284,50 @@ def object_rows(
     )
 
 
+def are_rows(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(row, Mapping) for row in value)
+
+
+def places(path: Path, key: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    return ((f"{path}, {key}, item {number}", row) for number, row in enumerate(rows, 1))
+
+
+def transposed(content: Mapping[str, Any], path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of `{"image": [...], "caption": [...]}`, with lists or, as pandas writes them, with `{"0": ...}`."""
+    columns = {k: [*v.values()] if isinstance(v, Mapping) else v for k, v in content.items()}
+    lengths = {len(v) if isinstance(v, list) else None for v in columns.values()}
+    if len(lengths) > 1 or None in lengths:
+        raise DataError(f"{path}: its columns {', '.join(columns)} are not lists of one length")
+    for number, cells in enumerate(zip(*columns.values(), strict=True), 1):
+        yield f"{path}, row {number}", dict(zip(columns, cells, strict=True))
+
+
+def is_label_studio(task: Any) -> bool:
+    """Whether this is a task of Label Studio's JSON export."""
+    return (
+        isinstance(task, Mapping)
+        and isinstance(task.get("data"), Mapping)
+        and isinstance(task.get("annotations"), list)
+    )
+
+
+def label_studio(tasks: Sequence[Mapping[str, Any]], path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of Label Studio's JSON export: a task's data, and the texts that were typed in for it."""
+    for number, task in enumerate(tasks, 1):
+        typed = [
+            one["value"]["text"]
+            for annotation in task["annotations"]
+            if not annotation.get("was_cancelled")
+            for one in annotation.get("result", ())
+            if "text" in one.get("value", ())
+        ]
+        yield f"{path}, item {number}", task["data"] | ({"caption": typed} if typed else {})
+
+
 def is_named(name: str, value: Any) -> bool:
     """Whether an entry is an image's name with its captions."""
     if isinstance(value, Mapping):
-        return find_column([*value], ("caption", "captions", "text", "sentences")) is not None
+        return find_column([*value], CAPTION_COLUMNS) is not None
     texts = value if isinstance(value, list) else [value]
     return Path(name).suffix.lower() in IMAGE_SUFFIXES and all(
         isinstance(text, (str, dict, type(None))) for text in texts
@@ -198,8 +350,8 @@ def coco_rows(
     """COCO's own annotations, e.g. `captions_train2014.json`; and VizWiz's, whose judges marked captions as spam."""
     rejected = precanned = 0
     try:
-        names = {image["id"]: image["file_name"] for image in content["images"]}
-        own = {image["id"]: image.get("split") for image in content["images"]}
+        names = {str(image["id"]): image["file_name"] for image in content["images"]}
+        own = {str(image["id"]): image.get("split") for image in content["images"]}
         if len(names) < len(content["images"]):
             raise DataError(f"{path}: two images have one id")
         for number, one in enumerate(content["annotations"], 1):
@@ -207,11 +359,14 @@ def coco_rows(
                 rejected += 1
                 continue
             precanned += bool(one.get("is_precanned"))
-            where, name = f"{path}, annotation {number}", names[one["image_id"]]
-            captions = tuple(captions_in(one["caption"]))
-            named = own[one["image_id"]]
+            where, key = f"{path}, annotation {number}", str(one["image_id"])
+            if key not in names:
+                raise DataError(f"{where}: its image_id {key} is not among the images")
+            if "caption" not in one:
+                raise DataError(f"{where}: has no caption, but {', '.join(one)}. Name a file of captions")
+            captions, name, named = tuple(captions_in(one["caption"])), names[key], own[key]
             part = agreed(split_in(named, where) if named else None, split, where) or split_of_path(PurePosixPath(name))
-            yield Picture(str(one["image_id"]), image_path(root, name, where)[1], captions, where, part)
+            yield Picture(key, image_path(root, name, where)[1], captions, where, part)
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: not COCO's annotations: {type(error).__name__} {error}") from error
     if rejected:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from blip_lite.data.dataset import Listing
+from blip_lite.data.sources.file import token_rows
 from blip_lite.data.sources.hub import datasets_rows, hub
 from blip_lite.data.sources.karpathy import load_karpathy
 from blip_lite.data.sources.table import read_table, table_rows, utf8
 from blip_lite.errors import DataError
-from blip_lite.processing.picture import Picture
 from blip_lite.settings import SPLITS, DataSettings
 
 
@@ -70,19 +69,3 @@ def load_flickr8k(settings: DataSettings) -> Listing:
         for row in rows:
             row.split = where[row.image_id]
     return Listing("flickr8k", rows, notes, published=True)
-
-
-def token_rows(path: Path, folder: Path, notes: list[str]) -> Iterator[Picture]:
-    """Lines of `name.jpg#0<TAB>caption`."""
-    broken: dict[str, None] = {}
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(utf8(path, iter(file)), 1):
-            key, tab, caption = line.partition("\t")
-            name = key.rsplit("#", 1)[0]
-            if not tab:
-                raise DataError(f"{path}, line {number}: expected `name.jpg#0<TAB>caption`")
-            if not name.lower().endswith(".jpg"):  # the original file has one: 2258277193_586949ec62.jpg.1#0
-                broken[name] = None
-            else:
-                yield Picture(name, folder / name, (caption.strip(),), f"{path}, line {number}")
-    notes += [f"{path.name}: {name} is no image name; left out" for name in broken]

@@ -12,11 +12,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from blip_lite.data.dataset import Listing
-from blip_lite.data.names import CAPTION_COLUMNS, IMAGE_COLUMNS, find_column, plain, split_of_name, split_of_path
-from blip_lite.data.sources.file import REMEDIES, file_rows
+from blip_lite.data.names import caption_columns, find_column, plain, split_of_name, split_of_path
+from blip_lite.data.sources.file import REMEDIES, file_rows, header_of, in_lists, is_text_table, split_lists
 from blip_lite.data.sources.hub import datasets_rows, hub, parquet_columns, saved
 from blip_lite.data.sources.shards import tar_rows
-from blip_lite.data.sources.table import delimiter_of, encoding_of, utf8
+from blip_lite.data.sources.table import encoding_of, utf8
 from blip_lite.errors import DataError
 from blip_lite.processing.images import IMAGE_SUFFIXES
 from blip_lite.processing.picture import Picture
@@ -61,7 +61,7 @@ def walk(folder: Path) -> Found:
                 found.texts.add(path)
             elif suffix == ".parquet":
                 found.parquets.append(path)
-            elif suffix in TABLES:
+            elif suffix in TABLES or suffix == ".token":
                 found.tables.append(path)
             elif suffix == ".tar":
                 found.tars.append(path)
@@ -101,19 +101,21 @@ def load_folder(folder: Path, settings: DataSettings) -> Listing:
         rows, published = datasets_rows(hub(str(folder), settings), folder.name, folder, settings, notes), True
     elif captioned := [p for p in found.parquets if settings.caption_column or has_captions(columns[p])]:
         rows, published = parquet_rows(folder, captioned, settings, notes), True
-    elif (not mostly or (boxes and extracted)) and (named := captions_tables(folder, found, notes)):
-        rows = split_tables(folder, named, settings, notes)
+    elif (not mostly or (boxes and extracted)) and (named := captions_tables(folder, found, settings, notes)):
+        lists = split_lists(folder, [p for p in (*found.texts, *found.tables) if p not in named])
+        rows = in_lists(split_tables(folder, named, settings, notes), lists, notes)
     else:
         rows = sidecar_rows(folder, found, texts, notes)
         notes += [f"{p.name} is not read: most images have a text beside them" for p in extracted]
     odd = {suffix: n for suffix, n in found.others.items() if suffix not in QUIET}
-    if odd and found.images:
-        notes.append("not read: " + ", ".join(f"{n} {suffix}" for suffix, n in sorted(odd.items())))
+    if odd and (found.images or found.tables):
+        told = {suffix: f" ({REMEDIES[suffix]})" for suffix in odd if suffix in REMEDIES}
+        notes.append("not read: " + ", ".join(f"{n} {s}{told.get(s, '')}" for s, n in sorted(odd.items())))
     return Listing(folder.resolve().name, rows, notes, published)
 
 
 def has_captions(columns: Sequence[str]) -> bool:
-    return bool(find_column(columns, CAPTION_COLUMNS) or any(plain(c).startswith("caption") for c in columns))
+    return bool(caption_columns(columns) or any(plain(c).startswith("caption") for c in columns))
 
 
 def parquet_rows(folder: Path, files: Sequence[Path], settings: DataSettings, notes: list[str]) -> Iterator[Picture]:
@@ -183,11 +185,15 @@ def metadata_rows(
         notes.append(f"{len(silent)} images are not in {names}; left out (e.g. {silent[0]})")
 
 
-def captions_tables(folder: Path, found: Found, notes: list[str]) -> dict[Path, str | None]:
+def captions_tables(folder: Path, found: Found, settings: DataSettings, notes: list[str]) -> dict[Path, str | None]:
     """The tables of a folder that has no `metadata.*`, with the split that the name of each says: those that name
     splits, else the only one. Raises DataError where there are several and none says so."""
-    headed = [text for text in sorted(found.texts) if has_header(text)]  # Kaggle's captions.txt
+    headed = [text for text in sorted(found.texts) if is_text_table(text)]
     tables = [table for table in (*found.tables, *headed) if looks_like_captions(table)]
+    lists = [p for p in tables if p.suffix.lower() == ".json" and split_lists(folder, [p])]
+    wanted = settings.caption_column.split(",") if settings.caption_column else None
+    tables = [p for p in tables if p not in lists]
+    tables = [p for p in tables if names_captions(p, wanted)] or tables
     inner = {table: PurePosixPath(table.relative_to(folder).as_posix()) for table in tables}
     splits = {table: split_of_name(table.stem) or split_of_path(inner[table]) for table in tables}
     named = {table: split for table, split in splits.items() if split}
@@ -224,12 +230,12 @@ def id_in(folder: Path, row: Picture) -> str:
     return unicodedata.normalize("NFC", path[len(base) :]) if path.startswith(base) else row.image_id
 
 
-def has_header(path: Path) -> bool:
-    """Whether a `.txt` is a table: its first line names a column of images."""
-    with open(path, "rb") as file:
-        line = file.readline(1000).decode("utf-8", "replace").strip("\ufeff \r\n")
-    cells = line.split(delimiter_of(line, ".csv"))
-    return len(cells) > 1 and find_column(cells, IMAGE_COLUMNS) is not None
+def names_captions(table: Path, wanted: Sequence[str] | None) -> bool:
+    """Whether the header of a CSV has a column of captions; True for what is no CSV."""
+    if table.suffix.lower() not in (".csv", ".tsv"):
+        return True
+    columns = header_of(table)
+    return bool(find_column(columns, wanted)) if wanted else has_captions(columns)
 
 
 def looks_like_captions(table: Path) -> bool:

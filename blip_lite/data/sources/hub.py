@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -88,11 +89,12 @@ def datasets_rows(
         pictures = [column for column, kind in table.features.items() if isinstance(kind, datasets.Image)]
         for column in pictures:
             table = table.cast_column(column, datasets.Image(decode=False))
-        if pictures and not settings.image_column and not find_column(table.column_names, IMAGE_COLUMNS):
-            table = table.rename_column(pictures[0], "image")
+        part_settings = settings
+        if pictures and not settings.image_column and find_column(table.column_names, IMAGE_COLUMNS) not in pictures:
+            part_settings = replace(settings, image_column=pictures[0])
         rows = ((f"{f'{name} {part}'.strip()}, row {number}", row) for number, row in enumerate(table))
         given = splits[part] if named else split
-        yield from table_rows(rows, root, settings, notes, given, partial(read_cell, table))
+        yield from table_rows(rows, root, part_settings, notes, given, partial(read_cell, table))
 
 
 def read_cell(table: Any, number: int, column: str) -> bytes:

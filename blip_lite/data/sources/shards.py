@@ -46,7 +46,7 @@ def load_tars(pattern: str) -> Listing:
 def tar_rows(paths: Sequence[Path], notes: list[str], root: Path | None = None) -> Iterator[Picture]:
     """One row a sample: consecutive files of one name up to the first dot. The split is what the shard's name says,
     or its folder's (`train-0000.tar`)."""
-    lacking = 0
+    lacking = used = 0
     for path in paths:
         inner = PurePosixPath(os.path.relpath(path, root)) if root else PurePosixPath(path.parent.name, path.name)
         split = split_of_name(path.stem) or split_of_path(inner)
@@ -61,6 +61,7 @@ def tar_rows(paths: Sequence[Path], notes: list[str], root: Path | None = None) 
                     if image is None or not any(map(has_words, captions)):
                         lacking += 1
                         continue
+                    used += 1
                     digest = hashlib.sha256(image()).hexdigest()[:16]
                     yield Picture(
                         digest,
@@ -72,6 +73,11 @@ def tar_rows(paths: Sequence[Path], notes: list[str], root: Path | None = None) 
                 check_end(tar, path)
         except (tarfile.TarError, OSError) as error:
             raise DataError(f"{path}: not a whole, uncompressed tar file ({error})") from error
+    if lacking and not used:
+        raise DataError(
+            f"{paths[0]}: none of its {lacking} samples has an image and a caption of one name, as in webdataset. "
+            "If a folder is packed in it, unpack it and name the folder"
+        )
     if lacking:
         notes.append(f"{lacking} samples have no image or no caption; left out")
 

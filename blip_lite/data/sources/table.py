@@ -13,17 +13,22 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, TextIO, TypeVar
 from urllib.parse import unquote
 
 from blip_lite.data.names import (
     CAPTION_COLUMNS,
+    ID_COLUMNS,
     IMAGE_COLUMNS,
+    LISTS_OF_CAPTIONS,
     MAYBE_SPLIT_COLUMNS,
     SPLIT_COLUMNS,
+    caption_columns,
     find_column,
     plain,
+    split_of_flag,
     split_of_name,
 )
 from blip_lite.errors import DataError, ImageError
@@ -35,23 +40,34 @@ from blip_lite.settings import DataSettings
 
 T = TypeVar("T")
 
+PROBE = 50  # rows that are looked at to find the columns, and the folder of the images
+
 # A text that several files swallowed: the name of an image and a separator, in a line of its own.
 _SWALLOWED = re.compile(r"\n[^\n]*\.(?:jpe?g|png|webp|bmp|gif|tiff?)[\"']?\s*(?:[,;|\t\n]|\Z)", re.IGNORECASE)
 _QUOTED = re.compile(r"""\"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'""")
 
 
-def pick_columns(columns: Sequence[str], settings: DataSettings, where: str, notes: list[str]) -> tuple[str, list[str]]:
-    """The column of the image and those of the captions: as told, else by their usual names."""
-    columns = [column for column in columns if column is not None]
-    image = find_column(columns, [settings.image_column] if settings.image_column else IMAGE_COLUMNS)
+def pick_columns(
+    sample: Mapping[str, Any], settings: DataSettings, where: str, notes: list[str]
+) -> tuple[str, list[str]]:
+    """The column of the image and those of the captions: as told, else by their usual names; of several for the image,
+    one that holds paths, not URLs. `sample` has a cell of each column."""
+    columns = [column for column in sample if column is not None]
+    if settings.image_column:
+        image = find_column(columns, [settings.image_column])
+    else:
+        usual = [c for name in (*IMAGE_COLUMNS, *ID_COLUMNS) if (c := find_column(columns, [name]))]
+        usual = [
+            c for c in usual if plain(c) != "id" or not re.fullmatch(r"\s*\d*\s*", str(sample[c]))
+        ]  # numbers of rows
+        paths = [] if settings.allow_urls else [c for c in usual if not is_url(sample[c])]
+        image = next(iter([*paths, *usual]), None)
     if settings.caption_column:
         wanted = settings.caption_column.split(",")
         captions = [found for name in wanted if (found := find_column(columns, [name]))]
         captions = captions if len(captions) == len(wanted) else []
     else:
-        first = find_column(columns, CAPTION_COLUMNS)
-        numbered = [c for c in columns if re.fullmatch(r"(caption|text|sentence|comment)\d+", plain(c))]
-        captions = [*([first] if first else []), *(c for c in numbered if c != first)]
+        captions = caption_columns(columns)
     there = f"there are: {', '.join(map(str, columns))}"
     if (image is None or not captions) and any(Path(str(c).strip()).suffix.lower() in IMAGE_SUFFIXES for c in columns):
         raise DataError(f"{where}: the first line looks like data, not a header. Put a line `image,caption` before it")
@@ -67,6 +83,10 @@ def pick_columns(columns: Sequence[str], settings: DataSettings, where: str, not
     if not (settings.image_column and settings.caption_column):
         notes.append(f"{where}: images are in column {image!r}, captions in {', '.join(map(repr, captions))}")
     return image, captions
+
+
+def is_url(value: Any) -> bool:
+    return isinstance(value, str) and re.match(r"\s*https?://", value, re.IGNORECASE) is not None
 
 
 def captions_in(value: Any) -> list[str]:
@@ -130,7 +150,71 @@ def split_in(value: Any, where: str) -> str:
     )
 
 
-ANNOTATIONS = ("annotations", "annotation", "captions", "labels", "meta", "metadata", "text", "texts", "splits")
+def split_reader(
+    sample: Mapping[str, Any], taken: Sequence[str], notes: list[str]
+) -> Callable[[Mapping[str, Any], str], str | None]:
+    """What tells the split of rows that have the columns of `sample`: a column called so, flags (`is_test`), or a
+    column that may be about splits, by its name (`subset`) or by what it says in the sample.
+
+    Args:
+        sample: a row.
+        taken: the columns of the image and the captions.
+        notes: what is no plain `split` is told here.
+    """
+    columns = [column for column in sample if column is not None and column not in taken]
+    if named := find_column(columns, SPLIT_COLUMNS):
+        return lambda row, where: split_in(row[named], where)
+    flags = {column: split for column in columns if (split := split_of_flag(column))}
+    if not flags:
+        flags = {c: split for c in columns if (split := split_of_name(c, strict=True)) and is_flag(sample[c])}
+        flags = flags if {"train", "test"} & set(flags.values()) else {}  # `val` alone may be a value
+    said = [c for c in columns if isinstance(sample[c], str) and split_of_name(sample[c][:40], strict=True)]
+    maybe = find_column(columns, MAYBE_SPLIT_COLUMNS)
+    if flags or said:
+        note = f"splits are in column {', '.join(map(repr, flags or said[:1]))}"
+    elif maybe:
+        note = f"column {maybe!r} holds {sample[maybe]!r}, which names no split (train, validation or test)"
+    else:
+        return lambda row, where: None
+    notes += [note] if note not in notes else []
+    if flags:
+        return lambda row, where: flagged(flags, row, where)
+    if said:
+        return lambda row, where: split_in(row[said[0]], where)
+    return lambda row, where: split_of_name(str(row[str(maybe)]))
+
+
+# As spreadsheets write them in English, German, French, Spanish, Portuguese, Italian, Dutch.
+TRUE = {"true", "yes", "y", "t", "1", "1.0", "x"} | {"wahr", "vrai", "verdadero", "verdadeiro", "vero", "waar"}
+FALSE = {"false", "no", "n", "f", "0", "0.0"} | {"falsch", "faux", "falso", "onwaar"} | NULLS
+
+
+def is_flag(value: Any) -> bool:
+    return str(value).strip().casefold() in TRUE | FALSE
+
+
+def is_true(value: Any, column: str, where: str) -> bool:
+    """Whether a cell says yes; an empty one says no. Raises DataError for what is neither."""
+    if not is_flag(value):
+        raise DataError(f"{where}: column {column} says {value!r}; expected true or false, 1 or 0. Mend the cell")
+    return str(value).strip().casefold() in TRUE
+
+
+def flagged(flags: Mapping[str, str], row: Mapping[str, Any], where: str) -> str | None:
+    """The split whose column says yes. If none does, what is not for training is for the test, and what is not for the
+    test or validation is for training."""
+    said = {split for column, split in flags.items() if is_true(row[column], column, where)}
+    if len(said) > 1:
+        raise DataError(f"{where}: it is in {' and in '.join(sorted(said))}, say the columns {', '.join(flags)}")
+    if said or "train" not in flags.values():
+        return said.pop() if said else "train"
+    return "test" if set(flags.values()) == {"train"} else None
+
+
+ANNOTATIONS = (
+    *("annotations", "annotation", "captions", "labels", "meta", "metadata", "text", "texts", "splits"),
+    "flickr8ktext",
+)
 
 
 def agreed(own: str | None, of_file: str | None, where: str) -> str | None:
@@ -148,7 +232,9 @@ def image_path(root: Path, name: str, where: str) -> tuple[str, Path]:
     `root`; `file.in_right_folder` finds what part of it is in the data set. Raises DataError.
     """
     name = unescaped(name.strip())
-    if "\\" in name and "/" not in name:  # written on Windows
+    if len(name) > 255 and re.fullmatch(r"[\w+/=\s-]+", name):
+        raise DataError(f"{where}: {name[:60]!r} is no path: its name is too long. Is it base64, or a text?")
+    if "\\" in name and not os.path.exists(os.path.join(root, name)):  # written on Windows
         name = name.replace("\\", "/")
     if "/?d=" in name:  # Label Studio's local files
         name = unquote(name.partition("?d=")[2])
@@ -173,11 +259,12 @@ def with_suffix(path: Path) -> Path:
 
 
 def on_disk(path: Path) -> Path | None:
-    """The file of that name: in another Unicode spelling, as file systems differ, or with an image's suffix, if the
-    name has none."""
+    """The file of that name: in another Unicode spelling, as file systems differ, with `.JPG` for `.jpg`, or with an
+    image's suffix, if the name has none."""
     if os.path.isfile(path):
         return path
     spelt = [path.with_name(unicodedata.normalize(form, path.name)) for form in ("NFC", "NFD")]
+    spelt += [path.with_name(path.stem + suffix) for suffix in (path.suffix.lower(), path.suffix.upper())]
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         spelt += [path.with_name(path.name + suffix) for suffix in sorted(IMAGE_SUFFIXES)]
     return next((other for other in spelt if os.path.isfile(other)), None)
@@ -213,21 +300,25 @@ def table_rows(
         split: of all rows; else a column `split` is looked at.
         load: (number of the row, column) -> the bytes again, where the table holds images.
     """
-    columns: tuple[str, list[str]] | None = None
+    table = iter(table)
+    first = list(islice(table, PROBE))
+    if not first:
+        return
+    sample: dict[str, Any] = {}  # objects may differ
+    for _, row in first:
+        sample |= {key: value for key, value in row.items() if sample.get(key) is None}
+    image, names = pick_columns(sample, settings, first[0][0], notes)
+    joined = {name for name in names if plain(name) in LISTS_OF_CAPTIONS}
+    log = {"url", "status", "errormessage"} <= {plain(c) for c in sample if c is not None}  # img2dataset's
     failed = rejected = 0
     keys: list[Any] = []
     paths: dict[str, tuple[str, Path]] = {}  # by what the cell says: five captions of an image, one path
-    for number, (where, row) in enumerate(table):
-        if columns is None:
-            columns = pick_columns(list(row), settings, where, notes)
-            # of img2dataset: what was downloaded
-            log = {"url", "status", "errormessage"} <= {plain(c) for c in row if c is not None}
-        if keys != list(row):  # objects may differ
+    for number, (where, row) in enumerate(chain(first, table)):
+        if keys != list(row):
             keys = list(row)
-            there = [c for c in keys if c is not None]
-            split_column, maybe = find_column(there, SPLIT_COLUMNS), find_column(there, MAYBE_SPLIT_COLUMNS)
-            judged = find_column(there, ["is_rejected"])  # VizWiz: spam, by its own judges; `blip-lite review`
-        image, names = columns
+            split_of_row = split_reader(row, [image, *names], notes)
+            # VizWiz: spam, by its own judges; `blip-lite review`
+            judged = find_column([c for c in keys if c is not None], ["is_rejected"])
         if log and plain(row.get("status")) != "success":
             failed += 1
             continue
@@ -239,11 +330,14 @@ def table_rows(
             captions = tuple(c for name in names for c in captions_in(row.get(name)))
         except ValueError as error:
             raise DataError(f"{where}: {error}") from error
-        own = split_in(row[split_column], where) if split_column else split_of_name(str(row[maybe])) if maybe else None
-        in_split = agreed(own, split, where)
+        if joined and len(captions) == 1:
+            captions = tuple(part.strip() for caption in captions for part in caption.split("|"))
+        in_split = agreed(split_of_row(row, where), split, where)
         if isinstance(value, str) and value in paths:
             yield Picture(*paths[value], captions, where, in_split)
             continue
+        if isinstance(value, list) and len(value) == 1:
+            value = value[0]
         if isinstance(value, Mapping):  # {"bytes", "path"}, as `datasets` keeps an image
             value = value.get("bytes") or value.get("path")
         if value is None or value != value or (isinstance(value, str) and value.strip().casefold() in NULLS):
@@ -253,15 +347,21 @@ def table_rows(
             key = hashlib.sha256(value).hexdigest()[:16]
             yield Picture(key, partial(load, number, image), captions, where, in_split)
         elif not isinstance(value, str):
-            raise DataError(f"{where}: column {image} holds {type(value).__name__}; expected a path, a URL or bytes")
-        elif re.match(r"https?://", value.strip(), re.IGNORECASE):
+            raise DataError(
+                f"{where}: column {image} holds {type(value).__name__}; expected a path, a URL or bytes. "
+                "--image_column names another column"
+            )
+        elif is_url(value):
             if not settings.allow_urls:
                 raise DataError(
                     f"{where}: the image is a URL, {value}; --allow_urls downloads such images into a cache"
                 )
             yield Picture(value.strip(), cached(value.strip()), captions, where, in_split, url=value.strip())
-        elif re.match(r"\s*[a-z]{2,}:", value, re.IGNORECASE):
-            raise DataError(f"{where}: {value}: only paths, http and https URLs are read")
+        elif re.match(r"\s*[a-z][a-z0-9]+:", value, re.IGNORECASE):
+            raise DataError(
+                f"{where}: {value[:200]}: only paths, http and https URLs are read. If the images are here, "
+                "--image_column names a column with their paths"
+            )
         else:
             paths[value] = image_path(root, value, where)
             yield Picture(*paths[value], captions, where, in_split)
@@ -269,20 +369,6 @@ def table_rows(
         notes.append(f"{failed} images were not downloaded (status is not success); left out")
     if rejected:
         notes.append(f"{rejected} captions are marked as rejected; left out")
-
-
-# As spreadsheets write them in English, German, French, Spanish, Portuguese, Italian, Dutch.
-TRUE = {"true", "yes", "1", "1.0", "wahr", "vrai", "verdadero", "verdadeiro", "vero", "waar"}
-FALSE = {"false", "no", "0", "0.0", "falsch", "faux", "falso", "onwaar"} | NULLS
-
-
-def is_true(value: Any, column: str, where: str) -> bool:
-    """Whether a cell says yes; an empty one says no. Raises DataError for what is neither."""
-    if not isinstance(value, str):
-        return value == value and bool(value)  # NaN is empty
-    if (said := value.strip().casefold()) not in TRUE | FALSE:
-        raise DataError(f"{where}: column {column} says {value!r}; expected true or false. Mend the cell")
-    return said in TRUE
 
 
 def no_image() -> bytes:
