@@ -83,12 +83,8 @@ def test_every_depth_order_and_layout(depth: str) -> None:
     for channels, order, compression, layout, planes in itertools.product(
         ("grey", "white is zero", "colours"), "<>", (None, "zlib"), ({}, {"rowsperstrip": 7}, {"tile": (16, 32)}), (False, True)
     ):  # fmt: skip
-        if (
-            planes
-            and channels != "colours"
-            or channels == "white is zero"
-            and DEPTHS[depth][0] in (np.float32, np.float64)
-        ):
+        floating = DEPTHS[depth][0] in (np.float32, np.float64)
+        if (planes and channels != "colours") or (floating and channels == "white is zero"):
             continue
         photometric = {"grey": "minisblack", "white is zero": "miniswhite", "colours": "rgb"}[channels]
         how = {"photometric": photometric, "compression": compression, **layout}

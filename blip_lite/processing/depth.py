@@ -21,7 +21,7 @@ def mend_tiff(image: Any) -> None:
 
     libtiff gives numbers in this machine's order, which Pillow swaps for some big-endian files. Colours that are
     multiplied by alpha stay so (`info["premultiplied"]`): Pillow divides while it reads, which leaves black where a
-    program wrote no alpha.
+    program wrote no alpha. `info["deep"]`: of its colours Pillow reads the upper byte alone.
 
     Raises:
         UnidentifiedImageError: planes of a kind that Pillow mixes up.
@@ -31,6 +31,7 @@ def mend_tiff(image: Any) -> None:
     if planes and (image.mode in ("LA", "La", "PA") or multiplied or raw_16):
         raise Image.UnidentifiedImageError
     image.info["premultiplied"] = image.mode == "RGBA" and multiplied
+    image.info["deep"] = image.mode in ("RGB", "RGBA") and 16 in image.tag_v2.get(BITS, ())
 
     def mend(rawmode: str) -> str:
         if image.info["premultiplied"]:

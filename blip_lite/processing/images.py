@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from blip_lite.errors import ImageError
-from blip_lite.processing.depth import BITS, SAMPLE_FORMAT, SIGNED, eight_bits, mend_tiff, widen
+from blip_lite.processing.depth import SAMPLE_FORMAT, SIGNED, eight_bits, mend_tiff, widen
 from blip_lite.processing.file_kinds import AVIF, HEIC, TIFF, kind_of, layout_of_tiff
 
 ImageInput = str | Path | bytes | bytearray | memoryview | io.IOBase | Image.Image | np.ndarray
@@ -65,8 +65,8 @@ WHITE_IS_ZERO = 0  # and a value
 def open_image(source: ImageInput) -> Image.Image:
     """Decode an image and turn it into upright RGB.
 
-    EXIF orientation is applied. Alpha and palette transparency are laid on white, more than 8 bits are scaled to 8
-    by `depth` (Pillow would clip them or cut them off), everything else is converted by Pillow. Of an animation, the first
+    EXIF orientation is applied. Alpha and palette transparency are laid on white, more than 8 bits are scaled to 8 by
+    `depth` (Pillow would clip them or cut them off), everything else is converted by Pillow. Of an animation, the first
     frame. Metadata that are broken or huge are passed over.
 
     Args:
@@ -150,7 +150,6 @@ def _open(data: bytes, load: bool = True) -> Image.Image:
         image.info["deep"] = False
         if image.format == "TIFF":
             mend_tiff(image)
-            image.info["deep"] = image.mode in ("RGB", "RGBA") and 16 in image.tag_v2.get(BITS, ())  # type: ignore[attr-defined]
         if data[:8] == PNG:
             image.info["deep"] = image.mode in ("RGB", "RGBA") and data[24] == 16  # bits a colour
             if load and image.width * image.height < (Image.MAX_IMAGE_PIXELS or 0):
