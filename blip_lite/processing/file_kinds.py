@@ -5,28 +5,65 @@ from __future__ import annotations
 import re
 import struct
 
-HEIF = "pip install 'blip_lite[heic]' reads it"
+from PIL import features
+
+try:  # of the extra `heic`
+    import pillow_heif  # type: ignore[import-not-found,unused-ignore]
+
+    pillow_heif.register_heif_opener()
+    HEIC = True
+except ImportError:
+    HEIC = False
+AVIF = features.check("avif")
+
+WHAT_HEIC = "this is a damaged HEIC" if HEIC else "this is HEIC: pip install 'blip_lite[heic]' reads it"
+WHAT_AVIF = "this is a damaged AVIF" if AVIF else "this is AVIF, which this Pillow was built without"
+PICTURES: tuple[tuple[bytes, str], ...] = (  # that are not read: what a file begins with -> its name
+    (rb"\xff\x0a|\x00\x00\x00\x0cJXL ", "JPEG XL"),
+    (rb"\x00\x00\x00\x0cjP  |\xff\x4f\xff\x51", "JPEG 2000"),
+    (rb"II\xbc\x01", "JPEG XR"),
+    (rb"8BPS", "a Photoshop file"),
+    (rb"\x76\x2f\x31\x01", "OpenEXR"),
+    (rb"#\?(RADIANCE|RGBE)", "Radiance HDR"),
+    (rb"SIMPLE  =", "FITS"),
+    (rb".{128}DICM", "DICOM"),
+    (rb"P[1-7fF]\s", "a Netpbm picture"),
+    (rb"\x00\x00[\x01\x02]\x00", "an icon (ICO)"),
+    (rb"icns", "an icon of a Mac (ICNS)"),
+    (rb"\x01\xda[\x00\x01][\x01\x02]", "SGI"),
+    (rb"\x0a[\x00\x02-\x05]\x01[\x01\x02\x04\x08]", "PCX"),
+    (rb"DDS ", "a DirectDraw surface (DDS)"),
+    (rb"qoif", "QOI"),
+    (rb"Image type: ", "IM"),
+    (rb"BLP[12]", "BLP"),
+    (rb"#define \w+_width", "XBM"),
+    (rb"/\* XPM", "XPM"),
+    (rb"AT&TFORM", "DjVu"),
+    (rb"FUJIFILMCCD-RAW|IIR[OS]|IIU\x00|....ftypcrx", "a camera's raw file"),
+    (rb"\x93NUMPY", "a NumPy array"),
+)
 KINDS: tuple[tuple[bytes, str], ...] = (  # what a file begins with -> what it is
     (rb"$", "the file is empty"),
-    (rb"....ftyp(heic|heix|hevc|heim|heis|mif1|msf1)", f"this is HEIC: {HEIF}"),
-    (rb"....ftypavi[fs]", "this is AVIF, which this Pillow was built without"),
-    (rb"....ftyp(mp4|isom|qt|M4V|avc1|3gp)", "this is a video"),
-    (rb"\xff\x0a|\x00\x00\x00\x0cJXL ", "this is JPEG XL: convert it to JPEG or PNG"),
-    (rb"\x00\x00\x00\x0cjP  |\xff\x4f\xff\x51", "this is JPEG 2000: convert it to JPEG or PNG"),
+    (rb"\x00{512}", "the file begins with nothing but zeros, perhaps of a copy that failed"),
+    (rb"\x89PNG", "this is a damaged PNG"),
+    (rb"GIF8[79]a", "this is a damaged GIF"),
+    (rb"RIFF....WEBP", "this is a damaged WebP"),
+    (
+        rb"BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\x00\x00\x00",
+        "this is a BMP, damaged or of a kind Pillow does not read",
+    ),
+    (rb"....ftyp(heic|heix|hevc|heim|heis|mif1|msf1)", WHAT_HEIC),
+    (rb"....ftypavi[fs]", WHAT_AVIF),
+    (rb"....ftyp(mp4|isom|qt|M4V|avc1|3gp)|\x1aE\xdf\xa3", "this is a video"),
     (rb"%PDF", "this is a PDF"),
-    (rb"%!PS", "this is PostScript"),
+    (rb"%!PS|\xc5\xd0\xd3\xc6", "this is PostScript"),
     (rb"version https://git-lfs", "this is a Git LFS pointer, not the picture: run `git lfs pull`"),
-    (rb"8BPS", "this is a Photoshop file: export it as JPEG or PNG"),
     (rb"PK\x03\x04", "this is a zip archive"),
     (rb"\x1f\x8b", "this is a gzip archive"),
-    (rb"Rar!|7z\xbc\xaf", "this is an archive"),
+    (rb"Rar!|7z\xbc\xaf|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|.{257}ustar", "this is an archive"),
     (rb"\x00\x05\x16[\x00\x07]", "this is what a Mac keeps beside a file (AppleDouble), not the picture"),
-    (rb"RIFF....(AVI |WAVE)", "this is a video or a sound"),
-    (rb"\x76\x2f\x31\x01", "this is OpenEXR: convert it to PNG"),
-    (rb"SIMPLE  =", "this is FITS: convert it to PNG"),
-    (rb".{128}DICM", "this is DICOM: convert it to PNG"),
-    (rb"P[1-7]\s", "this is a Netpbm picture: convert it to PNG"),
-    (rb"\x00\x00\x01\x00", "this is an icon (ICO): convert it to PNG"),
+    (rb"RIFF....(AVI |WAVE)|ID3", "this is a video or a sound"),
+    (rb"data:image/|/9j/[2-4]|iVBORw0KGgo", "this is base64 text of a picture: decode it"),
     (
         rb"(\xef\xbb\xbf)?\s*(<!--.{0,500}-->\s*)?(<!doctype html|<html|<head|<body)",
         "this is an HTML page, perhaps of a download that failed",
@@ -34,18 +71,39 @@ KINDS: tuple[tuple[bytes, str], ...] = (  # what a file begins with -> what it i
     (rb"(\xef\xbb\xbf)?\s*(<\?xml.{0,500}?)?(<!doctype svg|<svg)", "this is SVG: convert it to PNG"),
     (rb"(\xef\xbb\xbf)?\s*<\?xml", "this is XML"),
     (rb"(\xef\xbb\xbf)?\s*\{\s*\"", "this is JSON"),
+    *((begins, f"this is {name}: convert it to JPEG or PNG") for begins, name in PICTURES),
 )
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # what one begins with
 COMPRESSIONS = {1: "none", 5: "LZW", 6: "old JPEG", 7: "JPEG", 8: "zip", 32773: "PackBits", 32946: "zip"}
 COMPRESSIONS |= {33003: "JPEG 2000", 33005: "JPEG 2000", 34712: "JPEG 2000", 34933: "PNG", 50000: "Zstandard"}
-COMPRESSIONS |= {50001: "WebP", 52546: "JPEG XL", 34887: "LERC", 34925: "LZMA"}
+COMPRESSIONS |= {50001: "WebP", 50002: "JPEG XL", 52546: "JPEG XL", 34934: "JPEG XR", 34887: "LERC", 34925: "LZMA"}
 
 
 def kind_of(data: bytes) -> str | None:
-    """What a file is, by its first bytes: `this is ...`; None if that is not known."""
+    """What a file is, by its bytes: `this is ...`; None if that is not known."""
     head = data[:1024]
-    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+    if head[:4] in TIFF:
         return f"this is a TIFF of a kind that Pillow does not read ({layout_of_tiff(data)}): convert it to PNG"
+    if head[:3] == b"\xff\xd8\xff":
+        return f"this is {layout_of_jpeg(data)}"
+    if data[-18:] == b"TRUEVISION-XFILE.\0":
+        return "this is TGA: convert it to JPEG or PNG"
     return next((kind for begins, kind in KINDS if re.match(begins, head, re.DOTALL | re.IGNORECASE)), None)
+
+
+def layout_of_jpeg(data: bytes) -> str:
+    """What a JPEG is that Pillow does not open, in words, by the marker that begins its frame."""
+    at = 2
+    while at + 9 < len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xF7:
+            return "JPEG-LS: convert it to JPEG or PNG"
+        if marker in (0xC3, 0xC7, 0xCB, 0xCF):
+            return "a lossless JPEG: convert it to JPEG or PNG"
+        if 0xC0 <= marker <= 0xC2 and data[at + 4] != 8:
+            return f"a JPEG of {data[at + 4]} bits a colour: convert it to one of 8 bits, or to PNG"
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return "a damaged JPEG"
 
 
 def layout_of_tiff(data: bytes) -> str:

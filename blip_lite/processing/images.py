@@ -10,21 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, features
+from PIL import Image
 
 from blip_lite.errors import ImageError
-from blip_lite.processing.file_kinds import kind_of
+from blip_lite.processing.depth import SAMPLE_FORMAT, SIGNED, eight_bits, mend_tiff, widen
+from blip_lite.processing.file_kinds import AVIF, HEIC, TIFF, kind_of, layout_of_tiff
 
 ImageInput = str | Path | bytes | bytearray | memoryview | io.IOBase | Image.Image | np.ndarray
-
-
-try:  # of the extra `heic`
-    import pillow_heif  # type: ignore[import-not-found,unused-ignore]
-
-    pillow_heif.register_heif_opener()
-    HEIC = True
-except ImportError:
-    HEIC = False
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".avif", ".bmp", ".gif", ".tif"}
 IMAGE_SUFFIXES |= {".tiff", *([".heic", ".heif"] if HEIC else [])}
@@ -37,7 +29,7 @@ OTHER_PICTURES = {
 }
 
 # No others, whatever a file is called: of EPS, Pillow runs Ghostscript.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", *(["AVIF"] if features.check("avif") else []))
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", *(["AVIF"] if AVIF else []))
 FORMATS += ("HEIF",) if HEIC else ()
 
 
@@ -66,15 +58,15 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-PHOTOMETRIC, SAMPLE_FORMAT, COLOUR_MAP = 262, 339, 320  # TIFF's tags
-WHITE_IS_ZERO, SIGNED = 0, 2  # and values
+PHOTOMETRIC, COLOUR_MAP = 262, 320  # TIFF's tags
+WHITE_IS_ZERO = 0  # and a value
 
 
 def open_image(source: ImageInput) -> Image.Image:
     """Decode an image and turn it into upright RGB.
 
-    EXIF orientation is applied. Alpha and palette transparency are laid on white, greys of more than 8 bits are scaled
-    to 8 (Pillow would clip them) by `_eight_bits`, everything else is converted by Pillow. Of an animation, the first
+    EXIF orientation is applied. Alpha and palette transparency are laid on white, more than 8 bits are scaled to 8 by
+    `depth` (Pillow would clip them or cut them off), everything else is converted by Pillow. Of an animation, the first
     frame. Metadata that are broken or huge are passed over.
 
     Args:
@@ -100,7 +92,10 @@ def open_image(source: ImageInput) -> Image.Image:
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels in {len(data)} bytes")
         if not (image.width and image.height):
             raise ValueError("it has no pixels")
-        rgb = _to_rgb(image)
+        if data and image.info["deep"]:
+            rgb = _to_rgb(widen(image, lambda: _open(data, False)))
+        else:
+            rgb = _to_rgb(image)
         turn = _turn(image)
         return rgb if turn is None else rgb.transpose(turn)
     except FileNotFoundError:
@@ -112,13 +107,14 @@ def open_image(source: ImageInput) -> Image.Image:
     except Exception as error:  # of broken files Pillow raises whatever its decoders do, struct.error among them
         if isinstance(error, OSError) and error.errno:
             raise ImageError(f"{name}: cannot be read ({error.strerror})") from error
-        raise ImageError(f"{name}: cannot be decoded ({error})") from error
+        layout = f": a TIFF of {layout_of_tiff(data)}" if data[:4] in TIFF else ""
+        raise ImageError(f"{name}: cannot be decoded ({error}){layout}") from error
 
 
 def not_an_image(data: bytes) -> str:
     """What bytes are that Pillow cannot open, for messages."""
     kind = kind_of(data)
-    if kind and "TIFF" in kind:
+    if kind and re.search("damaged|TIFF|JPEG of|lossless|BMP", kind):
         return kind
     return f"not a JPEG, PNG, WebP, BMP, GIF or TIFF image{f': {kind}' if kind else ''}"
 
@@ -146,19 +142,26 @@ def _read(path: str | Path) -> bytes:
     return Path(path).read_bytes()
 
 
-def _open(data: bytes) -> Image.Image:
-    """Pillow's image, its pixels loaded but for the largest. Where a PNG's texts or colour profile are beyond Pillow's
-    bounds, without them."""
+def _open(data: bytes, load: bool = True) -> Image.Image:
+    """Pillow's image; the pixels of a PNG loaded, but for the largest. Where a PNG's texts or colour profile are beyond
+    Pillow's bounds, without them."""
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-        image.info["deep"] = data[:8] == PNG and data[24:25] == b"\x10"  # 16 bits a colour
-        if data[:8] == PNG and image.width * image.height < (Image.MAX_IMAGE_PIXELS or 0):
-            image.load()  # texts may come after the pixels
+        image.info["deep"] = False
+        if image.format == "TIFF":
+            mend_tiff(image)
+        if data[:8] == PNG:
+            image.info["deep"] = image.mode in ("RGB", "RGBA") and data[24] == 16  # bits a colour
+            if load and image.width * image.height < (Image.MAX_IMAGE_PIXELS or 0):
+                image.load()  # texts may come after the pixels
+            if isinstance(key := image.info.get("transparency"), int) and image.mode == "L":  # of 2, 4 or 8 bits
+                most = 2 ** data[24] - 1
+                image.info["transparency"] = (key & most) * 255 // most
         return image
     except ValueError:
-        if data[:8] != PNG:
+        if data[:8] != PNG or (without := _without_texts(data)) == data:
             raise
-        return Image.open(io.BytesIO(_without_texts(data)), formats=FORMATS)
+        return _open(without, load)
 
 
 def _without_texts(data: bytes) -> bytes:
@@ -200,8 +203,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and transparency is None:
         image.load()
         return image
+    if image.mode == "L" and tags.get(SAMPLE_FORMAT, (None,))[0] == SIGNED:
+        image = Image.fromarray(eight_bits(np.asarray(image).view(np.int8), SIGNED))
     if image.mode[0] in "IF":  # grey of 16 or 32 bits, or floating point
-        grey = _eight_bits(np.asarray(image), tags.get(SAMPLE_FORMAT, (None,))[0])
+        grey = eight_bits(np.asarray(image), tags.get(SAMPLE_FORMAT, (None,))[0])
         if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
             grey = 255 - grey
         if isinstance(transparency, int):
@@ -211,12 +216,16 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image.load()
         each = len(colours) // 3
         image.putpalette(bytes(colours[c * each + i] for i in range(each) for c in range(3)))
+    # Programs that have no alpha leave 0 there.
+    with_alpha = image.mode in ("RGBA", "LA", "La") and image.format in ("BMP", "TIFF")
+    if with_alpha and not image.getchannel(len(image.mode) - 1).getbbox():
+        return image.getchannel("L").convert("RGB") if image.mode == "La" else image.convert("RGB")
+    if image.info.get("premultiplied"):
+        image = Image.frombytes("RGBa", image.size, image.tobytes())
     if image.mode in ("La", "RGBa"):  # multiplied by alpha
         image = image.convert("LA" if image.mode == "La" else "RGBA")
     if isinstance(transparency, tuple) and (image.info.get("deep") or max(transparency) > 255):  # Pillow has 8 bits
         image.info["transparency"] = tuple(value >> 8 for value in transparency)
-    if image.format in ("BMP", "TIFF") and image.mode == "RGBA" and not image.getchannel("A").getbbox():
-        return image.convert("RGB")  # programs that have no alpha leave 0 there
     if "A" in image.getbands() or transparency is not None:
         image = image.convert("RGBA")
         rgb = Image.new("RGB", image.size)
@@ -226,40 +235,3 @@ def _to_rgb(image: Image.Image) -> Image.Image:
             rgb.paste(Image.alpha_composite(white, strip).convert("RGB"), (0, top))
         return rgb
     return image.convert("RGB")
-
-
-def _eight_bits(grey: np.ndarray, sample_format: int | None) -> np.ndarray:
-    """Greys of any type -> uint8. What is white is the largest number of the smallest usual range that holds all
-    values, as files do not say: 8 bits in 32, 12 in 16 (cameras, X-rays), 0 to 1 or 0 to 255 in floating point.
-
-    Args:
-        grey: `[H, W]`, unsigned, signed or floating point.
-        sample_format: TIFF's: 1 unsigned, 2 signed, 3 floating point; None: not said.
-
-    Raises:
-        ValueError: floating-point values in no usual range.
-    """
-    if np.issubdtype(grey.dtype, np.floating):
-        if not np.isfinite(grey).all() or grey.min() < 0 or grey.max() > 65535:
-            raise ValueError(
-                f"floating-point pixels from {grey.min():g} to {grey.max():g}; expected 0 to 1, 0 to 255 or 0 to 65535"
-            )
-        ranges: tuple[float, ...] = (1, 255, 65535)
-    else:
-        if grey.dtype == np.int32 and grey.min() < 0 and sample_format != SIGNED:
-            grey = grey.view(np.uint32)
-        if grey.min() < 0:  # as many below 0 as above
-            half = 2**15 if grey.min() >= -(2**15) and grey.max() < 2**15 else 2**31
-            return ((grey.astype(np.float64) + half) / (2 * half - 1) * 255).round().astype(np.uint8)
-        ranges = (
-            255,
-            1023,
-            4095,
-            16383,
-            *([2**15 - 1] if sample_format == SIGNED else []),
-            65535,
-            2**31 - 1,
-            2**32 - 1,
-        )
-    white = next(top for top in ranges if grey.max(initial=0) <= top)
-    return (grey.astype(np.float64) * (255 / white)).round().astype(np.uint8)

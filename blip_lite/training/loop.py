@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from blip_lite.data.batches import Batch, epoch_batches, epoch_order, loader
 from blip_lite.data.look import FEW
+from blip_lite.data.sources.shapes import SCENES
 from blip_lite.errors import Stopped, TrainingError
 from blip_lite.evaluation.verdicts import of_log, say
 from blip_lite.reports.model_card import model_card
@@ -29,7 +30,7 @@ from blip_lite.training.checkpoint import on_disk, resume, save_best, save_check
 from blip_lite.training.feature_cache import cache_features
 from blip_lite.training.log import RunLog
 from blip_lite.training.run import Progress, Run
-from blip_lite.training.run_dir import check_output, open_run, scenes_of
+from blip_lite.training.run_dir import check_output, open_run
 from blip_lite.training.setup import co2_meter, hardware, prepare, show_augmentation, start
 from blip_lite.training.signals import Stop
 from blip_lite.training.validate import validate
@@ -52,8 +53,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     config.validate()
     stop = Stop(config.run.time_limit)
     accelerator = start(config)
-    check_output(Path(str(config.run.output_dir)), config)
-    config = config.replace(scenes=scenes_of(config))
+    resumed = check_output(Path(str(config.run.output_dir)), config)
+    config = config.replace(scenes=config.data.scenes or (resumed and resumed.data.scenes) or SCENES)
     run = prepare(config, accelerator)
     lock = open_run(run, hardware(accelerator)) if accelerator.is_main_process else None
     accelerator.wait_for_everyone()

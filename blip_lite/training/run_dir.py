@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import blip_lite
-from blip_lite.data.sources.shapes import SCENES
 from blip_lite.errors import CheckpointError, ConfigError
 from blip_lite.settings import TrainConfig
 from blip_lite.storage import checkpoints, lock, problem, read_run_config, recover, write_text
@@ -52,9 +51,13 @@ FORGETTABLE = (
 )  # fmt: skip
 
 
-def check_output(run: Path, config: TrainConfig) -> None:
-    """Raises ConfigError if the output directory holds another run, or something that is no run, CheckpointError if
-    `resume_from` is damaged. Changes nothing."""
+def check_output(run: Path, config: TrainConfig) -> TrainConfig | None:
+    """The settings of the run that is resumed, if one is. Changes nothing.
+
+    Raises:
+        ConfigError: the output directory holds another run, or something that is no run.
+        CheckpointError: `resume_from` is damaged.
+    """
     if run.exists() and not run.is_dir():
         raise ConfigError(f"--output_dir {run} is a file")
     above = next(folder for folder in (run, *run.absolute().parents) if folder.exists() or folder.is_symlink())
@@ -66,7 +69,7 @@ def check_output(run: Path, config: TrainConfig) -> None:
     except OSError as error:
         raise ConfigError(f"--output_dir {run} cannot be written: {above}: {error.strerror}") from error
     if not run.is_dir() or not any(entry.name != ".lock" for entry in run.iterdir()):
-        return
+        return None
     if not (config.run.resume or config.run.overwrite):
         holds = (run / "config.json").is_file()
         remedy = (
@@ -76,22 +79,17 @@ def check_output(run: Path, config: TrainConfig) -> None:
     if config.run.resume_from and (damage := problem(Path(config.run.resume_from))):
         raise CheckpointError(f"--resume_from {config.run.resume_from}: {damage}")
     before = read_run_config(run)  # never resume in, or delete, a directory that is no run of ours
-    if config.run.resume and checkpoints(run):
-        earlier, now = before.flat(), config.flat()
-        changed = {n: (earlier[n], now[n]) for n in MUST_NOT_CHANGE}
-        wrong = [f"{n} was {old!r}, is now {new!r}" for n, (old, new) in changed.items() if old != new]
-        if wrong and (not config.run.allow_config_change or any(earlier[n] != now[n] for n in OTHER_MOMENTS)):
-            raise ConfigError(
-                f"--resume: {run} would become another run: {'; '.join(wrong)}. --allow_config_change does "
-                "it all the same (not for freeze_vision and rates of layers: other weights have moments)"
-            )
-
-
-def scenes_of(config: TrainConfig) -> int:
-    """How many scenes `--dataset shapes` draws: as asked for, else as in the run that is resumed."""
-    run = Path(str(config.run.output_dir))
-    resumed = read_run_config(run).data.scenes if config.run.resume and checkpoints(run) else None
-    return config.data.scenes or resumed or SCENES
+    if not (config.run.resume and checkpoints(run)):
+        return None
+    earlier, now = before.flat(), config.flat()
+    changed = {n: (earlier[n], now[n]) for n in MUST_NOT_CHANGE}
+    wrong = [f"{n} was {old!r}, is now {new!r}" for n, (old, new) in changed.items() if old != new]
+    if wrong and (not config.run.allow_config_change or any(earlier[n] != now[n] for n in OTHER_MOMENTS)):
+        raise ConfigError(
+            f"--resume: {run} would become another run: {'; '.join(wrong)}. --allow_config_change does "
+            "it all the same (not for freeze_vision and rates of layers: other weights have moments)"
+        )
+    return before
 
 
 def open_run(of: Run, machine: dict[str, Any]) -> TextIO | None:
