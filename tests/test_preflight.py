@@ -26,7 +26,8 @@ def test_it_overfits_eight_pictures_word_for_word(tmp_path: Path) -> None:
 def test_sanity_needs_only_images_to_train_on(tmp_path: Path) -> None:
     draw_scene(scene := scene_ids(1, 0)[0], 32).save(tmp_path / "a.png")
     (tmp_path / "metadata.csv").write_text(f"file_name,caption\na.png,{scene_captions(scene)[0]}")
-    assert len(sanity(tiny_config(tmp_path, dataset=str(tmp_path)))["captions"]) == 1
+    with pytest.raises(TrainingError, match="too slow to tell"):  # it began to learn
+        sanity(tiny_config(tmp_path, dataset=str(tmp_path)), seconds=0.01)
 
 
 def test_sanity_fails_when_training_starts_from_cls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

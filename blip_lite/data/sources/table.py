@@ -319,7 +319,7 @@ def table_rows(
         if log and plain(row.get("status")) != "success":
             failed += 1
             continue
-        if is_true(row.get("is_rejected")):  # VizWiz: spam, by its own judges
+        if (mark := row.get("is_rejected")) and is_true(mark):  # VizWiz: spam, by its own judges
             rejected += 1
             continue
         value = row.get(image)
