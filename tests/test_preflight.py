@@ -68,6 +68,8 @@ def test_plan_measures_and_refuses(
     result = plan(tiny_config(tmp_path))
     assert 0 < result["peak_memory_gb"] < 24 and result["seconds_per_step"] > 0 and result["total_steps"] == 4
     assert "min an epoch" in capsys.readouterr().out and not (tmp_path / "run").exists()
+    page = (tmp_path / "run-plan.html").read_text("utf-8")
+    assert page.count("data:image/webp") == 3 * 3 and '<th scope="row">validation</th><td>6</td>' in page
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(TrainingError, match="the checkpoints need"):
