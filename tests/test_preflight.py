@@ -26,7 +26,8 @@ def test_it_overfits_eight_pictures_word_for_word(tmp_path: Path) -> None:
 def test_sanity_needs_only_images_to_train_on(tmp_path: Path) -> None:
     draw_scene(scene := scene_ids(1, 0)[0], 32).save(tmp_path / "a.png")
     (tmp_path / "metadata.csv").write_text(f"file_name,caption\na.png,{scene_captions(scene)[0]}")
-    assert len(sanity(tiny_config(tmp_path, dataset=str(tmp_path)))["captions"]) == 1
+    with pytest.raises(TrainingError, match="too slow to tell"):  # it began to learn
+        sanity(tiny_config(tmp_path, dataset=str(tmp_path)), seconds=0.01)
 
 
 def test_sanity_fails_when_training_starts_from_cls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,6 +68,8 @@ def test_plan_measures_and_refuses(
     result = plan(tiny_config(tmp_path))
     assert 0 < result["peak_memory_gb"] < 24 and result["seconds_per_step"] > 0 and result["total_steps"] == 4
     assert "min an epoch" in capsys.readouterr().out and not (tmp_path / "run").exists()
+    page = (tmp_path / "run-plan.html").read_text("utf-8")
+    assert page.count("data:image/webp") == 3 * 3 and '<th scope="row">validation</th><td>6</td>' in page
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(TrainingError, match="the checkpoints need"):

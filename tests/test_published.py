@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +24,7 @@ from blip_lite.data.sources.shapes import draw_scene, scene_captions, scene_ids
 from blip_lite.data.sources.table import flagged
 from blip_lite.errors import DataError
 from blip_lite.settings import SPLITS, OptimisationSettings, TrainConfig
+from conftest import ROOT
 
 SCENES = scene_ids(9, 5)
 CAPTIONS = [f"{scene_captions(scene)[0]} in picture {n}" for n, scene in enumerate(SCENES)]
@@ -245,3 +249,118 @@ def test_a_detectors_boxes_are_no_captions(tmp_path: Path) -> None:
     rows = [{"image": f"{n}.png", "prefix": "detect", "suffix": f"<loc00{n}1><loc0300> dog"} for n in range(9)]
     with pytest.raises(DataError, match="100% of the captions are boxes"):
         refuse_what_is_no_caption(read(lines(tmp_path / "boxes.jsonl", *rows)))
+
+
+TABLE = re.findall(
+    r"^\| ([^|]+) \| .* \| `'?([^`']+)'?` \|$", (ROOT / "docs" / "data.md").read_text("utf-8"), re.MULTILINE
+)
+TOLD = {layout: dataset for layout, dataset in TABLE if dataset != "--dataset"}
+
+
+def pieces(folder: Path, pattern: str, suffix: str = "txt") -> None:
+    """img2dataset's files, or the same as shards."""
+    draw(folder, "files/{:09d}.png")
+    folder.mkdir(parents=True, exist_ok=True)
+    for n, caption in enumerate(CAPTIONS):
+        text = lines(folder / "files" / f"{n:09d}.{suffix}", caption if suffix == "txt" else {"caption": caption})
+        with tarfile.open(folder / pattern.format(n % 2), "a") as tar:
+            tar.add(text.with_suffix(".png"), f"{n}.png")
+            tar.add(text, f"{n}.{suffix}")
+    shutil.rmtree(folder / "files")
+
+
+def hub_copy(folder: Path, saved: bool) -> None:
+    import datasets
+
+    draw(folder / "x")
+    images = [{"bytes": (folder / f"x/{n}.png").read_bytes(), "path": None} for n in range(9)]
+    shutil.rmtree(folder / "x")
+    table = datasets.Dataset.from_dict({"image": images, "text": CAPTIONS})
+    if saved:
+        table.save_to_disk(folder)
+    else:
+        (folder / "data").mkdir()
+        pq.write_table(table.data.table, folder / "data/train-00000-of-00001.parquet")
+
+
+def table(folder: Path, name: str, where: str = "", parts: str = "") -> None:
+    draw(folder / where)
+    for part in sorted(set(PARTS)) if parts else [""]:
+        rows = [f"{n}.png,{caption}" for n, caption in enumerate(CAPTIONS) if PARTS[n] == part or not part]
+        lines(folder / name.format(part), "file_name,caption", *rows)
+
+
+def sidecars(folder: Path, above: str = "") -> None:
+    draw(folder, above + "{}.png")
+    for n, caption in enumerate(CAPTIONS):
+        lines(folder / f"{above.format(part=PARTS[n])}{n}.txt", caption)
+
+
+def one_json(folder: Path, name: str, content: Any) -> None:
+    draw(folder / "images")
+    lines(folder / name, content)
+
+
+def named_lists(folder: Path) -> None:
+    table(folder, "captions.csv", "images")
+    for part in sorted(set(PARTS)):
+        lines(folder / f"{part}.txt", *(f"{n}.png" for n in of_part(part)))
+
+
+def coco(folder: Path) -> None:
+    for part in ("train", "valid", "test"):
+        content = {
+            "images": [{"id": n, "file_name": f"{n:012d}.jpg"} for n in of_part(part)],
+            "annotations": [{"image_id": n, "caption": CAPTIONS[n]} for n in of_part(part)],
+        }
+        lines(folder / "annotations" / f"captions_{part}2017.json", content)
+    draw(folder, "{part}2017/{:012d}.jpg")
+
+
+def turns(caption: str) -> list[dict[str, str]]:
+    return [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": caption}]
+
+
+WRITE: dict[str, Callable[[Path], None]] = {
+    "pictures and a table": lambda f: table(f, "metadata.csv"),
+    "a table beside a folder of pictures": lambda f: table(f, "captions.csv", "images"),
+    "a text beside each picture": sidecars,
+    "folders called after splits": lambda f: sidecars(f, "{part}/"),
+    "a table for each split": lambda f: table(f, "{}.csv", "images", "parts"),
+    "lists of names for the splits": named_lists,
+    "one table": lambda f: table(f, "captions.csv"),
+    "COCO, nocaps, VizWiz": coco,
+    "JSON of names": lambda f: one_json(f, "captions.json", {f"{n}.png": c for n, c in enumerate(CAPTIONS)}),
+    "conversations": lambda f: one_json(
+        f, "chat.json", [{"image": f"{n}.png", "conversations": turns(c)} for n, c in enumerate(CAPTIONS)]
+    ),
+    "Label Studio": lambda f: one_json(
+        f,
+        "project.json",
+        [
+            {"data": {"image": f"{n}.png"}, "annotations": [{"result": [{"value": {"text": [c]}}]}]}
+            for n, c in enumerate(CAPTIONS)
+        ],
+    ),
+    "Roboflow's PaliGemma, ROCO": paligemma,
+    "a saved data set": lambda f: hub_copy(f, saved=True),
+    "a copy of a Hub data set": lambda f: hub_copy(f, saved=False),
+    "img2dataset": lambda f: pieces(f, "0000{}.tar"),
+    "webdataset shards": lambda f: pieces(f, "000{}.tar", "json"),
+}
+ELSEWHERE = {"a data set of the Hub", "Flickr8k", "Karpathy's splits", "COCO with Karpathy's splits", "drawn scenes"}
+
+
+def test_each_layout_of_the_table_is_tried() -> None:
+    assert {*TOLD} == {*WRITE} | ELSEWHERE  # those elsewhere have tests in test_sources.py
+
+
+@pytest.mark.parametrize("layout", WRITE)
+def test_each_line_of_the_table_works_as_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    WRITE[layout](tmp_path / "birds")
+    data = read(Path(TOLD[layout]))
+    assert captions_of(data) == sorted(CAPTIONS)
+    assert data.drawn or split_sizes(data) == [5, 2, 2]

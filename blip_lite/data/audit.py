@@ -19,7 +19,7 @@ from blip_lite.captioner import Captioner
 from blip_lite.data.batches import Captions, epoch_batches, loader
 from blip_lite.data.dataset import DataSet
 from blip_lite.data.load import load_data
-from blip_lite.data.look import first_look, samples
+from blip_lite.data.look import card, first_look, samples
 from blip_lite.errors import CheckpointError, ImageError
 from blip_lite.model.pretrained import load_processor, read_config, resolve
 from blip_lite.processing.images import open_image
@@ -29,7 +29,7 @@ from blip_lite.processing.progress import Progress
 from blip_lite.processing.text import normalize_caption
 from blip_lite.processing.threads import Threads
 from blip_lite.reports.charts import lengths
-from blip_lite.reports.page import picture, render
+from blip_lite.reports.page import render
 from blip_lite.settings import FROM_SCRATCH, SPLITS, TrainConfig
 
 # Near-duplicates: at most NEAR_BITS of 192 hash bits differ, and the 16 x 16 thumbnails by at most NEAR_LEVELS of 255
@@ -331,13 +331,6 @@ def page(
 ) -> str:
     """One self-contained HTML page: the numbers, some pictures of each split, lengths and words of the captions,
     duplicates side by side, captions that are hardly of their image."""
-
-    def card(split: str, example: Picture, texts: Sequence[str], note: str = "") -> dict[str, Any]:
-        return {
-            "src": picture(example.open),
-            "texts": texts,
-            "note": ", ".join([example.image_id, split, *([note] if note else [])]),
-        }
 
     named = {split: data.splits[split] for split in SPLITS if data.splits[split]}
     captions = {

@@ -130,8 +130,8 @@ def split_by_image(examples: Sequence[Picture], seed: int, validation_share: flo
             splits = {split: [e for e in part if e not in kept] for split, part in splits.items()} | {
                 "validation": kept
             }
-    if not splits["train"] and len(splits["validation"]) > 1:
-        splits["train"] = [splits["validation"].pop()]
+    if not splits["train"] and (len(splits["validation"]) > 1 or len(examples) == 1):
+        splits["train"] = [(splits["validation"] or splits["test"]).pop()]
     return splits
 
 

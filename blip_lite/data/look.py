@@ -6,13 +6,14 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from blip_lite.data.dataset import DataSet
 from blip_lite.errors import DataError
 from blip_lite.processing.picture import Picture
 from blip_lite.processing.processor import Processor
 from blip_lite.processing.text import normalize_caption
+from blip_lite.reports.page import picture, render
 from blip_lite.settings import SPLITS, OptimisationSettings
 
 T = TypeVar("T")
@@ -53,6 +54,19 @@ def first_look(data: DataSet, processor: Processor | None, settings: Optimisatio
 def samples(data: DataSet, count: int = SAMPLES) -> list[tuple[str, Picture]]:
     """(split, picture): a few of each split, to be looked at."""
     return [(split, picture) for split in SPLITS for picture in spread(data.splits[split], count)]
+
+
+def card(split: str, example: Picture, texts: Sequence[str], note: str = "") -> dict[str, Any]:
+    """A picture with its captions, for a page."""
+    named = ", ".join([example.image_id, split, *([note] if note else [])])
+    return {"src": picture(example.open), "texts": texts, "note": named}
+
+
+def first_look_page(data: DataSet, notes: Sequence[str]) -> str:
+    """The first look as one page: what was told, how much there is, and some pictures of each split."""
+    counts = [[s, len(part), sum(len(e.captions) for e in part)] for s, part in data.splits.items() if part]
+    looks = [card(split, example, example.captions) for split, example in samples(data)]
+    return render("plan.html", title=f"A first look at {data.name}", notes=notes, rows=counts, looks=looks, charts=[])
 
 
 def some_captions(data: DataSet) -> list[str]:

@@ -21,7 +21,7 @@ from blip_lite.settings import TrainConfig
 from blip_lite.training.log import peak_memory
 from blip_lite.training.loop import train_step, windows
 from blip_lite.training.run import Run
-from blip_lite.training.setup import prepare, show_augmentation, start
+from blip_lite.training.setup import prepare, show_augmentation, show_first_look, start
 
 
 def sanity(config: TrainConfig, seconds: float = 60) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def why_not_learnt(wanted: list[str], found: list[str], losses: list[float], sec
 
 def plan(config: TrainConfig) -> dict[str, Any]:
     """Four optimizer steps: one on the longest captions, which shows the memory, and three on ordinary ones, which
-    show the time.
+    show the time. Writes the first look at the data as a page, NAME-plan.html.
 
     Raises:
         TrainingError: memory or disk will not do; the message says what would fit.
@@ -127,6 +127,8 @@ def plan(config: TrainConfig) -> dict[str, Any]:
     config = config.resolved()
     config.validate()
     run = prepare(config, start(config))
+    if run.accelerator.is_main_process:
+        show_first_look(run, run.folder.with_name(f"{run.folder.name}-plan.html"))
     if config.regularisation.augment and run.accelerator.is_main_process:
         show_augmentation(run, run.folder.with_name(f"{run.folder.name}-augmented.png"))
     batch_size, accumulation = config.loading.batch_size, run.accumulation

@@ -24,7 +24,7 @@ from blip_lite.data.augment import sheet
 from blip_lite.data.batches import Captions, epoch_batches, workers_by_cores, workers_that_fit
 from blip_lite.data.dataset import DataSet
 from blip_lite.data.load import load_data
-from blip_lite.data.look import first_look, refuse_what_is_no_caption
+from blip_lite.data.look import first_look, first_look_page, refuse_what_is_no_caption
 from blip_lite.errors import CheckpointError, ConfigError
 from blip_lite.evaluation.captions import decoding
 from blip_lite.model.blip import Blip
@@ -170,6 +170,18 @@ def show_augmentation(run: Run, path: Path) -> None:
     examples, seed = run.data.splits["train"], run.config.optimisation.seed
     if on_disk(str(path), lambda: sheet(examples, run.processor.image_size, seed, path)):
         run.accelerator.print(f"what --augment makes of the first images: {path}")
+
+
+def show_first_look(run: Run, path: Path) -> None:
+    """Write some pictures of each split with their captions as a page."""
+    notes = [*run.data.notes, *first_look(run.data, run.processor, run.config.optimisation)]
+
+    def write() -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(first_look_page(run.data, notes), "utf-8", "backslashreplace")
+
+    if on_disk(str(path), write):
+        run.accelerator.print(f"some pictures of each split: {path}")
 
 
 def precision(accelerator: Accelerator) -> str:

@@ -93,7 +93,7 @@ def load_file(path: Path, settings: DataSettings) -> Listing:
         notes.append(f"{path.name} says validation; read alone, it is shared out anew")
     rows = file_rows(path, root, settings, notes, "test" if split == "test" else None)
     lists = split_lists(path.parent, [p for p in beside if p.name != path.name])
-    return Listing(path.stem, in_lists(rows, lists, notes), notes)
+    return Listing(path.stem, in_lists(rows, lists, notes) if lists else rows, notes)
 
 
 def is_text_table(path: Path) -> bool:
@@ -160,8 +160,8 @@ def in_lists(rows: Iterable[Picture], lists: Mapping[str, str], notes: list[str]
     """The rows, in the splits that `split_lists` found; those that no list names are left out."""
     silent: set[str] = set()
     for row in rows:
-        split = lists.get(Path(row.image_id).stem) if lists else None
-        if lists and not split:
+        split = lists.get(Path(row.image_id).stem)
+        if not split:
             silent.add(row.image_id)
             continue
         row.split = agreed(row.split, split, row.where)

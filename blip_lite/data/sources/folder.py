@@ -103,7 +103,8 @@ def load_folder(folder: Path, settings: DataSettings) -> Listing:
         rows, published = parquet_rows(folder, captioned, settings, notes), True
     elif (not mostly or (boxes and extracted)) and (named := captions_tables(folder, found, settings, notes)):
         lists = split_lists(folder, [p for p in (*found.texts, *found.tables) if p not in named])
-        rows = in_lists(split_tables(folder, named, settings, notes), lists, notes)
+        rows = split_tables(folder, named, settings, notes)
+        rows = in_lists(rows, lists, notes) if lists else rows
     else:
         rows = sidecar_rows(folder, found, texts, notes)
         notes += [f"{p.name} is not read: most images have a text beside them" for p in extracted]

@@ -322,7 +322,7 @@ def table_rows(
         if log and plain(row.get("status")) != "success":
             failed += 1
             continue
-        if judged and is_true(row[judged], judged, where):
+        if judged and (mark := row[judged]) and is_true(mark, judged, where):
             rejected += 1
             continue
         value = row.get(image)
