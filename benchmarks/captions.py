@@ -9,13 +9,14 @@ import warnings
 from typing import Any
 
 import torch
-from common import OURS, PEER, Results, alternate, arguments, checkpoint, compare, cpuinfo, flops, matmul_rate
+from common import OURS, PEER, Results, alternate, arguments, checkpoint, compare, cpuinfo, matmul_rate
 from common import photographs as find_photographs
 from common import pixel_values as noise
 from PIL import Image
 
 from blip_lite import Captioner
 from blip_lite.captioning.bulk import caption_files
+from blip_lite.model.flops import Flops
 from blip_lite.model.generation import GenerationSettings, beam_search, generate, prefill
 
 warnings.filterwarnings("ignore")
@@ -118,18 +119,19 @@ def ours_tokenizer(folder: Any) -> Any:
 def floor(captioner: Captioner, args: Any, results: Results) -> None:
     """Achieved share of the machine's own matrix-multiply rate, for each part of captioning 8 images."""
     model, device, dtype = captioner.model, args.device, getattr(torch, args.dtype)
-    rate, count = matmul_rate(device, dtype), flops(model.config)
+    rate, count = matmul_rate(device, dtype), Flops.of(model.config)
+    token = count.token + count.head  # a look at the few tokens before it is left out
     pixels = noise(8, model.config.vision.image_size, device, dtype)
     prompts = torch.tensor([captioner.processor.prompt_ids()] * 8, device=device)
     with torch.inference_mode():
         embeds = model.encode(pixels)
         settings = GenerationSettings(max_new_tokens=12, min_new_tokens=12)
         parts = {
-            "encode": (lambda: model.encode(pixels), 8 * count["encode"]),
-            "prefill": (lambda: prefill(model, embeds, prompts, 60), 8 * (count["cross"] + count["token"])),
+            "encode": (lambda: model.encode(pixels), 8 * count.encode),
+            "prefill": (lambda: prefill(model, embeds, prompts, 60), 8 * (count.cross + token)),
             "prefill and 11 steps of 5 beams": (
                 lambda: beam_search(model, embeds, prompts, settings),
-                8 * (count["cross"] + 56 * count["token"]),
+                8 * (count.cross + 56 * token),
             ),
         }
         for name, (call, work) in parts.items():

@@ -197,22 +197,6 @@ def matmul_rate(device: str, dtype: torch.dtype) -> float:
     return 2 * rows * inner * columns / best
 
 
-def flops(config: Any) -> dict[str, float]:
-    """Floating-point operations of the forward parts: 2 for each multiply-add of every matrix product.
-
-    `encode` and `cross` per image, `token` per decoded token (vocabulary included), `body` without it.
-    """
-    v, t = config.vision, config.text
-    patches = (v.image_size // v.patch_size) ** 2
-    P, D, M = patches + 1, v.hidden_size, v.intermediate_size
-    layer = 2 * P * (4 * D * D + 2 * D * M) + 4 * P * P * D
-    encode = v.num_hidden_layers * layer + 2 * patches * D * 3 * v.patch_size**2
-    cross = t.num_hidden_layers * 2 * P * D * t.hidden_size * 2
-    body = t.num_hidden_layers * (2 * (6 * t.hidden_size**2 + 2 * t.hidden_size * t.intermediate_size) + 4 * P * D)
-    head = 2 * t.hidden_size * (t.hidden_size + t.vocab_size)
-    return {"encode": encode, "cross": cross, "body": body, "head": head, "token": body + head}
-
-
 def peak_memory() -> float:
     """This process's peak memory in GB (`ru_maxrss` would begin with its parent's)."""
     status = Path("/proc/self/status").read_text("utf-8")

@@ -25,14 +25,14 @@ from common import (
     arguments,
     checkpoint,
     compare,
-    flops,
     in_child,
     matmul_rate,
     peak_memory,
     pixel_values,
 )
 
-from blip_lite.model.blip import IGNORE
+from blip_lite.model.blip import IGNORE, Blip
+from blip_lite.model.flops import training_flops
 from blip_lite.model.pretrained import load_pretrained
 from blip_lite.settings import OptimisationSettings
 from blip_lite.training.setup import build_optimizer
@@ -56,6 +56,13 @@ def captions(images: int, vocabulary: int) -> torch.Tensor:
     return ids
 
 
+def targets_of(ids: torch.Tensor) -> torch.Tensor:
+    """Labels: all but `[DEC]`."""
+    labels = ids.clone()
+    labels[:, :, 0] = IGNORE
+    return labels
+
+
 def our_step(size: str, args: Any, checkpointing: bool, frozen: bool, images: int) -> tuple[Any, int]:
     """A function that trains one step of `images` images with five captions each, and how many pairs that is."""
     model, _ = load_pretrained(checkpoint(size), args.device)
@@ -65,8 +72,7 @@ def our_step(size: str, args: Any, checkpointing: bool, frozen: bool, images: in
     optimizer = build_optimizer(model, OptimisationSettings(learning_rate=1e-5))
     pixels = pixel_values(images, model.config.vision.image_size, args.device)
     ids = captions(images, model.config.text.vocab_size).to(args.device)
-    labels = ids.clone()
-    labels[:, :, 0] = IGNORE
+    labels = targets_of(ids)
     dtype = getattr(torch, args.dtype)
     model.train()
     if frozen:  # the first epoch makes the features; all others read them
@@ -170,16 +176,16 @@ def memory(size: str, args: Any, variant: str, side: str) -> None:
     print("\n" + json.dumps({"gb": gb}))
 
 
-def floor(size: str, args: Any, seconds_per_pair: float, checkpointing: bool) -> dict[str, float]:
-    """Achieved share of the machine's matrix-multiply rate: forward, backward (twice the forward), and with
-    checkpointing the forward once more."""
+def pair_flops(model: Blip) -> float:
+    """Useful work of a pair's forward and backward pass."""
+    return training_flops(model, False, targets_of(captions(1, model.config.text.vocab_size))) / CAPTIONS
+
+
+def floor(size: str, args: Any, seconds_per_pair: float) -> dict[str, float]:
+    """Achieved share of the machine's matrix-multiply rate, in useful work: what checkpointing repeats is none."""
     model, _ = load_pretrained(checkpoint(size))
-    count = flops(model.config)
-    forward = (count["encode"] + count["cross"]) / CAPTIONS + TOKENS * count["body"]
-    head = (TOKENS - 1) * count["head"]  # never recomputed
-    work = forward * (4 if checkpointing else 3) + 3 * head
-    rate = matmul_rate(args.device, getattr(torch, args.dtype))
-    return {"GFLOP_a_pair": work / 1e9, "share_of_matmul_rate": work / seconds_per_pair / rate}
+    work, rate = pair_flops(model), matmul_rate(args.device, getattr(torch, args.dtype))
+    return {"GFLOP_a_pair": work / 1e9, "useful_share_of_matmul_rate": work / seconds_per_pair / rate}
 
 
 def main() -> None:
@@ -203,7 +209,7 @@ def main() -> None:
         for side in (PEER, OURS):
             row[f"{side}_peak_GB"] = in_child("training.py", "--memory", side, variant, *options)["gb"]
         if not VARIANTS[variant][2]:
-            row |= floor(args.size, args, 1 / row[OURS]["median"], VARIANTS[variant][1])
+            row |= floor(args.size, args, 1 / row[OURS]["median"])
         results.add(variant, "pairs/s", **row, our_batch=f"{pairs // CAPTIONS} images with {CAPTIONS} captions")
 
 

@@ -15,7 +15,10 @@ from accelerate.optimizer import AcceleratedOptimizer
 
 from blip_lite.cli import main
 from blip_lite.data.batches import Batch
+from blip_lite.model.flops import training_flops
 from blip_lite.model.generation import STEPS_A_LOOK, GenerationSettings, generate
+from blip_lite.storage import read_metrics
+from blip_lite.training.log import RunLog
 from blip_lite.training.loop import SKIPS_IN_A_ROW, epoch, train_step
 from blip_lite.training.run import Run
 from blip_lite.training.setup import prepare, start
@@ -104,6 +107,26 @@ def test_a_training_step_never_waits_and_gives_the_weights_of_the_cpu(tmp_path: 
         weights = {name: value.cpu() for name, value in run.model.state_dict().items()}
     for name, value in here.model.state_dict().items():
         assert torch.equal(weights[name], value), name
+
+
+def test_the_log_reads_the_clock_when_the_gpu_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here time passes only while the host waits for the GPU. And the share of the device's peak is told."""
+    with EmulatedGPU(name="NVIDIA A100-SXM4-40GB") as gpu, mock.patch.object(Accelerator, "device", CUDA):
+        run = tiny_run(tmp_path, mixed_precision="no", max_train_images=8)
+        run.folder.mkdir()
+        monkeypatch.setattr("blip_lite.training.log.time.perf_counter", lambda: 10.0 * sum(gpu.waits.values()))
+        log, (window,) = RunLog(run), windows(run, 1)
+        gpu.waits.clear()
+        log.since = run.begun = 0.0
+        log.add(*train_step(run, window, 1e-3)[:2], window)
+        run.progress.step = 1
+        assert not gpu.waits
+        log.training(1e-3, torch.zeros((), device=CUDA), 0)
+    (told,) = read_metrics(run.folder)
+    useful = sum(training_flops(run.model, False, batch.labels) for batch in window)
+    assert told["seconds_per_step"] == 10 and told["images_per_second"] == 8 / 10
+    assert told["tflops_per_second"] == useful / 10 / 1e12 and told["mfu"] == useful / 10 / 19.5e12
+    assert told["memory_gb"] == 3
 
 
 def test_steps_that_fp16_leaves_out_are_counted_in_a_row_too(tmp_path: Path) -> None:
