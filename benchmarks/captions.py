@@ -6,6 +6,7 @@ python benchmarks/captions.py [--size base] [--device cpu] [--dtype float32] [--
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,46 +26,56 @@ if any(instruction in "".join(cpuinfo()) for instruction in ("avx512_bf16", "amx
     OPTIONS["bfloat16"] = {"dtype": "bfloat16"}
 
 
-def main() -> None:
-    args = arguments(__doc__)
-    from transformers import BlipForConditionalGeneration, BlipProcessor
-    from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+def load_both(size: str, device: str, dtype: torch.dtype) -> tuple[Captioner, Any]:
+    """Ours and theirs, of one checkpoint."""
+    from transformers import BlipForConditionalGeneration
     from transformers.utils import logging
 
     logging.set_verbosity_error()
-    folder, dtype, device = checkpoint(args.size), getattr(torch, args.dtype), args.device
-    results = Results("captions", args)
-    ours = Captioner.from_pretrained(folder, device, dtype)
+    folder = checkpoint(size)
     theirs: Any = BlipForConditionalGeneration.from_pretrained(folder, dtype=dtype).to(device).eval()
-    size = ours.model.config.vision.image_size
-    prompt = ours.processor.prompt_ids()
+    return Captioner.from_pretrained(folder, device, dtype), theirs
 
-    def both(batch: int, **settings: Any) -> tuple[dict[str, Any], float]:
-        """Time both sides; the share of images with the same tokens."""
-        pixels = noise(batch, size, device, dtype)
-        found: dict[str, torch.Tensor] = {}
-        prompts = torch.tensor([prompt] * batch, device=device)
-        wanted = GenerationSettings(**settings)
 
-        def us() -> None:
-            found[OURS] = generate(ours.model, pixels, prompts, wanted).sequences[:, 0]
+def both(captioner: Captioner, theirs: Any, batch: int, **settings: Any) -> dict[str, Callable[[], torch.Tensor]]:
+    """A call of each side that captions the same images, and gives its tokens `[batch, T]`."""
+    model, wanted = captioner.model, GenerationSettings(**settings)
+    pixels = noise(batch, model.config.vision.image_size, str(model.device), model.dtype)
+    prompts = torch.tensor([captioner.processor.prompt_ids()] * batch, device=model.device)
+    extra = {"early_stopping": wanted.early_stopping} if wanted.num_beams > 1 else {}
 
-        def them() -> None:
-            extra = {"early_stopping": wanted.early_stopping} if wanted.num_beams > 1 else {}
-            found[PEER] = theirs.generate(
-                pixel_values=pixels,
-                num_beams=wanted.num_beams,
-                max_new_tokens=wanted.max_new_tokens,
-                min_new_tokens=wanted.min_new_tokens or None,
-                do_sample=False,
-                **extra,
-            )
+    def us() -> torch.Tensor:
+        return generate(model, pixels, prompts, wanted).sequences[:, 0]
 
-        row = compare(alternate({PEER: them, OURS: us}, args.repeats, device), batch)
-        same = sum(_text(a) == _text(b) for a, b in zip(found[OURS].tolist(), found[PEER].tolist(), strict=True))
-        lengths = (found[OURS][:, 1:] != 0).sum(-1).float()
-        row |= {"same_tokens": f"{same} of {batch}", "tokens": f"{int(lengths.min())} to {int(lengths.max())}"}
-        return row, lengths.mean().item()
+    def them() -> torch.Tensor:
+        found: torch.Tensor = theirs.generate(
+            pixel_values=pixels,
+            num_beams=wanted.num_beams,
+            max_new_tokens=wanted.max_new_tokens,
+            min_new_tokens=wanted.min_new_tokens or None,
+            do_sample=False,
+            **extra,
+        )
+        return found
+
+    return {PEER: them, OURS: us}
+
+
+def same_tokens(ours: torch.Tensor, theirs: torch.Tensor) -> dict[str, str]:
+    """The share of images with the same tokens, and how many these are."""
+    same = sum(_text(a) == _text(b) for a, b in zip(ours.tolist(), theirs.tolist(), strict=True))
+    lengths = (ours[:, 1:] != 0).sum(-1)
+    return {"same_tokens": f"{same} of {len(ours)}", "tokens": f"{int(lengths.min())} to {int(lengths.max())}"}
+
+
+def main() -> None:
+    args = arguments(__doc__)
+    from transformers import BlipProcessor
+    from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+
+    folder, device = checkpoint(args.size), args.device
+    results = Results("captions", args)
+    ours, theirs = load_both(args.size, device, getattr(torch, args.dtype))
 
     fixed = {"max_new_tokens": 12, "min_new_tokens": 12}
     rows: list[tuple[str, int, dict[str, Any]]] = [
@@ -76,8 +87,9 @@ def main() -> None:
     ]
     for name, batch, settings in rows:
         if results.wants(name):
-            row, _ = both(batch, **settings)
-            results.add(name, "images/s", **row)
+            sides = both(ours, theirs, batch, **settings)
+            row = compare(alternate(sides, args.repeats, device), batch)
+            results.add(name, "images/s", **row, **same_tokens(sides[OURS](), sides[PEER]()))
 
     if results.wants("floor"):
         floor(ours, args, results)
