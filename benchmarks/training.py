@@ -110,8 +110,8 @@ class Rows(torch.utils.data.Dataset[Any]):
 
 
 class Photographs(torch.utils.data.Dataset[Any]):
-    """Rows of one photograph and one caption of a folder in Flickr8k's layout, as `transformers` prepares them, captions
-    padded to 30 tokens."""
+    """Rows of one photograph and one caption of a folder in Flickr8k's layout, as `transformers` prepares them; captions
+    are padded to 30 tokens."""
 
     def __init__(self, size: str, folder: Path) -> None:
         from transformers import BertTokenizer

@@ -170,8 +170,8 @@ def loading_rate(run: Run, seconds: float = 1) -> float:
 
 
 def memory(device: torch.device, longest: int) -> tuple[float, str]:
-    """The peak in bytes, and what `plan` says of it. On a GPU the tensors are not all: torch reserves more than it fills,
-    and the CUDA context, which exists beside it, is no part of torch's counts."""
+    """The peak in bytes, and what `plan` says of it. On a GPU tensors are not all: torch reserves more than it fills,
+    and the CUDA context is no part of its counts."""
     peak = peak_memory(device)
     if device.type != "cuda":
         return peak, f"{peak / 1e9:.2f} GB peak, with the longest captions ({longest} tokens)"
@@ -185,7 +185,7 @@ def memory(device: torch.device, longest: int) -> tuple[float, str]:
 
 
 def outlook(run: Run, training_seconds: float, images_a_second: float, longest: int) -> dict[str, Any]:
-    """What `plan` prints and returns, of a step that trains in so many seconds, and images that are loaded at this rate.
+    """What `plan` prints and returns, of a step that trains in so many seconds and images loaded at this rate.
     Raises TrainingError if the disk has no room for the checkpoints."""
     images = run.images_per_step / run.accelerator.num_processes  # of this process, as both rates
     loading_seconds = images / images_a_second
