@@ -67,9 +67,11 @@ def refuse(message: str, status: int = 400) -> BaseInferenceToolkitError:
     return BaseInferenceToolkitError(status, message, message)
 
 
-def model_fn(model_dir: str) -> Captioner:
-    """Load the checkpoint, once a worker."""
-    return Captioner.from_pretrained(model_dir)
+def model_fn(model_dir: str, context: Any = None) -> Captioner:
+    """Load the checkpoint, once a worker. The model server deals its workers out to the GPUs and tells each the number of
+    its own, none without a GPU; both toolkits pass their context to a `model_fn` of two arguments."""
+    gpu = context.system_properties.get("gpu_id") if context else None
+    return Captioner.from_pretrained(model_dir, "auto" if gpu is None or int(gpu) < 0 else int(gpu))
 
 
 def input_fn(body: bytes | bytearray | str, content_type: str) -> list[Request]:

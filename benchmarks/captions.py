@@ -6,16 +6,18 @@ python benchmarks/captions.py [--size base] [--device cpu] [--dtype float32] [--
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from common import OURS, PEER, Results, alternate, arguments, checkpoint, compare, cpuinfo, flops, matmul_rate
+from common import OURS, PEER, Results, alternate, arguments, checkpoint, compare, cpuinfo, matmul_rate
 from common import photographs as find_photographs
 from common import pixel_values as noise
 from PIL import Image
 
 from blip_lite import Captioner
 from blip_lite.captioning.bulk import caption_files
+from blip_lite.model.flops import Flops
 from blip_lite.model.generation import GenerationSettings, beam_search, generate, prefill
 
 warnings.filterwarnings("ignore")
@@ -24,46 +26,56 @@ if any(instruction in "".join(cpuinfo()) for instruction in ("avx512_bf16", "amx
     OPTIONS["bfloat16"] = {"dtype": "bfloat16"}
 
 
-def main() -> None:
-    args = arguments(__doc__)
-    from transformers import BlipForConditionalGeneration, BlipProcessor
-    from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+def load_both(size: str, device: str, dtype: torch.dtype) -> tuple[Captioner, Any]:
+    """Ours and theirs, of one checkpoint."""
+    from transformers import BlipForConditionalGeneration
     from transformers.utils import logging
 
     logging.set_verbosity_error()
-    folder, dtype, device = checkpoint(args.size), getattr(torch, args.dtype), args.device
-    results = Results("captions", args)
-    ours = Captioner.from_pretrained(folder, device, dtype)
+    folder = checkpoint(size)
     theirs: Any = BlipForConditionalGeneration.from_pretrained(folder, dtype=dtype).to(device).eval()
-    size = ours.model.config.vision.image_size
-    prompt = ours.processor.prompt_ids()
+    return Captioner.from_pretrained(folder, device, dtype), theirs
 
-    def both(batch: int, **settings: Any) -> tuple[dict[str, Any], float]:
-        """Time both sides; the share of images with the same tokens."""
-        pixels = noise(batch, size, device, dtype)
-        found: dict[str, torch.Tensor] = {}
-        prompts = torch.tensor([prompt] * batch, device=device)
-        wanted = GenerationSettings(**settings)
 
-        def us() -> None:
-            found[OURS] = generate(ours.model, pixels, prompts, wanted).sequences[:, 0]
+def both(captioner: Captioner, theirs: Any, batch: int, **settings: Any) -> dict[str, Callable[[], torch.Tensor]]:
+    """A call of each side that captions the same images, and gives its tokens `[batch, T]`."""
+    model, wanted = captioner.model, GenerationSettings(**settings)
+    pixels = noise(batch, model.config.vision.image_size, str(model.device), model.dtype)
+    prompts = torch.tensor([captioner.processor.prompt_ids()] * batch, device=model.device)
+    extra = {"early_stopping": wanted.early_stopping} if wanted.num_beams > 1 else {}
 
-        def them() -> None:
-            extra = {"early_stopping": wanted.early_stopping} if wanted.num_beams > 1 else {}
-            found[PEER] = theirs.generate(
-                pixel_values=pixels,
-                num_beams=wanted.num_beams,
-                max_new_tokens=wanted.max_new_tokens,
-                min_new_tokens=wanted.min_new_tokens or None,
-                do_sample=False,
-                **extra,
-            )
+    def us() -> torch.Tensor:
+        return generate(model, pixels, prompts, wanted).sequences[:, 0]
 
-        row = compare(alternate({PEER: them, OURS: us}, args.repeats, device), batch)
-        same = sum(_text(a) == _text(b) for a, b in zip(found[OURS].tolist(), found[PEER].tolist(), strict=True))
-        lengths = (found[OURS][:, 1:] != 0).sum(-1).float()
-        row |= {"same_tokens": f"{same} of {batch}", "tokens": f"{int(lengths.min())} to {int(lengths.max())}"}
-        return row, lengths.mean().item()
+    def them() -> torch.Tensor:
+        found: torch.Tensor = theirs.generate(
+            pixel_values=pixels,
+            num_beams=wanted.num_beams,
+            max_new_tokens=wanted.max_new_tokens,
+            min_new_tokens=wanted.min_new_tokens or None,
+            do_sample=False,
+            **extra,
+        )
+        return found
+
+    return {PEER: them, OURS: us}
+
+
+def same_tokens(ours: torch.Tensor, theirs: torch.Tensor) -> dict[str, str]:
+    """The share of images with the same tokens, and how many these are."""
+    same = sum(_text(a) == _text(b) for a, b in zip(ours.tolist(), theirs.tolist(), strict=True))
+    lengths = (ours[:, 1:] != 0).sum(-1)
+    return {"same_tokens": f"{same} of {len(ours)}", "tokens": f"{int(lengths.min())} to {int(lengths.max())}"}
+
+
+def main() -> None:
+    args = arguments(__doc__)
+    from transformers import BlipProcessor
+    from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+
+    folder, device = checkpoint(args.size), args.device
+    results = Results("captions", args)
+    ours, theirs = load_both(args.size, device, getattr(torch, args.dtype))
 
     fixed = {"max_new_tokens": 12, "min_new_tokens": 12}
     rows: list[tuple[str, int, dict[str, Any]]] = [
@@ -75,8 +87,9 @@ def main() -> None:
     ]
     for name, batch, settings in rows:
         if results.wants(name):
-            row, _ = both(batch, **settings)
-            results.add(name, "images/s", **row)
+            sides = both(ours, theirs, batch, **settings)
+            row = compare(alternate(sides, args.repeats, device), batch)
+            results.add(name, "images/s", **row, **same_tokens(sides[OURS](), sides[PEER]()))
 
     if results.wants("floor"):
         floor(ours, args, results)
@@ -118,18 +131,19 @@ def ours_tokenizer(folder: Any) -> Any:
 def floor(captioner: Captioner, args: Any, results: Results) -> None:
     """Achieved share of the machine's own matrix-multiply rate, for each part of captioning 8 images."""
     model, device, dtype = captioner.model, args.device, getattr(torch, args.dtype)
-    rate, count = matmul_rate(device, dtype), flops(model.config)
+    rate, count = matmul_rate(device, dtype), Flops.of(model.config)
+    token = count.token + count.head  # a look at the few tokens before it is left out
     pixels = noise(8, model.config.vision.image_size, device, dtype)
     prompts = torch.tensor([captioner.processor.prompt_ids()] * 8, device=device)
     with torch.inference_mode():
         embeds = model.encode(pixels)
         settings = GenerationSettings(max_new_tokens=12, min_new_tokens=12)
         parts = {
-            "encode": (lambda: model.encode(pixels), 8 * count["encode"]),
-            "prefill": (lambda: prefill(model, embeds, prompts, 60), 8 * (count["cross"] + count["token"])),
+            "encode": (lambda: model.encode(pixels), 8 * count.encode),
+            "prefill": (lambda: prefill(model, embeds, prompts, 60), 8 * (count.cross + token)),
             "prefill and 11 steps of 5 beams": (
                 lambda: beam_search(model, embeds, prompts, settings),
-                8 * (count["cross"] + 56 * count["token"]),
+                8 * (count.cross + 56 * token),
             ),
         }
         for name, (call, work) in parts.items():

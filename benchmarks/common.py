@@ -39,9 +39,10 @@ SHAPES: dict[str, tuple[int, ...]] = {
 }
 
 
-def arguments(description: str) -> argparse.Namespace:
-    """The options every benchmark takes."""
-    parser = argparse.ArgumentParser(description=description)
+def arguments(description: str | None, parser: argparse.ArgumentParser | None = None) -> argparse.Namespace:
+    """The options every benchmark takes, and those of `parser`."""
+    parser = parser or argparse.ArgumentParser()
+    parser.description = description
     parser.add_argument("--size", choices=list(SHAPES), default="base", help="shape of the model (default: base)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
@@ -118,8 +119,10 @@ def _learn_to_end(folder: Path) -> tuple[torch.Tensor, float]:
     from blip_lite.model.generation import GenerationSettings, generate
     from blip_lite.model.pretrained import load_pretrained
 
-    model, processor = load_pretrained(folder, torch.device("cpu"), torch.float32)
-    pixels, prompt = pixel_values(8, model.config.vision.image_size), torch.tensor([processor.prompt_ids()] * 8)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model, processor = load_pretrained(folder, torch.device(device), torch.float32)
+    pixels = pixel_values(8, model.config.vision.image_size, device)
+    prompt = torch.tensor([processor.prompt_ids()] * 8, device=device)
     free = GenerationSettings(max_new_tokens=20, min_new_tokens=20, num_beams=1)
     predictions = model.text_decoder.cls.predictions
     with torch.inference_mode():
@@ -138,7 +141,7 @@ def _learn_to_end(folder: Path) -> tuple[torch.Tensor, float]:
         if 10 <= length <= 12:
             break
         low, high = (middle, high) if length > 11 else (low, middle)
-    return embedding, middle
+    return embedding.cpu(), middle
 
 
 def pixel_values(images: int, size: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -176,15 +179,16 @@ def alternate(sides: dict[str, Callable[[], Any]], repeats: int, device: str) ->
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for i in range(repeats):
         for name in list(sides)[:: -1 if i % 2 else 1]:
-            _wait(device)
+            wait(device)
             start = time.perf_counter()
             sides[name]()
-            _wait(device)
+            wait(device)
             seconds[name].append(time.perf_counter() - start)
     return seconds
 
 
-def _wait(device: str) -> None:
+def wait(device: str) -> None:
+    """Until the GPU has done what it was given."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
 
@@ -195,22 +199,6 @@ def matmul_rate(device: str, dtype: torch.dtype) -> float:
     a, b = torch.randn(rows, inner, device=device, dtype=dtype), torch.randn(inner, columns, device=device, dtype=dtype)
     best = min(alternate({"": lambda: a @ b}, 10, device)[""])
     return 2 * rows * inner * columns / best
-
-
-def flops(config: Any) -> dict[str, float]:
-    """Floating-point operations of the forward parts: 2 for each multiply-add of every matrix product.
-
-    `encode` and `cross` per image, `token` per decoded token (vocabulary included), `body` without it.
-    """
-    v, t = config.vision, config.text
-    patches = (v.image_size // v.patch_size) ** 2
-    P, D, M = patches + 1, v.hidden_size, v.intermediate_size
-    layer = 2 * P * (4 * D * D + 2 * D * M) + 4 * P * P * D
-    encode = v.num_hidden_layers * layer + 2 * patches * D * 3 * v.patch_size**2
-    cross = t.num_hidden_layers * 2 * P * D * t.hidden_size * 2
-    body = t.num_hidden_layers * (2 * (6 * t.hidden_size**2 + 2 * t.hidden_size * t.intermediate_size) + 4 * P * D)
-    head = 2 * t.hidden_size * (t.hidden_size + t.vocab_size)
-    return {"encode": encode, "cross": cross, "body": body, "head": head, "token": body + head}
 
 
 def peak_memory() -> float:
@@ -270,18 +258,19 @@ def compare(seconds: dict[str, list[float]], work: float) -> dict[str, Any]:
 class Results:
     """Rows, printed as they come and kept in one JSON file a machine, script, size, device and type of number."""
 
-    def __init__(self, script: str, args: argparse.Namespace) -> None:
+    def __init__(self, script: str, args: argparse.Namespace, folder: Path = HERE / "results") -> None:
         kind = "cuda" if args.device.startswith("cuda") else "cpu"
         self.content: dict[str, Any] = {"machine": machine(args.device), "rows": {}}
-        folder = re.sub(r"\W+", "-", re.sub(r"\(.*?\)", "", self.content["machine"]["device"])).strip("-").lower()
-        self.path = HERE / "results" / folder / f"{script}-{args.size}-{kind}-{args.dtype}.json"
-        if args.rows and self.path.exists():  # some rows anew, the others as they were
+        name = re.sub(r"\W+", "-", re.sub(r"\(.*?\)", "", self.content["machine"]["device"])).strip("-").lower()
+        self.path = folder / name / f"{script}-{args.size}-{kind}-{args.dtype}.json"
+        self.resume = getattr(args, "resume", False)
+        if (args.rows or self.resume) and self.path.exists():  # some rows anew, the others as they were
             self.content["rows"] = json.loads(self.path.read_text("utf-8"))["rows"]
         self.wanted = args.rows
         print(json.dumps(self.content["machine"]))
 
     def wants(self, name: str) -> bool:
-        return self.wanted in name
+        return self.wanted in name and not (self.resume and name in self.content["rows"])
 
     def add(self, name: str, unit: str, **row: Any) -> None:
         self.content["rows"][name] = {"unit": unit, **row}

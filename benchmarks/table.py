@@ -22,29 +22,43 @@ def main() -> None:
         show(folder)
 
 
+def table(path: Path) -> str:
+    """A file of results in Markdown."""
+    content = json.loads(path.read_text("utf-8"))
+    about = content["machine"]
+    lines = [
+        f"### {path.stem}\n\n{about['device']}, {about['threads']} threads, torch {about['torch']}, "
+        f"transformers {about['transformers']}, Python {about['python']}, {about['when']}\n",
+        "| what | unit | transformers | blip_lite | ratio | besides |\n|---|---|---|---|---|---|",
+    ]
+    for name, row in content["rows"].items():
+        shown = {PEER, OURS, "ratio", "unit"}
+        rest = "; ".join(f"{k} {cell(v)}" for k, v in row.items() if k not in shown)
+        ratio = f"**{row['ratio']:.2f}x**" if row.get("ratio", 0) > 0 else ""
+        lines.append(
+            f"| {name} | {row['unit']} | {cell(row.get(PEER, ''))} | {cell(row.get(OURS, ''))} | {ratio} | {rest} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def ratios(path: Path) -> list[tuple[str, float]]:
+    """Of a file of results, by the rows' names."""
+    rows = json.loads(path.read_text("utf-8"))["rows"]
+    return [(name, row["ratio"]) for name, row in rows.items() if row.get("ratio", 0) > 0]
+
+
 def show(folder: Path) -> None:
     """One machine's results."""
     bars: list[tuple[str, float]] = []
     for path in sorted(folder.glob("*.json")):
-        content = json.loads(path.read_text("utf-8"))
-        about = content["machine"]
-        print(f"\n### {path.stem}\n\n{about['device']}, {about['threads']} threads, torch {about['torch']}, "
-              f"transformers {about['transformers']}, Python {about['python']}, {about['when']}\n")  # fmt: skip
-        print("| what | unit | transformers | blip_lite | ratio | besides |\n|---|---|---|---|---|---|")
-        for name, row in content["rows"].items():
-            shown = {PEER, OURS, "ratio", "unit"}
-            rest = "; ".join(f"{k} {cell(v)}" for k, v in row.items() if k not in shown)
-            ratio = f"**{row['ratio']:.2f}x**" if row.get("ratio", 0) > 0 else ""
-            print(
-                f"| {name} | {row['unit']} | {cell(row.get(PEER, ''))} | {cell(row.get(OURS, ''))} | {ratio} | {rest} |"
-            )
-            if ratio and "base-cpu" in path.stem:
-                bars.append((f"training, {name}" if "training" in path.stem else name, row["ratio"]))
+        print(f"\n{table(path)}", end="")
+        if "base-cpu" in path.stem:
+            bars += [(f"training, {name}" if "training" in path.stem else name, r) for name, r in ratios(path)]
     if bars:
-        draw(bars, folder)
+        draw(bars, folder / "speed.png", f"base size, float32, 2 cores, {folder.name}")
 
 
-def draw(bars: list[tuple[str, float]], folder: Path) -> None:
+def draw(bars: list[tuple[str, float]], path: Path, conditions: str) -> None:
     """Bars with the ratio: how many times as fast as `transformers`."""
     import matplotlib
 
@@ -57,10 +71,10 @@ def draw(bars: list[tuple[str, float]], folder: Path) -> None:
     axes.bar_label(drawn, [f"{ratio:.1f}x" for ratio in ratios], padding=3)
     axes.axvline(1, color="#888", linewidth=1)
     axes.set_xlim(0, max(ratios) * 1.15)
-    axes.set_xlabel(f"times as fast as transformers\n(base size, float32, 2 cores, {folder.name})")
+    axes.set_xlabel(f"times as fast as transformers\n({conditions})")
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
-    figure.savefig(folder / "speed.png", dpi=110)
+    figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
 

@@ -40,9 +40,10 @@ DEVICE, IS_CUDA = torch.Tensor.device.__get__, torch.Tensor.is_cuda.__get__  # t
 
 
 class EmulatedGPU:
-    """While it is entered, `count` GPUs seem to be there."""
+    """While it is entered, `count` GPUs seem to be there, of 24 GB, 4 of them taken by torch and one by others."""
 
-    def __init__(self, count: int = 2) -> None:
+    def __init__(self, count: int = 2, name: str = "emulated") -> None:
+        self.name = name  # of the device
         self.count, self.waits, self.kernels = count, Counter[tuple[str, str]](), 0
         self.storages: dict[int, tuple[StorageWeakRef, torch.device]] = {}
         self.factories = threading.local()
@@ -72,6 +73,15 @@ class EmulatedGPU:
             mock.patch.object(torch.cuda, "is_available", lambda: True),
             mock.patch.object(torch.cuda, "device_count", lambda: self.count),
             mock.patch.object(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True),
+            mock.patch.object(torch.cuda, "get_device_name", lambda device=None: self.name),
+            mock.patch.object(torch.cuda, "max_memory_allocated", lambda device=None: 3 * 10**9),
+            mock.patch.object(torch.cuda, "max_memory_reserved", lambda device=None: 4 * 10**9),
+            mock.patch.object(torch.cuda, "memory_reserved", lambda device=None: 4 * 10**9),
+            mock.patch.object(torch.cuda, "mem_get_info", lambda device=None: (19 * 10**9, 24 * 10**9)),
+            mock.patch.object(torch.cuda, "reset_peak_memory_stats", lambda device=None: None),
+            mock.patch.object(torch.cuda, "get_rng_state", lambda device=None: torch.zeros(16, dtype=torch.uint8)),
+            mock.patch.object(torch.cuda, "set_rng_state", lambda state, device=None: None),
+            mock.patch.object(torch.cuda, "synchronize", lambda device=None: self.wait("synchronize")),
         ):
             self.stack.enter_context(patch)
         self.stack.enter_context(_Operators(self))

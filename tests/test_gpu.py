@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -18,15 +20,21 @@ from blip_lite.captioning.bulk import caption_files
 from blip_lite.cli import main
 from blip_lite.data.batches import Batch, Captions, loader
 from blip_lite.data.sources.shapes import draw_scene, scene_ids
+from blip_lite.model.flops import training_flops
 from blip_lite.model.generation import STEPS_A_LOOK, GenerationSettings, generate
 from blip_lite.processing.picture import Picture
+from blip_lite.storage import read_metrics
+from blip_lite.training.log import RunLog
 from blip_lite.training.loop import SKIPS_IN_A_ROW, epoch, train_step
 from blip_lite.training.run import Run
 from blip_lite.training.setup import prepare, start
-from conftest import make_hf, tiny_config
+from conftest import ROOT, make_hf, tiny_config
 from emulated_gpu import EmulatedGPU
 from test_generation import prompts
 from test_model import ours
+
+sys.path.insert(0, str(ROOT / "aws_sagemaker"))
+import inference
 
 CUDA = torch.device("cuda", 0)
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -131,6 +139,49 @@ def test_pixels_travel_as_bytes_and_nobody_waits_for_them(hf_dir: Path, tmp_path
         assert torch.equal(pixels.cpu(), normalised) and torch.equal(again.cpu(), normalised)
         assert captioner(paths, num_beams=2) == expected
         assert [r.captions for r in caption_files(captioner, map(str, paths), num_beams=2)] == [[c] for c in expected]
+
+
+def test_the_log_reads_the_clock_when_the_gpu_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here time passes only while the host waits for the GPU. And the share of the device's peak is told."""
+    with EmulatedGPU(name="NVIDIA A100-SXM4-40GB") as gpu, mock.patch.object(Accelerator, "device", CUDA):
+        run = tiny_run(tmp_path, mixed_precision="no", max_train_images=8)
+        run.folder.mkdir()
+        monkeypatch.setattr("blip_lite.training.log.time.perf_counter", lambda: 10.0 * sum(gpu.waits.values()))
+        log, (window,) = RunLog(run), windows(run, 1)
+        gpu.waits.clear()
+        log.since = run.begun = 0.0
+        log.add(*train_step(run, window, 1e-3)[:2], window)
+        run.progress.step = 1
+        assert not gpu.waits
+        log.training(1e-3, torch.zeros((), device=CUDA), 0)
+    (told,) = read_metrics(run.folder)
+    useful = sum(training_flops(run.model, False, batch.labels) for batch in window)
+    assert told["seconds_per_step"] == 10 and told["images_per_second"] == 8 / 10
+    assert told["tflops_per_second"] == useful / 10 / 1e12 and told["mfu"] == useful / 10 / 19.5e12
+    assert told["memory_gb"] == 3
+
+
+def test_a_captioner_on_the_second_gpu_leaves_the_first_alone(hf_dir: Path) -> None:
+    """Asked for in each way; and as a worker of SageMaker's server that has GPU number 1."""
+    image = draw_scene(scene_ids(1, 0)[0], 48)
+    options: dict[str, Any] = {"num_beams": 3, "max_new_tokens": 8, "banned_words": ("red",)}
+    here = Captioner.from_pretrained(hf_dir, "cpu", "float32")
+    expected, score = here([image, image], **options), here.score(image, "a red circle")
+    with EmulatedGPU() as gpu, mock.patch.object(gpu, "put", wraps=gpu.put) as put:
+        captioner = Captioner.from_pretrained(hf_dir, "cuda:1", "float32")
+        assert captioner([image, image], **options) == expected
+        assert captioner.score(image, "a red circle") == score
+        for device in (1, torch.device("cuda", 1)):
+            assert Captioner.from_pretrained(hf_dir, device).model.device == torch.device("cuda", 1)
+        context = SimpleNamespace(system_properties={"model_dir": str(hf_dir), "gpu_id": 1})
+        assert inference.model_fn(str(hf_dir), context).model.device == torch.device("cuda", 1)
+        places = {call.args[1] for call in put.call_args_list}
+        assert torch.device("cuda", 1) in places and CUDA not in places
+        for gpu_id, index in ((0, 0), (None, 0)):
+            context.system_properties["gpu_id"] = gpu_id
+            assert inference.model_fn(str(hf_dir), context).model.device == torch.device("cuda", index)
+    context.system_properties["gpu_id"] = None
+    assert inference.model_fn(str(hf_dir), context).model.device.type == "cpu"
 
 
 def test_steps_that_fp16_leaves_out_are_counted_in_a_row_too(tmp_path: Path) -> None:

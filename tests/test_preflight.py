@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from blip_lite.data import batches as data
 from blip_lite.data.sources.shapes import draw_scene, scene_captions, scene_ids
@@ -13,7 +16,9 @@ from blip_lite.errors import TrainingError
 from blip_lite.model.blip import Blip
 from blip_lite.training import preflight
 from blip_lite.training.preflight import plan, sanity
+from blip_lite.training.setup import prepare, start
 from conftest import tiny_config
+from emulated_gpu import EmulatedGPU
 
 
 def test_it_overfits_eight_pictures_word_for_word(tmp_path: Path) -> None:
@@ -67,10 +72,41 @@ def test_plan_measures_and_refuses(
 ) -> None:
     result = plan(tiny_config(tmp_path))
     assert 0 < result["peak_memory_gb"] < 24 and result["seconds_per_step"] > 0 and result["total_steps"] == 4
-    assert "min an epoch" in capsys.readouterr().out and not (tmp_path / "run").exists()
+    told = capsys.readouterr().out
+    assert "min an epoch" in told and "training limits" in told and not (tmp_path / "run").exists()
     page = (tmp_path / "run-plan.html").read_text("utf-8")
     assert page.count("data:image/webp") == 3 * 3 and '<th scope="row">validation</th><td>6</td>' in page
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(TrainingError, match="the checkpoints need"):
         plan(tiny_config(tmp_path))
+
+
+def test_plan_says_when_loading_limits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Images that take a tenth of a second each; a step of four that trains in 0.2 seconds."""
+    pixels = data.Captions.pixels
+
+    def slow(self, example):
+        time.sleep(0.1)
+        return pixels(self, example)
+
+    monkeypatch.setattr(data.Captions, "pixels", slow)
+    run = prepare(config := tiny_config(tmp_path, num_workers=1).resolved(), start(config))
+    rate = preflight.loading_rate(run)
+    assert 4 < rate <= 10
+    assert preflight.outlook(run, 0.2, rate, 20)["seconds_per_step"] == pytest.approx(4 / rate)
+    assert "20/s trained on: loading limits" in capsys.readouterr().out
+    assert preflight.outlook(run, 0.2, 40, 20)["seconds_per_step"] == 0.2
+    assert "40/s are loaded, 20/s trained on: training limits" in capsys.readouterr().out
+    run.config = config.replace(num_workers=0)  # nobody loads meanwhile
+    assert preflight.outlook(run, 0.2, 40, 20)["seconds_per_step"] == pytest.approx(0.3)
+
+
+def test_plan_counts_what_a_gpu_needs_besides_tensors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with EmulatedGPU(), mock.patch.object(Accelerator, "device", torch.device("cuda", 0)):
+        run = prepare(config := tiny_config(tmp_path, mixed_precision="no").resolved(), start(config))
+        found = preflight.outlook(run, 1.0, 100.0, 20)
+    assert found["peak_memory_gb"] == 5  # 4 reserved, one of the context
+    assert "5.00 of 24.0 GB" in capsys.readouterr().out

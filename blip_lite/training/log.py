@@ -19,12 +19,15 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from blip_lite.data.batches import Batch
 from blip_lite.data.look import samples
 from blip_lite.evaluation.metrics import sacrebleu
 from blip_lite.evaluation.verdicts import COMMONEST, Verdict
+from blip_lite.model.flops import peak_flops, training_flops
 from blip_lite.reports.dashboards import VERDICTS, Dashboards, small, verdict_rows
 from blip_lite.storage import read_metrics, write_text
 from blip_lite.training.run import Run
+from blip_lite.training.setup import precision
 from blip_lite.training.validate import Validation
 
 T = TypeVar("T")
@@ -43,7 +46,9 @@ class RunLog:
         self.pending: list[str] = []  # lines not yet on disk
         self.loss = torch.zeros((), device=accelerator.device)  # of this process, since the last line
         self.targets = torch.zeros((), device=accelerator.device)  # of all processes
-        self.images, self.waited, self.since, self.last_step = 0, 0.0, time.perf_counter(), progress.step
+        self.images, self.flops = 0, 0  # of all processes; of this one
+        self.waited, self.since, self.last_step = 0.0, time.perf_counter(), progress.step
+        self.peak = peak_flops(accelerator.device, getattr(torch, precision(accelerator)))
         quiet = not (accelerator.is_main_process and sys.stderr.isatty())
         self.bar = tqdm(total=run.total_steps, initial=progress.step, unit="step", disable=quiet)
         if accelerator.is_main_process:  # lines of steps that will be done again go
@@ -59,11 +64,13 @@ class RunLog:
         if progress.step:  # a resumed run
             self._resumed()
 
-    def add(self, loss: Tensor, targets: Tensor, images: int) -> None:
-        """A step: the sum of this process's losses, all processes' targets, this process's images."""
+    def add(self, loss: Tensor, targets: Tensor, window: list[Batch]) -> None:
+        """A step: the sum of this process's losses, all processes' targets, this process's batches."""
         self.loss += loss
         self.targets += targets
-        self.images += images * self.accelerator.num_processes
+        for batch in window:
+            self.images += len(batch.image_ids) * self.accelerator.num_processes
+            self.flops += training_flops(self.run.model, batch.pixel_values.ndim == 3, batch.labels)
         self.bar.update()
 
     def waits(self, items: Iterable[T]) -> Iterator[T]:
@@ -81,8 +88,10 @@ class RunLog:
     def training(self, lr: float, grad_norm: Tensor, bad_images: int) -> None:
         """A line with the means since the last one."""
         progress = self.run.progress
-        seconds, elapsed = time.perf_counter() - self.since, time.perf_counter() - self.run.begun
         loss = (self.accelerator.reduce(self.loss, "sum") / self.targets.clamp(min=1)).item()
+        now = time.perf_counter()  # a GPU has only now done what it was given: `item` waited for it
+        seconds, elapsed = now - self.since, now - self.run.begun
+        rate = self.flops / seconds
         values = {
             "epoch": progress.epoch + progress.batches / self.run.batches_per_epoch,
             "loss": loss if math.isfinite(loss) else None,
@@ -93,6 +102,8 @@ class RunLog:
             "seconds": elapsed,
             "seconds_per_step": seconds / max(1, progress.step - self.last_step),
             "data_wait_share_of_seconds": self.waited / seconds,
+            "tflops_per_second": rate / 1e12,  # of each process: useful work, see `training_flops`
+            "mfu": rate / self.peak if self.peak else None,  # that, as a share of what the device could do
             "memory_gb": peak_memory(self.accelerator.device) / 1e9,
             "skipped": progress.skipped,
             "bad_images": bad_images,
@@ -101,13 +112,15 @@ class RunLog:
         done = progress.step / self.run.total_steps
         left = elapsed * (1 - done) / done / 60
         how_far = f"  {done:.0%}, {left:.1f} min left" if self.bar.disable else ""  # on a terminal the bar tells
+        used = f"  MFU {values['mfu']:.0%}" if values["mfu"] is not None else ""
         self._say(
             f"step {progress.step}  epoch {values['epoch']:.2f}  loss {loss:.4f}  lr {lr:.2e}  "
-            f"{values['images_per_second']:.1f} images/s{how_far}"
+            f"{values['images_per_second']:.1f} images/s{used}{how_far}"
         )
         self.loss.zero_()
         self.targets.zero_()
-        self.images, self.waited, self.since, self.last_step = 0, 0.0, time.perf_counter(), progress.step
+        self.images, self.flops = 0, 0
+        self.waited, self.since, self.last_step = 0.0, now, progress.step
 
     def evaluation(self, found: Validation, improved: bool) -> None:
         """A line with validation's numbers; on the dashboards, the same few images each time with their captions, and

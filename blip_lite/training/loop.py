@@ -72,7 +72,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
                 step = train_step(run, window, lr)
                 run.progress.step += 1
                 run.progress.batches += len(window)
-                log.add(step.loss, step.targets, sum(len(batch.image_ids) for batch in window))
+                log.add(step.loss, step.targets, window)
                 bad_images.add(window)
                 end_of_epoch = run.progress.batches >= run.batches_per_epoch
                 if end_of_epoch:
@@ -251,8 +251,8 @@ def best_metric(run: Run) -> str:
 def save(run: Run, log: RunLog) -> None:
     """A checkpoint of the run as it stands."""
     began, progress = time.perf_counter(), run.progress
-    progress.skipped += run.skips.take()
-    progress.seconds = began - run.begun
+    progress.skipped += run.skips.take()  # waits for a GPU
+    progress.seconds = time.perf_counter() - run.begun
     progress.co2_kg = run.co2_before + (run.meter.flush() or 0.0 if run.meter else 0.0)
     progress.logged_loss = run.accelerator.reduce(log.loss, "sum").item()
     progress.logged_targets = int(log.targets)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import shutil
 import statistics
@@ -118,7 +119,7 @@ def why_not_learnt(wanted: list[str], found: list[str], losses: list[float], sec
 
 def plan(config: TrainConfig) -> dict[str, Any]:
     """Four optimizer steps: one on the longest captions, which shows the memory, and three on ordinary ones, which
-    show the time. Writes the first look at the data as a page, NAME-plan.html.
+    show the time; and how fast the workers deliver images. Writes the first look at the data as a page, NAME-plan.html.
 
     Raises:
         TrainingError: memory or disk will not do; the message says what would fit.
@@ -150,11 +151,50 @@ def plan(config: TrainConfig) -> dict[str, Any]:
         if not math.isfinite(loss):
             raise TrainingError(f"plan: the loss is {loss} before any training; is the checkpoint sound?")
         times.append(time.perf_counter() - began)
-    return outlook(run, statistics.median(times[1:]), batches[0].input_ids.shape[2])
+    return outlook(run, statistics.median(times[1:]), loading_rate(run), batches[0].input_ids.shape[2])
 
 
-def outlook(run: Run, seconds_per_step: float, longest: int) -> dict[str, Any]:
-    """What `plan` prints and returns. Raises TrainingError if the disk has no room for the checkpoints."""
+def loading_rate(run: Run, seconds: float = 1) -> float:
+    """Images a second that this process's workers deliver while nothing else runs, measured for so long. Each worker's
+    first batch is not counted: with it they start."""
+    order = epoch_order(len(run.train_set), run.config.optimisation.seed, 0)
+    shares = itertools.cycle(epoch_batches(order, run.config.loading.batch_size))
+    batches = loader(run.train_set, list(itertools.islice(shares, 1000)), run.num_workers)
+    began, images = time.perf_counter(), 0
+    for number, batch in enumerate(batches, 1 - max(1, batches.num_workers)):
+        if number > 0:
+            images += len(batch.image_ids)
+        else:
+            began = time.perf_counter()
+        if images and time.perf_counter() - began > seconds:
+            break
+    return images / (time.perf_counter() - began)
+
+
+def memory(device: torch.device, longest: int) -> tuple[float, str]:
+    """The peak in bytes, and what `plan` says of it. On a GPU tensors are not all: torch reserves more than it fills,
+    and the CUDA context is no part of its counts."""
+    peak = peak_memory(device)
+    if device.type != "cuda":
+        return peak, f"{peak / 1e9:.2f} GB peak, with the longest captions ({longest} tokens)"
+    reserved, (free, total) = torch.cuda.max_memory_reserved(device), torch.cuda.mem_get_info(device)
+    others = total - free - torch.cuda.memory_reserved(device)
+    return reserved + others, (
+        f"{(reserved + others) / 1e9:.2f} of {total / 1e9:.1f} GB, with the longest captions ({longest} tokens): "
+        f"{reserved / 1e9:.2f} reserved by torch, {peak / 1e9:.2f} of them filled at the peak, and {others / 1e9:.2f} "
+        "of the CUDA context and other processes"
+    )
+
+
+def outlook(run: Run, training_seconds: float, images_a_second: float, longest: int) -> dict[str, Any]:
+    """What `plan` prints and returns, of a step that trains in so many seconds and images loaded at this rate.
+    Raises TrainingError if the disk has no room for the checkpoints."""
+    images = run.images_per_step / run.accelerator.num_processes  # of this process, as both rates
+    loading_seconds = images / images_a_second
+    # workers load the next step's images meanwhile; without them the loop does
+    seconds_per_step = max(training_seconds, loading_seconds) if run.num_workers else training_seconds + loading_seconds
+    limit = "training limits" if training_seconds >= loading_seconds else "loading limits: give it more --num_workers"
+    peak, told = memory(run.accelerator.device, longest)
     parameters = list(run.model.parameters())
     weights = sum(p.numel() for p in parameters) * 4
     trained = sum(p.numel() for p in parameters if p.requires_grad) * 4
@@ -166,7 +206,9 @@ def outlook(run: Run, seconds_per_step: float, longest: int) -> dict[str, Any]:
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     result = {
-        "peak_memory_gb": peak_memory(run.accelerator.device) / 1e9,
+        "peak_memory_gb": peak / 1e9,
+        "loading_images_per_second": images_a_second,
+        "training_images_per_second": images / training_seconds,
         "seconds_per_step": seconds_per_step,
         "steps_per_epoch": run.steps_per_epoch,
         "minutes_per_epoch": seconds_per_step * run.steps_per_epoch / 60,
@@ -177,7 +219,8 @@ def outlook(run: Run, seconds_per_step: float, longest: int) -> dict[str, Any]:
     }
     run.accelerator.print(
         f"plan: {run.images_per_step} images a step\n"
-        f"  memory  {result['peak_memory_gb']:.2f} GB peak, with the longest captions ({longest} tokens)\n"
+        f"  memory  {told}\n"
+        f"  images  {images_a_second:.0f}/s are loaded, {images / training_seconds:.0f}/s trained on: {limit}\n"
         f"  time    {seconds_per_step:.2f} s a step, {result['minutes_per_epoch']:.1f} min an epoch "
         f"({run.steps_per_epoch} "
         f"steps), {result['total_hours']:.2f} h for {run.total_steps} steps, validation not counted\n"
