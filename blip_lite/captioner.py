@@ -196,7 +196,7 @@ class Captioner:
         return upload(self.processor.rgb(image), self.model.device)
 
     def batches(self, images: Sequence[ImageInput], batch_size: int) -> Iterator[Tensor]:
-        """`[I, 3, S, S]` of so many images at a time, in their order; files are decoded by threads, for a GPU those of the
+        """`[I, 3, S, S]` of so many images at a time, in order; files are decoded by threads, for a GPU those of the
         next batch while it works on one. Raises ImageError at the batch of the image."""
         ahead = self.model.device.type != "cpu"  # whose cores are busy with this batch
         pool = Threads(min(decoding_threads(), len(images)) if len(images) > 1 else 0)
@@ -277,8 +277,8 @@ class Captioner:
                     raise
                 if size == 1:
                     raise torch.OutOfMemoryError(
-                        f"memory has no room for a single image with {settings.num_beams} beams: fewer beams, fewer new "
-                        "tokens and bfloat16 take less"
+                        f"memory has no room for a single image with {settings.num_beams} beams: fewer beams, fewer "
+                        "new tokens and bfloat16 take less"
                     ) from error
                 self.images_that_fit, too_many = size // 2, size
                 continue  # out of here, as the error holds on to all that lies on the device

@@ -79,7 +79,7 @@ class Processor:
         return torch.from_numpy(np.stack([np.asarray(band) for band in image.split()]))
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """`[..., 3, S, S]` uint8 -> float32, rescaled and normalised, on the same device. What is floating point, and so
+        """`[..., 3, S, S]` uint8 -> float32, rescaled and normalised, on its device. What is floating point, and so
         normalised (or encoded) already, is returned as it is."""
         if pixels.is_floating_point():
             return pixels

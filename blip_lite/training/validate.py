@@ -38,7 +38,7 @@ class Validation(NamedTuple):
 
 
 def as_used(run: Run) -> Blip:
-    """The model to validate, in evaluation mode: under mixed precision on a GPU a copy with the numbers that `Captioner`
+    """The model to validate, in evaluation mode: under mixed precision on a GPU a copy in the dtype that `Captioner`
     picks there, of half the size; else the one that is trained."""
     model, accelerator = run.shown.eval(), run.accelerator
     dtype = pick_dtype("auto", accelerator.device) if accelerator.mixed_precision != "no" else model.dtype
@@ -50,7 +50,7 @@ def validate(run: Run, stopping: Callable[[], int] = lambda: 0) -> Validation | 
     """Loss, sacreBLEU and CIDEr on the validation images, shared out among the processes. None if `stopping()` said so
     meanwhile.
 
-    Under mixed precision on a GPU it computes as `Captioner` and `evaluate` do: the best is the best as it will be used.
+    Under mixed precision on a GPU it computes as `Captioner` and `evaluate` do: the best is the best as it is used.
     The captions are made from pixels alone: `caption_batch` has no argument for a reference.
     """
     start = time.perf_counter()
