@@ -11,6 +11,7 @@ from pathlib import Path
 
 from blip_lite.command_line import config_of, parse
 from blip_lite.errors import TIME_UP, UNUSABLE, BrokenOff, ConfigError, Stopped, TrainingError
+from blip_lite.processing.decoder_warnings import name_pictures
 from blip_lite.settings import EvalConfig, TrainConfig
 
 # The extra that brings a package, for the message when it is not there.
@@ -51,6 +52,7 @@ def guarded(work: Callable[[], int]) -> int:
         if hasattr(stream, "reconfigure"):
             # A log shows each line when it is said.
             stream.reconfigure(errors=errors, line_buffering=stream is not sys.stdin)
+    name_pictures()
     try:
         code = work()
         leave_together()
