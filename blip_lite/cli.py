@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         args = parse(list(sys.argv[1:] if argv is None else argv))
+        try:
+            tempfile.gettempdir()  # importing torch asks for it
+        except FileNotFoundError as error:
+            raise ConfigError(f"{error.strerror}: is the disk full? TMPDIR names another") from error
         return COMMANDS[args.command](args)
 
     return guarded(work)

@@ -1,4 +1,4 @@
-"""What image decoders say of a picture: with its name, each once. Pillow warns and logs, libtiff writes to the terminal."""
+"""What image decoders say of a picture: with its name, once. Pillow warns and logs, libtiff writes to the terminal."""
 
 from __future__ import annotations
 
