@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from blip_lite.command_line import config_of, parse
 from blip_lite.errors import TIME_UP, UNUSABLE, BrokenOff, ConfigError, Stopped, TrainingError
+from blip_lite.processing.decoder_warnings import name_pictures
 from blip_lite.settings import EvalConfig, TrainConfig
 
 # The extra that brings a package, for the message when it is not there.
@@ -40,6 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         args = parse(list(sys.argv[1:] if argv is None else argv))
+        try:
+            tempfile.gettempdir()  # importing torch asks for it
+        except FileNotFoundError as error:
+            raise ConfigError(f"{error.strerror}: is the disk full? TMPDIR names another") from error
         return COMMANDS[args.command](args)
 
     return guarded(work)
@@ -52,6 +58,7 @@ def guarded(work: Callable[[], int]) -> int:
         if hasattr(stream, "reconfigure"):
             # A log shows each line when it is said.
             stream.reconfigure(errors=errors, line_buffering=stream is not sys.stdin)
+    name_pictures()
     try:
         code = work()
         leave_together()

@@ -66,6 +66,40 @@ def test_standard_input_may_have_a_mark(tmp_path: Path, monkeypatch: pytest.Monk
     assert ids("-") == [path, path]
 
 
+def test_lists_of_find_of_urls_and_of_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`find -print0`, `file://`, `~`: unless a file is called so."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("a b.png", "c.png"):
+        Image.new("RGB", (9, 9)).save(tmp_path / name)
+    for text in ("a b.png\0c.png\0", f"{(tmp_path / 'a b.png').as_uri()}\n~/c.png\n"):
+        (tmp_path / "list.txt").write_text(text)
+        pictures = list(expand(["list.txt"]))
+        assert [os.path.basename(picture.image_id) for picture in pictures] == ["a b.png", "c.png"]
+        assert all(open_image(picture.open()).size == (9, 9) for picture in pictures)
+    (tmp_path / "~").mkdir()
+    (tmp_path / "c.png").rename(tmp_path / "~" / "c.png")
+    assert [picture.image_id for picture in expand(["list.txt"])][1] == "~/c.png"
+
+
+def test_archives_are_told_and_sparse_files_in_them_too(tmp_path: Path) -> None:
+    passed_over: Counter[str] = Counter()
+    for name in ("a.tar", "b.zip", "c.tar.gz"):
+        (tmp_path / name).write_bytes(b"")
+    assert not list(expand([str(tmp_path)], passed_over=passed_over))
+    text = passed_over_text(passed_over)
+    assert "1 .tar (name it" in text and "1 .zip (unpack it)" in text and "1 .gz (unpack it)" in text
+    info = tarfile.TarInfo("d.png")
+    info.size = 1024
+    info.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "d.png",
+                        "GNU.sparse.realsize": "2048"}  # fmt: skip
+    with tarfile.open(tmp_path / "e.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(info, io.BytesIO(b"1\n1024\n512\n".ljust(1024, b"\0")))
+    (picture,) = expand([str(tmp_path / "e.tar")])
+    with pytest.raises(ImageError, match="a sparse file in a tar: unpack it"):
+        picture.open()
+
+
 def test_folders_with_links_pipes_and_what_a_mac_leaves(tmp_path: Path) -> None:
     photo(tmp_path / "p/a.png"), photo(tmp_path / "disk/b.png"), photo(tmp_path / "p/.hidden/c.png")
     photo(tmp_path / "p/__MACOSX/d.png")

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -187,3 +189,46 @@ def test_the_transparent_colour_of_a_deep_png_is_white(key: tuple[int, int, int]
     data += chunk(b"tRNS", struct.pack(">3H", *key)) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     found = open_image(data)
     assert found.getpixel((0, 0)) == (255, 255, 255) and found.getpixel((1, 0)) == (234, 117, 78)
+
+
+SAYS = """
+import io, sys, warnings
+from concurrent.futures import ThreadPoolExecutor
+from PIL import Image
+from blip_lite.errors import ImageError
+from blip_lite.processing import decoder_warnings
+from blip_lite.processing.images import open_image
+
+decoder_warnings.name_pictures()
+decoder_warnings.name_pictures()
+for name in sys.argv[1:] * 2:
+    with ThreadPoolExecutor(2) as pool:
+        try:
+            list(pool.map(open_image, [name] * 4))
+        except ImageError:
+            pass
+warnings.warn("of something else")
+"""
+
+
+def test_what_decoders_say_names_the_picture_once(tmp_path: Path) -> None:
+    """Warnings of Pillow, and what libtiff writes to the terminal by itself."""
+    image = Image.linear_gradient("L").resize((W, H))
+    for name in ("a.jpg", "b.jpg"):
+        image.save(tmp_path / name, exif=b"Exif\0\0II*\0\x08\0\0\0\x02\0\x12\x01\x03\0\x01\0\0\0")  # cut off
+    image.save(tmp_path / "c.tif", compression="tiff_lzw")
+    data = bytearray((tmp_path / "c.tif").read_bytes())
+    at = struct.unpack_from("<I", data, 4)[0]
+    data[8 : min(at, 60) if at > 8 else 60] = bytes(b ^ 0x5A for b in data[8 : min(at, 60) if at > 8 else 60])
+    (tmp_path / "c.tif").write_bytes(data)
+    names = [str(tmp_path / name) for name in ("a.jpg", "b.jpg", "c.tif")]
+    done = subprocess.run(
+        [sys.executable, "-c", SAYS, *names], capture_output=True, text=True, cwd=Path(__file__).parent.parent
+    )
+    lines = done.stderr.splitlines()
+    for name in names:
+        about = [line for line in lines if line.startswith(f"warning: {name}: ")]
+        assert about and len(about) == len(set(about)), lines
+    assert len([line for line in lines if "Corrupt EXIF" in line]) == 2, lines
+    others = [line for line in lines if not line.startswith("warning: ")]
+    assert len([line for line in others if "UserWarning: of something else" in line]) == 1 and len(others) <= 2, lines

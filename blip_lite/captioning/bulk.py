@@ -13,6 +13,7 @@ import torch
 from blip_lite.captioner import Captioner, decoding_threads, default_batch_size
 from blip_lite.errors import ConfigError, ImageError
 from blip_lite.model.generation import GenerationSettings
+from blip_lite.processing.decoder_warnings import about
 from blip_lite.processing.picture import Picture
 from blip_lite.processing.processor import Processor
 from blip_lite.processing.threads import Threads
@@ -86,7 +87,8 @@ def _caption(
 ) -> Iterator[Captioned]:  # fmt: skip
     def decode(picture: Picture) -> torch.Tensor | str:
         try:
-            return captioner.pixels(picture.open())
+            with about(picture.image_id):
+                return captioner.pixels(picture.open())
         except ImageError as error:
             reason = str(error)
             for prefix in (

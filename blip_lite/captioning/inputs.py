@@ -12,8 +12,11 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 from blip_lite.data.names import IMAGE_COLUMNS, find_column
 from blip_lite.data.sources.hub import parquet_columns, reading
@@ -26,6 +29,7 @@ from blip_lite.processing.picture import Picture
 from blip_lite.settings import TABLES
 
 IGNORED = {"__macosx"}  # folders
+ARCHIVES = {".tar": "name it to read the images in it", **dict.fromkeys((".zip", ".gz", ".tgz"), "unpack it")}
 PATH_TABLES = tuple(suffix for suffix in TABLES if suffix != ".json")  # a JSON file is no list of images
 
 
@@ -125,7 +129,7 @@ def in_folder(folder: str, passed_over: Counter[str]) -> Iterator[Picture]:
         for name in sorted(names):
             suffix, file = os.path.splitext(name)[1].lower(), os.path.join(path, name)
             if name.startswith("._") or suffix not in IMAGE_SUFFIXES:
-                passed_over[suffix] += suffix in OTHER_PICTURES
+                passed_over[suffix] += suffix in (*OTHER_PICTURES, *ARCHIVES)
             elif os.path.exists(file) and not os.path.isfile(file):
                 passed_over["pipes or devices"] += 1
             else:
@@ -136,8 +140,9 @@ def in_folder(folder: str, passed_over: Counter[str]) -> Iterator[Picture]:
 
 def passed_over_text(passed_over: Counter[str]) -> str:
     """`3 .heic (...), 2 .jxl (...)`, or nothing."""
+    hints = OTHER_PICTURES | ARCHIVES
     return ", ".join(
-        f"{n} {suffix}" + (f" ({OTHER_PICTURES[suffix]})" if suffix in OTHER_PICTURES else "")
+        f"{n} {suffix}" + (f" ({hints[suffix]})" if suffix in hints else "")
         for suffix, n in sorted(passed_over.items())
         if n
     )
@@ -154,7 +159,8 @@ def standard_input() -> Iterable[str]:
 def lines(file: Iterable[str]) -> Iterator[str]:
     """Paths of a list: without a mark at the beginning, and without quotes and blanks around them where no file has
     those in its name."""
-    for number, line in enumerate(file):
+    parts = chain.from_iterable(line.split("\0") for line in file)  # of `find -print0`
+    for number, line in enumerate(parts):
         line = (line if number else line.removeprefix("\ufeff")).rstrip("\r\n")
         bare = line.strip().strip("\"'").strip()
         if bare and bare != line and not os.path.exists(line):
@@ -168,11 +174,14 @@ def is_url(text: str) -> bool:
 
 
 def named(name: str, folder: Path | None, allow_urls: bool) -> Picture:
-    """An image by its path, relative to `folder`, or by its URL."""
+    """An image by its path, relative to `folder`, or by its URL. `~` and `file://` are understood where no file is
+    called so."""
     if is_url(name):
         return (
             Picture(name, partial(fetch_again, name)) if allow_urls else broken(name, "a URL; --allow_urls fetches it")
         )
+    if name.startswith(("~", "file://")) and not os.path.lexists(os.path.join(folder or "", name)):
+        name = url2pathname(urlparse(name).path) if name.startswith("file://") else os.path.expanduser(name)
     if "\\" in name and os.sep == "/" and not os.path.exists(os.path.join(folder or "", name)):  # written on Windows
         name = name.replace("\\", "/")
     path = os.path.join(folder, name) if folder else name
@@ -253,7 +262,9 @@ def in_tar(shard: str) -> Iterator[Picture]:
                 name = os.path.basename(member.name)
                 if Path(name).suffix.lower() not in IMAGE_SUFFIXES or name.startswith("._"):
                     continue
-                if member.isfile():
+                if member.issparse():  # its bytes do not lie in one piece
+                    yield broken(f"{shard}/{member.name}", "a sparse file in a tar: unpack it")
+                elif member.isfile():
                     pieces[member.name] = member.offset_data, member.size
                     yield Picture(f"{shard}/{member.name}", partial(read_piece, Path(shard), *pieces[member.name]))
                 elif member.islnk() or member.issym():  # a second name of a file before it

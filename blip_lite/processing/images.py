@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from blip_lite.errors import ImageError
+from blip_lite.processing.decoder_warnings import about
 from blip_lite.processing.depth import SAMPLE_FORMAT, SIGNED, eight_bits, mend_tiff, widen
 from blip_lite.processing.file_kinds import AVIF, HEIC, TIFF, kind_of, layout_of_tiff
 
@@ -78,6 +79,11 @@ def open_image(source: ImageInput) -> Image.Image:
             megapixels, a side above 65,535, or more than 89 megapixels (`Image.MAX_IMAGE_PIXELS`) at above 300 a byte.
     """
     name = str(source) if isinstance(source, (str, Path)) else f"<{type(source).__name__}>"
+    with about(name):
+        return _open_image(source, name)
+
+
+def _open_image(source: ImageInput, name: str) -> Image.Image:
     data = b""
     try:
         if isinstance(source, np.ndarray):
