@@ -18,6 +18,7 @@ from blip_lite.processing.picture import Picture
 from blip_lite.training import loop as training
 from blip_lite.training.feature_cache import Features, _key
 from blip_lite.training.loop import train
+from blip_lite.training.validate import Validation
 from conftest import tiny_config
 
 
@@ -55,7 +56,7 @@ def test_each_image_is_encoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(
         training,
         "validate",
-        lambda *a: (
+        lambda *a: Validation(
             {
                 "val_bleu": 0.0,
                 "val_cider": 0.0,
@@ -65,6 +66,7 @@ def test_each_image_is_encoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
                 "val_commonest_caption": 0.0,
             },
             [],
+            ([], []),
         ),
     )
     train(frozen(tmp_path, "run"))

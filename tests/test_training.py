@@ -290,14 +290,14 @@ def test_validation_computes_as_the_best_will_be_used(tmp_path: Path, monkeypatc
     """On a GPU with mixed precision in bfloat16 (here a CPU that picks it): the captions of `Captioner` in bfloat16."""
     config = tiny_config(tmp_path, max_eval_images=4).resolved()
     run = prepare(config, start(config))
-    plain, _ = validate(run)
+    plain = validate(run).numbers
     assert as_used(run) is run.shown
     monkeypatch.setattr(type(run.accelerator), "mixed_precision", "bf16")
     assert as_used(run) is run.shown  # a CPU picks float32
     monkeypatch.setattr("blip_lite.training.validate.pick_dtype", lambda *_: torch.bfloat16)
-    found, samples = validate(run)
-    assert run.model.dtype == torch.float32 and found["val_loss"] == pytest.approx(plain["val_loss"], rel=0.02)
-    assert found["val_loss"] != plain["val_loss"]
+    numbers, samples = (validation := validate(run)).numbers, validation.samples
+    assert run.model.dtype == torch.float32 and numbers["val_loss"] == pytest.approx(plain["val_loss"], rel=0.02)
+    assert numbers["val_loss"] != plain["val_loss"]
     captioner = Captioner(copy.deepcopy(run.model).bfloat16(), run.processor)
     pixels = captioner.processor.pixel_values([picture.open() for picture, _ in samples])
     expected = captioner.caption_pixels(pixels, run.generation, [""] * len(samples), with_prompt=False)
