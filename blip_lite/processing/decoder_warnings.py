@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 decoding = threading.local()  # .name: of the picture that this thread decodes
-said: set[tuple[str, str]] = set()
+messages: set[tuple[str, str]] = set()
 kept: list[Any] = []  # libtiff calls it
 
 
@@ -33,8 +33,8 @@ def about(name: str) -> Iterator[None]:
 def tell(text: str) -> bool:
     """Say it of the picture that is decoded, once; False if none is."""
     name, text = getattr(decoding, "name", None), " ".join(text.split())
-    if name and (name, text) not in said:
-        said.add((name, text))
+    if name and (name, text) not in messages:
+        messages.add((name, text))
         print(f"warning: {name}: {text}", file=sys.stderr)
     return name is not None
 
