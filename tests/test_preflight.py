@@ -94,19 +94,19 @@ def test_plan_says_when_loading_limits(
 
     monkeypatch.setattr(data.Captions, "pixels", slow)
     run = prepare(config := tiny_config(tmp_path, num_workers=1).resolved(), start(config))
-    rate = preflight.loading_rate(run)
-    assert 4 < rate <= 10
-    assert preflight.outlook(run, 0.2, rate, 20)["seconds_per_step"] == pytest.approx(4 / rate)
+    rate, workers = preflight.loading_rate(run)
+    assert 4 < rate <= 10 and workers == 1
+    assert preflight.outlook(run, 0.2, rate, 1, 20)["seconds_per_step"] == pytest.approx(4 / rate)
     assert "20/s trained on: loading limits" in capsys.readouterr().out
-    assert preflight.outlook(run, 0.2, 40, 20)["seconds_per_step"] == 0.2
+    assert preflight.outlook(run, 0.2, 40, 1, 20)["seconds_per_step"] == 0.2
     assert "40/s are loaded, 20/s trained on: training limits" in capsys.readouterr().out
-    run.config = config.replace(num_workers=0)  # nobody loads meanwhile
-    assert preflight.outlook(run, 0.2, 40, 20)["seconds_per_step"] == pytest.approx(0.3)
+    # without workers nobody loads meanwhile
+    assert preflight.outlook(run, 0.2, 40, 0, 20)["seconds_per_step"] == pytest.approx(0.3)
 
 
 def test_plan_counts_what_a_gpu_needs_besides_tensors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with EmulatedGPU(), mock.patch.object(Accelerator, "device", torch.device("cuda", 0)):
         run = prepare(config := tiny_config(tmp_path, mixed_precision="no").resolved(), start(config))
-        found = preflight.outlook(run, 1.0, 100.0, 20)
+        found = preflight.outlook(run, 1.0, 100.0, 0, 20)
     assert found["peak_memory_gb"] == 5  # 4 reserved, one of the context
     assert "5.00 of 24.0 GB" in capsys.readouterr().out

@@ -302,3 +302,37 @@ def test_validation_computes_as_the_best_will_be_used(tmp_path: Path, monkeypatc
     pixels = captioner.processor.pixel_values([picture.open() for picture, _ in samples])
     expected = captioner.caption_pixels(pixels, run.generation, [""] * len(samples), with_prompt=False)
     assert [text for _, text in samples] == [row[0] for row in expected]
+
+
+TWO_VIEWS = """
+import sys
+from pathlib import Path
+
+import torch
+
+from blip_lite.training import setup
+from blip_lite.training.loop import epoch, train_step, windows
+from conftest import tiny_config
+
+kwargs, weights = setup.DistributedDataParallelKwargs, []
+for view in (False, True):
+    setup.DistributedDataParallelKwargs = kwargs if view else lambda **_: kwargs()
+    config = tiny_config(Path(sys.argv[1]), gradient_accumulation_steps=2, batch_size=2).resolved()
+    run = setup.prepare(config, setup.start(config))
+    assert run.accelerator.num_processes == 2 and run.ddp.gradient_as_bucket_view == view
+    for _, window in zip(range(3), windows(epoch(run), 2)):
+        train_step(run, window, 1e-3)
+    weights.append(run.model.state_dict())
+assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+"""
+
+
+@pytest.mark.long
+def test_gradients_that_live_where_they_are_sent_from_change_no_weight(tmp_path: Path) -> None:
+    (tmp_path / "views.py").write_text(TWO_VIEWS)
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    command = [sys.executable, *launcher, str(tmp_path / "views.py"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]

