@@ -33,6 +33,7 @@ from common import HERE, OURS, PEER, Results, alternate, arguments, checkpoint, 
 from common import pixel_values as noise
 
 from blip_lite.captioner import pick_dtype
+from blip_lite.data.batches import workers_by_cores
 from blip_lite.model.flops import peak_flops
 from blip_lite.model.pretrained import load_pretrained
 from blip_lite.settings import TrainConfig
@@ -225,7 +226,7 @@ def recipe(size: str, args: Any) -> dict[str, Any]:
 
     training.their_trainer(
         size, args, True, False, most, [Clock()], batch, training.Photographs(size, args.data_dir),
-        dataloader_num_workers=int(config.resolved().loading.num_workers or 0),
+        dataloader_num_workers=workers_by_cores(),
     ).train()  # fmt: skip
     rates = {OURS: rate * training.CAPTIONS, PEER: batch * (most - first) / (times[most] - times[first])}
     row: dict[str, Any] = {side: {"median": r, "least": r, "most": r} for side, r in rates.items()}
