@@ -585,7 +585,7 @@ def test_keys_and_clicks_in_one_offline_file(browser: Any, captions: Path, tmp_p
     wait_for(browser, "3 of 11 approved, 1 rejected")
     browser.find_element("id", "download").click()
     table = browser.downloads / "reviewed.csv"
-    WebDriverWait(browser, 10).until(lambda _: table.exists())
+    WebDriverWait(browser, 10).until(lambda _: table.exists() and table.stat().st_size)  # it begins empty
     shutil.copy(table, tmp_path / "reviewed.csv")
     with open(tmp_path / "reviewed.csv", encoding="utf-8", newline="") as file:
         rows = {Path(row["image"]).name: row for row in csv.DictReader(file)}
@@ -615,7 +615,9 @@ def test_keys_save_through_the_server(browser: Any, captions: Path, tmp_path: Pa
         WebDriverWait(browser, 10).until(lambda _: output.exists() and len(rows()) == 2)
         assert rows()[0][0].endswith(" here") and rows()[1][1] == "true"
         browser.find_element("id", "download").click()
-        WebDriverWait(browser, 10).until(lambda _: list(browser.downloads.glob("reviewed*.csv")))
+        WebDriverWait(browser, 10).until(
+            lambda _: [f for f in browser.downloads.glob("reviewed*.csv") if f.stat().st_size]
+        )
         [downloaded] = browser.downloads.glob("reviewed*.csv")
         read = [list(csv.reader(path.read_text("utf-8").splitlines())) for path in (downloaded, output)]
         assert read[0][0] == read[1][0] and sorted(read[0]) == sorted(read[1])  # in another order
