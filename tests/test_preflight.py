@@ -73,7 +73,7 @@ def test_plan_measures_and_refuses(
     result = plan(tiny_config(tmp_path))
     assert 0 < result["peak_memory_gb"] < 24 and result["seconds_per_step"] > 0 and result["total_steps"] == 4
     told = capsys.readouterr().out
-    assert "min an epoch" in told and "training limits" in told and not (tmp_path / "run").exists()
+    assert "min an epoch" in told and "/s trained on: " in told and not (tmp_path / "run").exists()
     page = (tmp_path / "run-plan.html").read_text("utf-8")
     assert page.count("data:image/webp") == 3 * 3 and '<th scope="row">validation</th><td>6</td>' in page
     usage = type("Usage", (), {"free": 1000})

@@ -151,12 +151,12 @@ def plan(config: TrainConfig) -> dict[str, Any]:
         if not math.isfinite(loss):
             raise TrainingError(f"plan: the loss is {loss} before any training; is the checkpoint sound?")
         times.append(time.perf_counter() - began)
-    return outlook(run, statistics.median(times[1:]), loading_rate(run), batches[0].input_ids.shape[2])
+    return outlook(run, statistics.median(times[1:]), *loading_rate(run), batches[0].input_ids.shape[2])
 
 
-def loading_rate(run: Run, seconds: float = 1) -> float:
-    """Images a second that this process's workers deliver while nothing else runs, measured for so long. Each worker's
-    first batch is not counted: with it they start."""
+def loading_rate(run: Run, seconds: float = 1) -> tuple[float, int]:
+    """Images a second that this process's workers deliver while nothing else runs, measured for so long, and how many
+    workers these are. Each one's first batch is not counted: with it they start."""
     order = epoch_order(len(run.train_set), run.config.optimisation.seed, 0)
     shares = itertools.cycle(epoch_batches(order, run.config.loading.batch_size))
     batches = loader(run.train_set, list(itertools.islice(shares, 1000)), run.num_workers)
@@ -168,7 +168,7 @@ def loading_rate(run: Run, seconds: float = 1) -> float:
             began = time.perf_counter()
         if images and time.perf_counter() - began > seconds:
             break
-    return images / (time.perf_counter() - began)
+    return images / (time.perf_counter() - began), batches.num_workers
 
 
 def memory(device: torch.device, longest: int) -> tuple[float, str]:
