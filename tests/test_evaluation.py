@@ -332,3 +332,10 @@ def test_two_processes_evaluate_as_one(run: Path, tmp_path: Path) -> None:
     assert len(list((tmp_path / "two" / "captions").glob("*.[01].jsonl"))) == 2  # each did its share
     shared = json.loads((tmp_path / "two" / "coco_metrics.json").read_text())
     assert {k for k in whole if whole[k] != shared[k]} <= {"seconds", "images_per_second", "evaluated"}
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for asked in ({}, {"sweep": ["num_beams=1"]}):
+        with pytest.raises(ConfigError, match=r"file/captions cannot be written .*name another with --output_dir"):
+            (sweep if asked else evaluate)(EvalConfig.of(run=str(run), output_dir=str(tmp_path / "file"), **asked))

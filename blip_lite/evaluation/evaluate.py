@@ -7,6 +7,7 @@ another object until the scoring.
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
@@ -33,7 +34,7 @@ from blip_lite.reports.dashboards import log_evaluation
 from blip_lite.reports.metric_names import HEADLINES, METRICS
 from blip_lite.reports.model_card import EXAMPLES, model_card
 from blip_lite.settings import FROM_SCRATCH, SPLITS, EvalConfig, TrainConfig, did_you_mean
-from blip_lite.storage import is_run, newest, read_metrics, read_run_config, step_in, write_text
+from blip_lite.storage import command, is_run, newest, read_metrics, read_run_config, step_in, write_text
 
 
 def find_checkpoint(config: EvalConfig) -> tuple[str, Path | None]:
@@ -89,11 +90,8 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     ckpt, run, run_config, data, split, examples = plan[:6]
     state = PartialState()
     folder = Path(config.output_dir or run or ".")
-    try:
-        if not config.predictions:
-            (folder / "captions").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{folder / 'captions'} cannot be made ({error.strerror}); use --output_dir") from error
+    if not config.predictions:
+        files.check_writable(folder / "captions")
     about: dict[str, Any] = {"dataset": data.name, "split": split}
     failures: dict[str, str] = {}
     others: dict[str, dict[str, str]] = {}
@@ -189,7 +187,7 @@ def keep(
     if why:
         print(f"this evaluation has files of its own ({why}); those of {folder} stay as they are")
     print(f"written: {', '.join(map(str, where))}" + (f", {run / 'README.md'}" if run and own else ""))
-    print(f"next: open {where.report}; blip-lite caption PHOTO --ckpt {plan.ckpt}")
+    print(f"next: open {shlex.quote(str(where.report))}; {command('caption')} PHOTO --ckpt {shlex.quote(plan.ckpt)}")
 
 
 def draw_examples(folder: Path, lines: Sequence[dict[str, Any]]) -> None:

@@ -11,11 +11,13 @@ import contextlib
 import hashlib
 import json
 import re
+import tempfile
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from blip_lite.errors import ConfigError
 from blip_lite.reports import report
 from blip_lite.reports.metric_names import METRICS
 from blip_lite.storage import read_metrics, write_text
@@ -37,6 +39,16 @@ class Files(NamedTuple):
         return cls(
             folder / f"coco_metrics{suffix}.json", folder / f"captions{suffix}.jsonl", folder / f"report{suffix}.html"
         )
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder. Raises ConfigError where no file can be written into it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be written ({error.strerror}); name another with --output_dir") from error
 
 
 def checkpoint_name(ckpt: str, run: Path | None) -> str:
@@ -172,11 +184,12 @@ def table(run: Path) -> str:
         step, cider = result.get("step"), result.get("CIDEr")
         left_out = result.get("left_out")
         when = result.get("evaluated") or datetime.fromtimestamp(path.stat().st_mtime, timezone.utc).isoformat()
-        differs = {k: v for k, v in result.get("differs", {}).items() if k != "ckpt"}
+        differs = dict(result.get("differs", {}))
+        known = differs.pop("ckpt", "best") if "differs" in result else checkpoint_name(result["checkpoint"], run)
         rows.append(
             [
                 name or "the run's own",
-                checkpoint_name(result["checkpoint"], run) + (f" (step {step})" if step is not None else ""),
+                known + (f" (step {step})" if step is not None else ""),
                 result["split"],
                 f"{result['num_images']}" + (f" of {images_of(result) + left_out}" if left_out else ""),
                 ", ".join(f"{k} {v!r}" for k, v in differs.items()) or "–",

@@ -50,6 +50,7 @@ def sweep(config: EvalConfig) -> list[dict[str, Any]]:
     folder = Path(config.output_dir or kept / files.EVALUATIONS / name_of(plan, config.sweep or []))
     for values in grid:
         run_config.replace(**values).validate()
+    files.check_writable(kept / "captions")
     results: dict[str, dict[str, Any]] = {}
     systems: dict[str, dict[str, str]] = {}
     for values in grid:
