@@ -134,6 +134,11 @@ def test_which_column_is_the_image(tmp_path: Path, header: str, cell: str) -> No
     assert captions_of(read(lines(tmp_path / "c.csv", f"{header},caption", *rows))) == sorted(CAPTIONS)
 
 
+def test_a_url_comes_before_the_number_of_an_image(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="the image is a URL, http://a.org/1.png; --allow_urls"):
+        read(lines(tmp_path / "c.csv", "image_id,url,caption", "1,http://a.org/1.png,a dog"))
+
+
 def test_a_label_studio_task_that_was_cancelled_has_no_caption(tmp_path: Path) -> None:
     draw(tmp_path / "images")
     tasks = [
@@ -165,7 +170,7 @@ def test_flags_are_splits(one: str, other: str, yes: Any, no: Any) -> None:
             flagged(flags, {first: yes, second: yes}, "line 2")
     neither = flagged(flags, {first: no, second: no}, "line 2")
     assert (neither == "train") == ("train" not in flags.values())
-    with pytest.raises(DataError, match="expected 0 or 1"):
+    with pytest.raises(DataError, match="expected true or false, 1 or 0"):
         flagged(flags, {first: "perhaps", second: no}, "line 2")
 
 

@@ -56,12 +56,11 @@ def pick_columns(
     if settings.image_column:
         image = find_column(columns, [settings.image_column])
     else:
-        usual = [c for name in (*IMAGE_COLUMNS, *ID_COLUMNS) if (c := find_column(columns, [name]))]
-        usual = [
-            c for c in usual if plain(c) != "id" or not re.fullmatch(r"\s*\d*\s*", str(sample[c]))
-        ]  # numbers of rows
+        usual = [c for name in IMAGE_COLUMNS if (c := find_column(columns, [name]))]
         paths = [] if settings.allow_urls else [c for c in usual if not is_url(sample[c])]
-        image = next(iter([*paths, *usual]), None)
+        ids = [c for name in ID_COLUMNS if (c := find_column(columns, [name]))]
+        ids = [c for c in ids if plain(c) != "id" or not str(sample[c]).strip().isdigit()]  # no numbers of rows
+        image = next(iter([*paths, *usual, *ids]), None)
     if settings.caption_column:
         wanted = settings.caption_column.split(",")
         captions = [found for name in wanted if (found := find_column(columns, [name]))]
