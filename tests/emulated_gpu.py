@@ -22,6 +22,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from accelerate import PartialState
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
@@ -50,6 +51,7 @@ class EmulatedGPU:
         self.stack = contextlib.ExitStack()
 
     def __enter__(self) -> EmulatedGPU:
+        PartialState()  # Accelerate keeps the first device that it finds, also for the tests that follow
         generator, grouped = torch.Generator, torch._C._group_tensors_by_device_and_dtype
         run_thread = threading.Thread.run
 
@@ -81,6 +83,7 @@ class EmulatedGPU:
             mock.patch.object(torch.cuda, "reset_peak_memory_stats", lambda device=None: None),
             mock.patch.object(torch.cuda, "get_rng_state", lambda device=None: torch.zeros(16, dtype=torch.uint8)),
             mock.patch.object(torch.cuda, "set_rng_state", lambda state, device=None: None),
+            mock.patch.object(torch.cuda, "device", lambda device: contextlib.nullcontext()),
             mock.patch.object(torch.cuda, "synchronize", lambda device=None: self.wait("synchronize")),
         ):
             self.stack.enter_context(patch)

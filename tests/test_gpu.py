@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 
-from blip_lite.captioner import Captioner
+from blip_lite.captioner import Captioner, pick_dtype
 from blip_lite.captioning.bulk import caption_files
 from blip_lite.cli import main
 from blip_lite.data.batches import Batch, Captions, loader
@@ -28,6 +30,7 @@ from blip_lite.training.log import RunLog
 from blip_lite.training.loop import SKIPS_IN_A_ROW, epoch, train_step
 from blip_lite.training.run import Run
 from blip_lite.training.setup import prepare, start
+from blip_lite.training.validate import validate
 from conftest import ROOT, make_hf, tiny_config
 from emulated_gpu import EmulatedGPU
 from test_generation import prompts
@@ -182,6 +185,33 @@ def test_a_captioner_on_the_second_gpu_leaves_the_first_alone(hf_dir: Path) -> N
             assert inference.model_fn(str(hf_dir), context).model.device == torch.device("cuda", index)
     context.system_properties["gpu_id"] = None
     assert inference.model_fn(str(hf_dir), context).model.device.type == "cpu"
+
+
+def test_the_number_type_is_that_of_the_gpu_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A newer GPU beside an older one, which is the current one."""
+    current = [0]
+
+    @contextlib.contextmanager
+    def device(one: torch.device) -> Iterator[None]:
+        before, current[0] = current[0], one.index or 0
+        yield
+        current[0] = before
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: current[0] == 1)
+    assert pick_dtype("auto", torch.device("cuda", 1)) == torch.bfloat16
+    assert pick_dtype("auto", torch.device("cuda", 0)) == pick_dtype(None, torch.device("cuda")) == torch.float16
+
+
+def test_validation_begins_when_the_steps_before_it_are_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with EmulatedGPU(), mock.patch.object(Accelerator, "device", CUDA):
+        run = tiny_run(tmp_path, mixed_precision="no", max_eval_images=2)
+        events: list[str] = []
+        clock = time.perf_counter
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda device: events.append("done"))
+        monkeypatch.setattr(time, "perf_counter", lambda: (events.append("clock"), clock())[1])
+        validate(run)
+    assert events[:2] == ["done", "clock"]
 
 
 def test_steps_that_fp16_leaves_out_are_counted_in_a_row_too(tmp_path: Path) -> None:

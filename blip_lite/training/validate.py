@@ -53,6 +53,8 @@ def validate(run: Run, stopping: Callable[[], int] = lambda: 0) -> Validation | 
     Under mixed precision on a GPU it computes as `Captioner` and `evaluate` do: the best is the best as it is used.
     The captions are made from pixels alone: `caption_batch` has no argument for a reference.
     """
+    if run.accelerator.device.type == "cuda":
+        torch.cuda.synchronize(run.accelerator.device)  # steps that are not done yet are training
     start = time.perf_counter()
     config, accelerator, processor = run.config, run.accelerator, run.processor
     prompt, examples = config.decoding.prompt, run.data.splits["validation"]
