@@ -29,6 +29,7 @@ from blip_lite.model.from_scratch import from_scratch
 from blip_lite.model.pretrained import load_pretrained, save_pretrained
 from blip_lite.settings import EvalConfig, TrainConfig
 from blip_lite.training.run import Progress
+from blip_lite.training.validate import Validation
 from conftest import ROOT
 
 PNG = {"content-type": "image/png"}
@@ -304,7 +305,7 @@ def chosen(
     kept = 0
     for number, loss in enumerate(losses, 1):
         found = {"val_bleu": (bleus or [9.0, 8.0, 7.0])[number - 1], "val_loss": loss, "val_cider": 1.0}
-        monkeypatch.setattr(loop, "validate", lambda *a, found=found: (found, []))
+        monkeypatch.setattr(loop, "validate", lambda *a, found=found: Validation(found, [], ([], [])))
         progress.step = 100 + number
         loop.evaluate_and_keep_best(run, log, SimpleNamespace(asked=lambda _: 0))
         kept = number if progress.best_step == progress.step else kept

@@ -56,10 +56,10 @@ def test_tables_of_paths_bytes_and_urls(photos: Path, tmp_path: Path) -> None:  
     assert [colour(s) for s in found[:2]] == [(0, 90, 200), (25, 90, 180)]
     with pytest.raises(ImageError, match="no image in column file_name"):
         found[2].open()
-    (photos / "table.jsonl").write_text(json.dumps({"photo": str(photos / "2.png")}) + "\n")
-    with pytest.raises(ValueError, match=r"no column image; there are: photo. Name it with --image_column"):
+    (photos / "table.jsonl").write_text(json.dumps({"shot": str(photos / "2.png")}) + "\n")
+    with pytest.raises(ValueError, match=r"no column image; there are: shot. Name it with --image_column"):
         names(str(photos / "table.jsonl"))
-    assert [colour(s) for s in expand([str(photos / "table.jsonl")], image_column="photo")] == [(50, 90, 160)]
+    assert [colour(s) for s in expand([str(photos / "table.jsonl")], image_column="shot")] == [(50, 90, 160)]
 
     cells = [{"bytes": (photos / "0.png").read_bytes(), "path": None}, {"bytes": None, "path": "b/3.png"}, None]
     pyarrow.parquet.write_table(pa.table({"image": cells, "other": [1, 2, 3]}), photos / "t.parquet")

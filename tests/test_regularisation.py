@@ -25,6 +25,7 @@ from blip_lite.settings import OptimisationSettings, RegularisationSettings, Tra
 from blip_lite.training.loop import train
 from blip_lite.training.run import Average
 from blip_lite.training.setup import build_optimizer, learning_rate_share
+from blip_lite.training.validate import Validation
 from conftest import real_data, tiny_config
 
 
@@ -239,9 +240,10 @@ class Scripted:
     def __init__(self, *numbers: dict[str, float]) -> None:
         self.numbers = iter(numbers)
 
-    def __call__(self, run: object, stopping: object) -> tuple[dict, list]:
+    def __call__(self, run: object, stopping: object) -> Validation:
         values = {"val_bleu": 1.0, "val_cider": 1.0, "val_loss": 1.0, **next(self.numbers)}
-        return {**values, "val_commonest_caption": 0.0, "val_images": 60, "val_seconds": 0.0}, []
+        about = {"val_commonest_caption": 0.0, "val_images": 60, "val_seconds": 0.0}
+        return Validation({**values, **about}, [], ([], []))
 
 
 @pytest.mark.parametrize(
