@@ -85,6 +85,31 @@ def test_what_cannot_be_used_is_named(tiny: Path, tmp_path: Path, name: str) -> 
         load_pretrained(folder)
 
 
+def test_an_adapter_quantized_weights_and_ids_that_are_none_are_named(tiny: Path, tmp_path: Path) -> None:
+    weights = load_file(tiny / "model.safetensors")
+    first = next(iter(weights))
+    folder = copied(tiny, tmp_path / "c", {**weights, first: weights[first].to(torch.int8)}, "model.safetensors")
+    with pytest.raises(CheckpointError, match=f"quantized weights .{re.escape(first)} is int8"):
+        load_pretrained(folder)
+    about = json.loads((folder / "config.json").read_text())
+    for config, says in (
+        (
+            {**about, "text_config": {**about["text_config"], "bos_token_id": 10**6}},
+            "text_config.bos_token_id is 1000000",
+        ),
+        ({**about, "vision_config": None}, "config.json has no vision_config"),
+    ):
+        (folder / "config.json").write_text(json.dumps(config))
+        with pytest.raises(CheckpointError, match=says):
+            load_pretrained(folder)
+    (folder / "config.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(CheckpointError, match="config.json: a Git LFS pointer"):
+        load_pretrained(folder)
+    (folder / "config.json").rename(folder / "adapter_config.json")
+    with pytest.raises(CheckpointError, match="an adapter"):
+        load_pretrained(folder)
+
+
 def original_name(name: str) -> str:
     """The name in BLIP's own release: the mapping of `foreign.ORIGINAL` backwards, written out."""
     for old, new in (
@@ -119,7 +144,13 @@ def test_the_original_release_loads_with_a_vocabulary_beside_it(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    "setting, says", [({"do_resize": False}, "do_resize"), ({"do_center_crop": True}, "do_center_crop")]
+    "setting, says",
+    [
+        ({"do_resize": False}, "do_resize"),
+        ({"do_center_crop": True}, "do_center_crop"),
+        ({"image_std": [0.0, 1.0, 1.0]}, "image_std is .*three numbers above 0"),
+        ({"image_mean": 0.5}, "image_mean is 0.5; expected three numbers"),
+    ],
 )
 def test_image_settings_are_refused_by_name_or_honoured(
     tiny: Path, tmp_path: Path, setting: dict[str, Any], says: str

@@ -87,8 +87,11 @@ class BlipConfig:
                 sizes that are absurd or do not fit each other.
         """
         kind = raw.get("model_type") if isinstance(raw, dict) else None
-        if kind != "blip" or not all(isinstance(raw.get(half), dict) for half in ("text_config", "vision_config")):
+        if kind != "blip":
             raise ValueError(f"config.json describes a {kind or 'nameless'!r} model, not a 'blip' captioning one")
+        for name in ("text_config", "vision_config"):
+            if not isinstance(raw.get(name), dict):
+                raise ValueError(f"config.json has no {name}")
         config = BlipConfig(_pick(VisionConfig, raw["vision_config"]), _pick(TextConfig, raw["text_config"]), raw)
         for name, half in (("vision_config", config.vision), ("text_config", config.text)):
             for field_name, most in LIMITS.items():

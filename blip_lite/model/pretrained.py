@@ -58,6 +58,10 @@ def resolve(path_or_id: str | Path) -> Path:
     """
     path = Path(path_or_id).expanduser()
     if path.is_dir():
+        if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+            raise CheckpointError(
+                f"{path_or_id}: an adapter (LoRA), no whole model: `merge_and_unload()` and save that"
+            )
         return path
     if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path_or_id)):
         raise CheckpointError(f"{path_or_id}: no such directory, and not a Hub id (owner/name)")
@@ -90,9 +94,16 @@ def _only_one_format(repo: str) -> list[str]:
 def read_config(directory: Path) -> BlipConfig:
     """Read `config.json`. Raises CheckpointError."""
     try:
-        return BlipConfig.from_dict(_read_json(directory / "config.json"))
+        config = BlipConfig.from_dict(_read_json(directory / "config.json"))
+    except CheckpointError:
+        raise
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{directory}: {error}") from error
+    for name in ("bos_token_id", "sep_token_id", "pad_token_id"):
+        value, size = getattr(config.text, name), config.text.vocab_size
+        if not isinstance(value, int) or not 0 <= value < size:
+            raise CheckpointError(f"{directory}: text_config.{name} is {value!r}; expected 0 to {size - 1}")
+    return config
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -102,7 +113,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error})") from error
+        reason = "a Git LFS pointer: run `git lfs pull`" if is_lfs(path) else f"not valid JSON ({error})"
+        raise CheckpointError(f"{path}: {reason}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: expected a JSON object")
     return content
@@ -187,6 +199,9 @@ def load_weights(model: Blip, weights: dict[str, Tensor], source: str | Path) ->
     if problems:
         more = f"\n  ... and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise CheckpointError(f"{source}: the weights do not fit the model\n  " + "\n  ".join(problems[:8]) + more)
+    if odd := [name for name, tensor in weights.items() if not tensor.is_floating_point()]:
+        kind = str(weights[odd[0]].dtype).removeprefix("torch.")
+        raise CheckpointError(f"{source}: quantized weights ({odd[0]} is {kind}): save them in floating point")
     if odd := [name for name, tensor in weights.items() if not math.isfinite(tensor.sum(dtype=torch.float32))]:
         raise CheckpointError(f"{source}: {len(odd)} tensors hold NaN or infinity, e.g. {odd[0]}")
     weights = {name: tensor.to(wanted[name].dtype) for name, tensor in weights.items()}
@@ -290,6 +305,12 @@ def load_processor(directory: Path, config: BlipConfig) -> Processor:
         what = "do_center_crop" if settings.get("do_center_crop") else "do_resize: false"
         raise CheckpointError(f"{directory}: {what} is not supported: images are resized whole, as BLIP was trained")
     rescale, normalize = settings.get("do_rescale") is not False, settings.get("do_normalize") is not False
+    for name, least in (("image_mean", -math.inf), ("image_std", 0.0)) if normalize else ():
+        values = settings.get(name, CLIP_MEAN)
+        right = isinstance(values, list | tuple) and len(values) == 3
+        if not right or not all(isinstance(v, int | float) and least < v < math.inf for v in values):
+            positive = " above 0" * (least == 0)
+            raise CheckpointError(f"{directory}: {name} is {values!r}; expected three numbers{positive}")
     tokenizer = _load_tokenizer(directory)
     fits(tokenizer, config.text.vocab_size, directory)
     return Processor(
