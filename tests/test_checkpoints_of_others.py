@@ -78,6 +78,11 @@ def test_what_cannot_be_used_is_named(tiny: Path, tmp_path: Path, name: str) -> 
     (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
     with pytest.raises(CheckpointError, match="Git LFS pointer.*git lfs pull"):
         load_pretrained(folder)
+    tokenizer = (folder / "tokenizer.json").read_bytes()
+    (folder / "tokenizer.json").write_bytes((folder / name).read_bytes())
+    with pytest.raises(CheckpointError, match="tokenizer cannot be read .a Git LFS pointer"):
+        load_pretrained(folder)
+    (folder / "tokenizer.json").write_bytes(tokenizer)
     first = next(iter(weights))
     odd = {**weights, first: torch.full_like(weights[first], torch.nan)}
     save_file(odd, folder / name) if name.endswith("tensors") else torch.save(odd, folder / name)
