@@ -367,7 +367,8 @@ def _load_tokenizer(directory: Path) -> Tokenizer:
     except CheckpointError:
         raise
     except Exception as error:  # tokenizers raises bare Exception
-        reason = "a Git LFS pointer: run `git lfs pull`" if is_lfs(directory / name) else error
+        pointer = any(is_lfs(directory / name) for name in ("tokenizer.json", "vocab.txt"))
+        reason = "a Git LFS pointer: run `git lfs pull`" if pointer else error
         raise CheckpointError(f"{directory}: the tokenizer cannot be read ({reason})") from error
     raise CheckpointError(f"{directory}: has neither tokenizer.json nor vocab.txt")
 
