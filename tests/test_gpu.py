@@ -28,6 +28,7 @@ from blip_lite.processing.picture import Picture
 from blip_lite.storage import read_metrics
 from blip_lite.training.log import RunLog
 from blip_lite.training.loop import SKIPS_IN_A_ROW, epoch, train_step
+from blip_lite.training.preflight import plan
 from blip_lite.training.run import Run
 from blip_lite.training.setup import prepare, start
 from blip_lite.training.validate import validate
@@ -260,6 +261,31 @@ def test_memory_that_ran_out_is_one_line_of_advice(
         return
     assert main(command) == 1
     assert "Try --gradient_checkpointing, or --batch_size 8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("peak", "told"),
+    [(3e9, "it fits, pass --no_gradient_checkpointing"), (22e9, "too tight, leave it on"), (None, "is too small")],
+)
+def test_plan_says_whether_checkpointing_is_needed(
+    peak: float | None, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 24 GB, with so many reserved at the peak of a step without it, or out of memory there."""
+    seen: list[bool] = []
+
+    def step(run: Run, *args: Any) -> Any:
+        seen.append(run.model.gradient_checkpointing)
+        if peak is None and not seen[-1]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return train_step(run, *args)
+
+    monkeypatch.setattr("blip_lite.training.preflight.train_step", step)
+    with EmulatedGPU(), mock.patch.object(Accelerator, "device", CUDA):
+        monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device=None: peak or 0)
+        options = {"mixed_precision": "no", "gradient_checkpointing": True, "num_workers": 0}
+        result = plan(tiny_config(tmp_path, **options))
+    assert told in capsys.readouterr().out and result["fits_without_checkpointing"] == (peak == 3e9)
+    assert seen[0] and not seen[-1]
 
 
 def test_the_emulated_gpu_keeps_the_rules() -> None:

@@ -68,6 +68,7 @@ class Captions(Dataset[Any]):
         features: a `feature_cache.Features`, from which images come instead of being decoded.
         captions_per_image: how many captions of an image an epoch takes; None: all. `seed` and `epoch` say which.
         augment: whether images are changed, in each epoch otherwise.
+        multiple: captions are padded to a multiple of so many tokens.
         epoch: from 0; workers see it change.
     """
 
@@ -77,6 +78,7 @@ class Captions(Dataset[Any]):
         self.features: Any = None
         self.captions_per_image: int | None = None
         self.augment = False
+        self.multiple = 1
         self.seed, self._epoch = 0, multiprocessing.RawValue("q", 0)
 
     def __len__(self) -> int:
@@ -134,9 +136,13 @@ def draw_captions(captions: Sequence[str], count: int, seed: str, epoch: int) ->
 
 
 def collate(
-    items: Sequence[tuple[str, Tensor | str, list[list[int]]]], processor: Processor, prompt_length: int
+    items: Sequence[tuple[str, Tensor | str, list[list[int]]]],
+    processor: Processor,
+    prompt_length: int,
+    multiple: int = 1,
 ) -> Batch:
-    """Stack items; captions are padded to the batch's longest, images to its largest number of captions.
+    """Stack items; captions are padded to the batch's longest, and on to a `multiple` of so many tokens; images to its
+    largest number of captions.
 
     Args:
         items: what `Captions` returns.
@@ -146,7 +152,8 @@ def collate(
     captions = [tokens if isinstance(pixels, Tensor) else [] for _, pixels, tokens in items]
     most = max(1, max(len(rows) for rows in captions))
     longest = max((len(row) for rows in captions for row in rows), default=2)
-    input_ids = torch.full((len(items), most, longest), processor.pad_token_id)
+    padded = math.ceil(longest / multiple) * multiple
+    input_ids = torch.full((len(items), most, padded), processor.pad_token_id)
     input_ids[:, :, 0] = processor.bos_token_id
     labels = torch.full_like(input_ids, IGNORE)
     for i, rows in enumerate(captions):
@@ -233,7 +240,9 @@ def loader(
     return DataLoader(
         dataset,
         batch_sampler=batches,
-        collate_fn=partial(collate, processor=dataset.processor, prompt_length=prompt_length),
+        collate_fn=partial(
+            collate, processor=dataset.processor, prompt_length=prompt_length, multiple=dataset.multiple
+        ),
         num_workers=num_workers,
         timeout=LONGEST_WAIT if num_workers else 0,
         pin_memory=pin_memory,

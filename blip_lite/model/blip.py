@@ -10,6 +10,7 @@ Li et al. 2022, "BLIP: Bootstrapping Language-Image Pre-training", https://arxiv
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Protocol
@@ -25,7 +26,12 @@ IGNORE = -100  # a label that is no target; torch's and transformers' convention
 
 
 class KeyValueCache(Protocol):
-    """What the decoder needs of a cache; `generation.Cache` is one."""
+    """What the decoder needs of a cache; `generation.Cache` is one.
+
+    `cross`: of each layer, the images' keys and values, `[I, H, P, d]` each.
+    """
+
+    cross: list[tuple[Tensor, Tensor]]
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Take the new keys and values `[I, H, T, d]` of a layer; return all of them and the mask."""
@@ -122,7 +128,7 @@ class VisionModel(nn.Module):
         self.post_layernorm = nn.LayerNorm(c.hidden_size, eps=c.layer_norm_eps)
 
     def forward(self, pixel_values: Tensor, run: Callable[..., Tensor]) -> Tensor:
-        """`[I, 3, S, S]` -> `[I, P, D]`; `run(layer, x)` applies a layer, with or without checkpointing."""
+        """`[I, 3, S, S]` -> `[I, P, D]`; `run(layer, x)` applies a layer, see `Blip.run`."""
         x = self.embeddings(pixel_values)
         for layer in self.encoder.layers:
             x = run(layer, x)
@@ -184,19 +190,21 @@ class TextLayer(nn.Module):
         dropout = self.dropout if self.training else 0.0
         return merge(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal))
 
-    def forward(self, x: Tensor, cross: tuple[Tensor, Tensor], cache: KeyValueCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, images: Tensor | KeyValueCache) -> Tensor:
         """One layer for x `[R, T, D]`.
 
-        Without a cache (training) the R = I*K rows are captions, and each attends causally to itself. With a
-        cache (generation) R = I, and the cache says which of its entries each of the T queries sees. Either
-        way all rows of an image share that image's cross-attention keys and values, `[I, H, P, d]` each.
+        With the images `[I, P, D]` (training) the R = I*K rows are captions, and each attends causally to itself. With
+        a cache of what was made of them (generation) R = I, and the cache says which of its entries each of the T
+        queries sees. Either way all rows of an image share that image's cross-attention keys and values.
         """
         q = self.attention.self.queries(x)
         k, v = self.attention.self.keys_values(x)
-        if cache is None:
+        if isinstance(images, Tensor):
+            cross = self.cross_keys_values(images)
             y = self.attend(q, k, v, causal=True)
         else:
-            y = self.attend(q, *cache.update(self.index, k, v))
+            cross = images.cross[self.index]
+            y = self.attend(q, *images.update(self.index, k, v))
         x = self.attention.output(y, x)
 
         per_image = x.reshape(len(cross[0]), -1, x.shape[-1])  # [I, K*T, D]
@@ -257,11 +265,26 @@ class TextDecoder(nn.Module):
         return self.bert.encoder.layer
 
 
+def apply_layer(layer: nn.Module, *args: Tensor) -> Tensor:
+    return layer(*args)
+
+
+@functools.cache
+def compiled_layer() -> Callable[..., Tensor]:
+    """`apply_layer`, compiled when it is first called. One compilation serves all layers of a kind, as the weights are
+    its inputs; each shape has one of its own, and 64 are allowed, where torch allows 8."""
+    import torch._dynamo  # costs a second, so only where it is wanted
+
+    torch._dynamo.config.recompile_limit = 64
+    return torch.compile(apply_layer, fullgraph=True, dynamic=False)
+
+
 class Blip(nn.Module):
     """The captioning model. Call it for the training loss; `blip_lite.generation` decodes with it.
 
     Attributes:
         gradient_checkpointing: recompute each layer's activations in the backward pass, to save memory.
+        compiled: layers are compiled in training.
         frozen_vision: the image encoder runs without a graph (set by `freeze_vision`).
         images_at_a_time: how many the encoder takes at once; None: the whole batch.
     """
@@ -272,6 +295,7 @@ class Blip(nn.Module):
         self.vision_model = VisionModel(config.vision)
         self.text_decoder = TextDecoder(config.text, config.vision.hidden_size)
         self.gradient_checkpointing = False
+        self.compiled = False
         self.frozen_vision = False
         self.images_at_a_time: int | None = None
         self.tie_weights()
@@ -320,10 +344,12 @@ class Blip(nn.Module):
             if isinstance(module, (TextEmbeddings, TextLayer, TextOutput)):
                 module.dropout = rate
 
-    def run(self, layer: Callable[..., Tensor], *args: Tensor) -> Tensor:
+    def run(self, layer: nn.Module, *args: Tensor) -> Tensor:
+        """Apply a layer, in training as `compiled` and `gradient_checkpointing` say."""
+        apply = compiled_layer() if self.compiled and self.training else apply_layer
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(layer, *args, use_reentrant=False)
-        return layer(*args)
+            return checkpoint(apply, layer, *args, use_reentrant=False)
+        return apply(layer, *args)
 
     def encode(self, pixel_values: Tensor) -> Tensor:
         """Images `[I, 3, S, S]` -> what the decoder attends to, `[I, P, D]` (P = patches + 1). What is encoded
@@ -352,8 +378,7 @@ class Blip(nn.Module):
         positions = torch.arange(length, device=input_ids.device)
         x = self.text_decoder.bert.embeddings(input_ids.reshape(images * captions, length), positions)
         for layer in self.text_decoder.layers:
-            # The projection of the image lies inside the checkpointed function: its result is large.
-            x = self.run(lambda x, e, layer=layer: layer(x, layer.cross_keys_values(e)), x, image_embeds)
+            x = self.run(layer, x, image_embeds)
         return x.view(images, captions, length, -1)
 
     def forward(

@@ -138,8 +138,8 @@ def prefill(model: Blip, image_embeds: Tensor, prompt_ids: Tensor, slots: int) -
 def advance(model: Blip, cache: Cache, input_ids: Tensor, positions: Tensor) -> Tensor:
     """Run tokens `[I, T]` through the decoder, appending to the cache; hidden states `[I, T, D]`."""
     x = model.text_decoder.bert.embeddings(input_ids, positions)
-    for layer, cross in zip(model.text_decoder.layers, cache.cross, strict=True):
-        x = layer(x, cross, cache)
+    for layer in model.text_decoder.layers:
+        x = layer(x, cache)
     cache.length += input_ids.shape[1]
     return x
 

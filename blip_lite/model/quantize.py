@@ -1,4 +1,4 @@
-"""The image encoder in 8-bit integers, for CPUs."""
+"""The image encoder in 8-bit integers, for CPUs; and what compiling needs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ def quantize_encoder(model: Blip, kind: str) -> None:
     and is no faster on a CPU."""
     if kind != "int8":
         raise ConfigError(f"quantize {kind!r}: expected 'int8'")
-    if not (shutil.which(os.environ.get("CXX", "")) or shutil.which("g++") or shutil.which("clang++")):
-        raise ConfigError("quantize: there is no C++ compiler, which int8 needs; install g++")
+    need_compiler("quantize")
     try:
         from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
     except ImportError as error:
@@ -25,3 +24,9 @@ def quantize_encoder(model: Blip, kind: str) -> None:
     model.requires_grad_(False)  # else the compiler does not lay the weights out for the processor
     model.vision_model.compile(options={"freezing": True})
     model.images_at_a_time = 1
+
+
+def need_compiler(what: str) -> None:
+    """Raises ConfigError on a machine without a C++ compiler: torch would say so after minutes."""
+    if not (shutil.which(os.environ.get("CXX", "")) or shutil.which("g++") or shutil.which("clang++")):
+        raise ConfigError(f"{what}: there is no C++ compiler, which this needs; install g++")

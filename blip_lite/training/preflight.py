@@ -151,7 +151,38 @@ def plan(config: TrainConfig) -> dict[str, Any]:
         if not math.isfinite(loss):
             raise TrainingError(f"plan: the loss is {loss} before any training; is the checkpoint sound?")
         times.append(time.perf_counter() - began)
-    return outlook(run, statistics.median(times[1:]), *loading_rate(run), batches[0].input_ids.shape[2])
+    result = outlook(run, statistics.median(times[1:]), *loading_rate(run), batches[0].input_ids.shape[2])
+    if run.model.gradient_checkpointing and run.accelerator.device.type == "cuda":
+        result |= without_checkpointing(run, [batches[0]] * accumulation, times[0])
+    return result
+
+
+def without_checkpointing(run: Run, window: list[Batch], seconds_with: float) -> dict[str, Any]:
+    """Whether the longest captions fit into a GPU's memory without gradient checkpointing too, and what that saves of
+    the seconds that the first step took with it."""
+    device, gb = run.accelerator.device, 1e9
+    run.model.gradient_checkpointing = False
+    torch.cuda.reset_peak_memory_stats(device)
+    try:
+        for _ in range(2):  # the first one asks for memory
+            began = time.perf_counter()
+            train_step(run, window, 0.0).loss.item()
+            seconds = time.perf_counter() - began
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        run.accelerator.print("  without gradient checkpointing memory is too small: leave it on")
+        return {"fits_without_checkpointing": False}
+    finally:
+        run.model.gradient_checkpointing = True
+    peak, total = memory(device, 0)[0], torch.cuda.mem_get_info(device)[1]
+    fits = peak < 0.9 * total  # validation decodes beside the optimizer's state
+    run.accelerator.print(
+        f"  without gradient checkpointing {peak / gb:.2f} of {total / gb:.1f} GB, {seconds:.2f} s for the longest "
+        f"captions instead of {seconds_with:.2f}: "
+        + ("it fits, pass --no_gradient_checkpointing" if fits else "too tight, leave it on")
+    )
+    return {"fits_without_checkpointing": fits, "peak_without_checkpointing_gb": peak / gb}
 
 
 def loading_rate(run: Run, seconds: float = 1) -> tuple[float, int]:

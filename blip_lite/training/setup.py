@@ -30,6 +30,7 @@ from blip_lite.evaluation.captions import decoding
 from blip_lite.model.blip import Blip
 from blip_lite.model.from_scratch import from_scratch
 from blip_lite.model.pretrained import load_pretrained, resize
+from blip_lite.model.quantize import need_compiler
 from blip_lite.processing.processor import Processor
 from blip_lite.processing.text import normalize_caption
 from blip_lite.settings import (
@@ -141,6 +142,7 @@ def prepare(config: TrainConfig, accelerator: Accelerator, needed: Sequence[str]
     train_set = Captions(data.splits["train"], processor, config.decoding.prompt, optimisation.max_length)
     train_set.captions_per_image, train_set.seed = optimisation.captions_per_image, optimisation.seed
     train_set.augment = config.regularisation.augment
+    train_set.multiple = 8 if config.model.compile else 1  # few lengths, as each is compiled for itself
     say_workers(config.loading, train_set.image_bytes, accelerator)
 
     # The learning rate is set at each step by `learning_rate`: nothing else is scheduled.
@@ -251,6 +253,9 @@ def build_model(config: TrainConfig, data: DataSet) -> tuple[Blip, Processor]:
     decoding = dataclasses.asdict(config.decoding)  # travels with every checkpoint
     processor.prompt, processor.decoding = decoding.pop("prompt"), decoding
     model.gradient_checkpointing = bool(config.model.gradient_checkpointing)
+    if config.model.compile:
+        need_compiler("--compile")
+        model.compiled = True
     if config.model.freeze_vision:
         model.freeze_vision()
     return model, processor
