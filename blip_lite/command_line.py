@@ -338,5 +338,5 @@ def add_placement(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
         default="auto",
-        help="of the weights: auto, float32, bfloat16 (faster on CPUs that have it, too), float16",
+        help="of the weights: auto, float32, bfloat16 (twice as fast on some CPUs, slower on others), float16",
     )

@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from blip_lite.captioning.command import try_to_write
+from blip_lite.captioner import bfloat16_gain
+from blip_lite.captioning.command import say_faster, try_to_write
 from blip_lite.captioning.inputs import expand, identity, passed_over_text
 from blip_lite.captioning.journal import take_up
 from blip_lite.captioning.outputs import Sidecars, write_sidecar
@@ -210,3 +211,33 @@ def test_a_path_behind_a_link_is_opened_as_written(tmp_path: Path) -> None:
     [name] = ids(tmp_path / "list.txt")
     assert os.path.samefile(name, tmp_path / "far/a.png")
     assert identity(name) == str(tmp_path / "far/a.png")
+
+
+@pytest.mark.parametrize(
+    ("gain", "changes", "expected"),
+    [
+        (1.9, {}, True),
+        (0.5, {}, False),  # as of a Xeon that has the instructions
+        (1.9, {"output": None}, False),
+        (1.9, {"dtype": "float32"}, False),
+        (1.9, {"hidden_size": 96}, False),
+    ],
+)
+def test_a_long_job_says_when_this_processor_is_faster_in_bfloat16(
+    gain: float,
+    changes: dict[str, Any],
+    expected: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("blip_lite.captioning.command.bfloat16_gain", lambda _: gain)
+    asked = {"output": "captions.jsonl", "sidecar": False, "dtype": "auto", "hidden_size": 768, **changes}
+    vision = SimpleNamespace(hidden_size=asked.pop("hidden_size"))
+    model = SimpleNamespace(config=SimpleNamespace(vision=vision), device=SimpleNamespace(type="cpu"))
+    say_faster(SimpleNamespace(**asked), SimpleNamespace(model=model), 0)  # type: ignore[arg-type]
+    assert ("--dtype bfloat16 is faster" in capsys.readouterr().err) == expected
+
+
+def test_the_gain_is_measured() -> None:
+    vision = SimpleNamespace(image_size=64, patch_size=16, hidden_size=32, intermediate_size=64)
+    assert 0 < bfloat16_gain(SimpleNamespace(config=SimpleNamespace(vision=vision))) < 1000  # type: ignore[arg-type]
