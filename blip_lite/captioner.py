@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from blip_lite.errors import ConfigError
-from blip_lite.model.blip import IGNORE, Blip
+from blip_lite.model.blip import IGNORE, Blip, avoid_cudnn_attention
 from blip_lite.model.generation import GenerationSettings, generate
 from blip_lite.model.pretrained import load_pretrained
 from blip_lite.model.quantize import quantize_encoder
@@ -122,6 +122,7 @@ class Captioner:
     def __init__(self, model: Blip, processor: Processor) -> None:
         self.model, self.processor = model, processor
         self.images_that_fit: int | None = None  # at a time, once memory ran out
+        avoid_cudnn_attention(model.device)
 
     @staticmethod
     def from_pretrained(

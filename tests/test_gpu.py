@@ -188,6 +188,27 @@ def test_a_captioner_on_the_second_gpu_leaves_the_first_alone(hf_dir: Path) -> N
     assert inference.model_fn(str(hf_dir), context).model.device.type == "cpu"
 
 
+@pytest.mark.parametrize("use", ["caption", "train"])
+def test_no_attention_that_plans_for_each_shape(
+    use: str, hf_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU only, whose captions meet new shapes all the time."""
+    asked: list[bool] = []
+    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", asked.append)
+
+    def begin(device: str) -> None:
+        if use == "caption":
+            Captioner.from_pretrained(hf_dir, device)
+        else:
+            tiny_run(tmp_path, mixed_precision="no")
+
+    begin("cpu")
+    assert not asked
+    with EmulatedGPU(), mock.patch.object(Accelerator, "device", CUDA):
+        begin("cuda")
+    assert asked == [False]
+
+
 def test_the_number_type_is_that_of_the_gpu_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """A newer GPU beside an older one, which is the current one."""
     current = [0]

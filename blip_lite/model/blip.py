@@ -67,6 +67,14 @@ def rows_before_targets(labels: Tensor) -> Tensor:
     return F.pad(labels[:, :, 1:] != IGNORE, (0, 1)).flatten().nonzero()[:, 0]
 
 
+def avoid_cudnn_attention(device: torch.device) -> None:
+    """For this process and its GPU: attention without cuDNN's kernels, which torch prefers on some GPUs (sm90, sm100).
+    They build a plan for each shape that they meet first, and captions grow by a shape a step: 0.4 s forward and 0.6 s
+    backward each, reported of torch 2.11 on a B200 (https://github.com/modelscope/FunASR/issues/3704)."""
+    if device.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 class VisionEmbeddings(nn.Module):
     def __init__(self, c: VisionConfig) -> None:
         super().__init__()

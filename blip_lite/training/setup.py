@@ -27,7 +27,7 @@ from blip_lite.data.load import load_data
 from blip_lite.data.look import first_look, first_look_page, refuse_what_is_no_caption
 from blip_lite.errors import CheckpointError, ConfigError
 from blip_lite.evaluation.captions import decoding
-from blip_lite.model.blip import Blip
+from blip_lite.model.blip import Blip, avoid_cudnn_attention
 from blip_lite.model.from_scratch import from_scratch
 from blip_lite.model.pretrained import load_pretrained, resize
 from blip_lite.model.quantize import need_compiler
@@ -82,6 +82,7 @@ def start(config: TrainConfig) -> Accelerator:
             f"the launch file asks for {accelerator.distributed_type.value}; this loop is data-parallel only: base and "
             "large BLIP (0.2 and 0.5 billion parameters) fit any GPU whole. Use accelerate_configs/multi_gpu.yaml"
         )
+    avoid_cudnn_attention(accelerator.device)
     accelerator.gradient_accumulation_steps = 1  # else `backward` would divide the loss once more
     use_all_cores(accelerator)
     set_seed(config.optimisation.seed)
