@@ -170,8 +170,9 @@ def waits(args: Any) -> dict[str, Any]:
 
 
 def speed(size: str, args: Any, dtype: torch.dtype, batch: int, beams: int) -> dict[str, Any]:
-    """Captions a second of both sides, and the memory that each takes."""
-    sides = captioning.both(*load_both(size, args.device, dtype), batch, num_beams=beams, max_new_tokens=20)
+    """Captions a second of both sides, and the memory that each takes; and of ours with recorded steps."""
+    ours, theirs = load_both(size, args.device, dtype)
+    sides = captioning.both(ours, theirs, batch, num_beams=beams, max_new_tokens=20)
     row, found = compare(alternate(sides, args.repeats, args.device), batch), {}
     for side, call in sides.items():
         if args.device != "cpu":
@@ -180,7 +181,16 @@ def speed(size: str, args: Any, dtype: torch.dtype, batch: int, beams: int) -> d
         found[side] = call()
         if args.device != "cpu":  # both models lie there
             row[f"{side}_peak_GB_beside_the_other_model"] = torch.cuda.max_memory_reserved() / 1e9
-    return row | captioning.same_tokens(found[OURS], found[PEER])
+    row |= captioning.same_tokens(found[OURS], found[PEER])
+    ours.model.cuda_graphs = True
+    try:
+        recorded = compare({OURS: alternate({"": sides[OURS]}, args.repeats, args.device)[""]}, batch)[OURS]
+        same = captioning.same_tokens(sides[OURS](), found[OURS])["same_tokens"]
+        return row | {"cuda_graphs": recorded, "cuda_graphs_same_tokens": same}
+    except RuntimeError as error:  # no GPU has recorded them yet
+        return row | {"cuda_graphs": f"failed: {error}"}
+    finally:
+        ours.model.cuda_graphs = False
 
 
 def steps(size: str, args: Any, dtype: torch.dtype, variant: str) -> dict[str, Any]:

@@ -130,6 +130,7 @@ class Captioner:
         device: str | int | torch.device | None = "auto",
         dtype: str | torch.dtype | None = "auto",
         quantize: str | None = None,
+        cuda_graphs: bool = False,
     ) -> Captioner:
         """Load a checkpoint directory or a Hub id.
 
@@ -140,6 +141,8 @@ class Captioner:
             quantize: `"int8"` runs the image encoder in 8-bit integers. Captions differ now and then from float32's
                 (`benchmarks/README.md` says how often), and the first image waits for a compilation (some 40 s on 2
                 cores at base size). CPU only; needs `pip install blip_lite[int8]` and a C++ compiler.
+            cuda_graphs: beams and greedy search replay a recorded step instead of launching its kernels one by one. CUDA
+                only; no GPU has run it yet.
 
         Raises:
             CheckpointError: it cannot be found, or is not a BLIP captioning checkpoint.
@@ -148,7 +151,10 @@ class Captioner:
         device = pick_device(device)
         if quantize and device.type != "cpu":
             raise ConfigError(f"quantize is for the CPU; the device is {device}")
+        if cuda_graphs and device.type != "cuda":
+            raise ConfigError(f"cuda_graphs is for CUDA; the device is {device}")
         model, processor = load_pretrained(path_or_id, device, pick_dtype(dtype, device))
+        model.cuda_graphs = cuda_graphs
         if quantize:
             quantize_encoder(model, quantize)
         return Captioner(model, processor)

@@ -48,6 +48,7 @@ class EmulatedGPU:
         self.count, self.waits, self.kernels = count, Counter[tuple[str, str]](), 0
         self.storages: dict[int, tuple[StorageWeakRef, torch.device]] = {}
         self.factories = threading.local()
+        self.recording: Graph | None = None
         self.stack = contextlib.ExitStack()
 
     def __enter__(self) -> EmulatedGPU:
@@ -85,6 +86,11 @@ class EmulatedGPU:
             mock.patch.object(torch.cuda, "set_rng_state", lambda state, device=None: None),
             mock.patch.object(torch.cuda, "device", lambda device: contextlib.nullcontext()),
             mock.patch.object(torch.cuda, "synchronize", lambda device=None: self.wait("synchronize")),
+            mock.patch.object(torch.cuda, "Stream", mock.Mock),
+            mock.patch.object(torch.cuda, "current_stream", mock.Mock),
+            mock.patch.object(torch.cuda, "stream", lambda stream: contextlib.nullcontext()),
+            mock.patch.object(torch.cuda, "CUDAGraph", lambda: Graph(self)),
+            mock.patch.object(torch.cuda, "graph", self.record),
         ):
             self.stack.enter_context(patch)
         self.stack.enter_context(_Operators(self))
@@ -93,6 +99,16 @@ class EmulatedGPU:
 
     def __exit__(self, *error: Any) -> None:
         self.stack.__exit__(*error)
+
+    @contextlib.contextmanager
+    def record(self, graph: Graph, capture_error_mode: str) -> Iterator[None]:
+        """What runs in the block is kept in the graph. A GPU does not run it then; here its outcome is spoilt."""
+        self.recording = graph
+        yield
+        self.recording = None
+        for _, _, _, made in graph.operators:
+            for tensor in made:
+                tensor.fill_(-1 if not tensor.dtype.is_floating_point else torch.nan)
 
     @property
     def making(self) -> torch.device | None:
@@ -129,6 +145,27 @@ class EmulatedGPU:
         found: Counter[tuple[str, str]] = Counter()
         yield found
         found.update(self.waits - before)
+
+
+class Graph:
+    """As `torch.cuda.CUDAGraph`: operators with the memory that they read and write, run again by `replay`."""
+
+    def __init__(self, gpu: EmulatedGPU) -> None:
+        self.gpu = gpu
+        self.operators: list[tuple[Any, Any, Any, list[Tensor]]] = []
+
+    def add(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """Of its results those count that are new, neither a view nor what an operator in place changed."""
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        results = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
+        self.operators.append((func, args, kwargs, [t for t in results if t.untyped_storage()._cdata not in given]))
+
+    def replay(self) -> None:
+        for func, args, kwargs, made in self.operators:
+            results = [t for t in tree_leaves(func(*args, **kwargs)) if isinstance(t, Tensor)]
+            for tensor, result in zip(made, results if made else [], strict=True):
+                self.gpu.put(result, self.gpu.device_of(tensor))
+                tensor.copy_(result)
 
 
 def line() -> str:
@@ -245,6 +282,10 @@ class _Operators(TorchDispatchMode):
             self.check(name, args, kwargs, tensors, places, devices)
             gpu.kernels += 1
         result = func(*args, **kwargs)
+        if gpu.recording:
+            if name in READS or name in SHAPED_BY_VALUES:
+                raise RuntimeError(f"{name}: operation not permitted when stream is capturing, at {line()}")
+            gpu.recording.add(func, args, kwargs, result)
         if name not in READS:
             for tensor in tree_leaves(result):
                 if isinstance(tensor, Tensor) and (devices or not tensors):

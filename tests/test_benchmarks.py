@@ -41,6 +41,9 @@ def test_the_command_for_a_gpu_works_on_a_tiny_shape(tmp_path: Path) -> None:
     for name, row in rows.items():
         if name.startswith(("captions", "training", "recipe")):
             assert row["blip_lite"]["median"] > 0 < row["transformers"]["median"], name
+        if name.startswith("captions"):
+            batch = name.rsplit(" ", 1)[1]
+            assert row["cuda_graphs"]["median"] > 0 and row["cuda_graphs_same_tokens"] == f"{batch} of {batch}"
     assert path.with_suffix(".md").read_text().count("\n| ") == 10 and path.with_suffix(".png").stat().st_size > 1000
     assert "left out" in run("--minutes", "0") and json.loads(path.read_text())["rows"] == rows
     del rows["waits: a tiny model"]

@@ -22,6 +22,7 @@ from blip_lite.captioning.bulk import caption_files
 from blip_lite.cli import main
 from blip_lite.data.batches import Batch, Captions, loader
 from blip_lite.data.sources.shapes import draw_scene, scene_ids
+from blip_lite.model import graphs
 from blip_lite.model.flops import training_flops
 from blip_lite.model.generation import STEPS_A_LOOK, GenerationSettings, generate
 from blip_lite.processing.picture import Picture
@@ -83,6 +84,28 @@ def test_decoding_waits_only_to_look_and_gives_the_tokens_of_the_cpu(name: str, 
     assert reads.pop("_local_scalar_dense", 0) + reads.pop("is_nonzero", 0) <= 11 // STEPS_A_LOOK
     assert reads.pop("tolist", 0) <= (12 if forbidden else 0)  # what was said so far, once a step
     assert not reads, waits
+
+
+@pytest.mark.parametrize("name", ["beams", "late beams", "greedy"])
+@pytest.mark.parametrize("images", [1, 6])
+def test_a_recorded_step_gives_the_same_captions_and_only_looks(name: str, images: int) -> None:
+    """Twice, as the second search of a shape begins in the buffers that the first one left."""
+    settings, model = SETTINGS[name], ours(make_hf(1, sep_bias=2, layers=1))
+    inputs = [torch.randn(images, 3, 32, 32, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2)]
+    expected = [generate(model, pixels, prompts(images, 2), settings) for pixels in inputs]
+    with EmulatedGPU() as gpu:
+        model = model.to("cuda")
+        model.cuda_graphs = True
+        prompt = prompts(images, 2).to("cuda")
+        generate(model, inputs[1].to("cuda"), prompt, settings)  # records
+        for pixels, wanted in zip([inputs[0], inputs[1], inputs[0]], [*expected, expected[0]], strict=True):
+            pixels = pixels.to("cuda")
+            with gpu.counting() as waits:
+                found = generate(model, pixels, prompt, settings)
+            assert found.sequences.cpu().tolist() == wanted.sequences.tolist()
+            torch.testing.assert_close(found.scores.cpu(), wanted.scores, rtol=1e-5, atol=1e-5)
+            assert sum(waits.values()) <= 11 // STEPS_A_LOOK and {what for what, _ in waits} <= {"_local_scalar_dense"}
+        assert all(search.graph.operators for search in graphs.kept[model].values())
 
 
 def tiny_run(tmp_path: Path, **changes: Any) -> Run:

@@ -28,10 +28,11 @@ IGNORE = -100  # a label that is no target; torch's and transformers' convention
 class KeyValueCache(Protocol):
     """What the decoder needs of a cache; `generation.Cache` is one.
 
-    `cross`: of each layer, the images' keys and values, `[I, H, P, d]` each.
+    `cross`: of each layer, the images' keys and values, `[I, H, P, d]` each. `length`: how many entries there are.
     """
 
     cross: list[tuple[Tensor, Tensor]]
+    length: int
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Take the new keys and values `[I, H, T, d]` of a layer; return all of them and the mask."""
@@ -293,6 +294,7 @@ class Blip(nn.Module):
     Attributes:
         gradient_checkpointing: recompute each layer's activations in the backward pass, to save memory.
         compiled: layers are compiled in training.
+        cuda_graphs: decoding replays a recorded step, see `graphs`.
         frozen_vision: the image encoder runs without a graph (set by `freeze_vision`).
         images_at_a_time: how many the encoder takes at once; None: the whole batch.
     """
@@ -303,7 +305,7 @@ class Blip(nn.Module):
         self.vision_model = VisionModel(config.vision)
         self.text_decoder = TextDecoder(config.text, config.vision.hidden_size)
         self.gradient_checkpointing = False
-        self.compiled = False
+        self.compiled = self.cuda_graphs = False
         self.frozen_vision = False
         self.images_at_a_time: int | None = None
         self.tie_weights()

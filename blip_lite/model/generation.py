@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from blip_lite.errors import ConfigError
-from blip_lite.model.blip import Blip
+from blip_lite.model.blip import Blip, KeyValueCache
 from blip_lite.processing.upload import upload
 
 NEVER = -1.0e9  # the score of a beam that must not win; transformers' value, kept so that sums round alike
@@ -135,7 +135,7 @@ def prefill(model: Blip, image_embeds: Tensor, prompt_ids: Tensor, slots: int) -
     return model.logits(hidden[:, -1]).float(), cache
 
 
-def advance(model: Blip, cache: Cache, input_ids: Tensor, positions: Tensor) -> Tensor:
+def advance(model: Blip, cache: KeyValueCache, input_ids: Tensor, positions: Tensor) -> Tensor:
     """Run tokens `[I, T]` through the decoder, appending to the cache; hidden states `[I, T, D]`."""
     x = model.text_decoder.bert.embeddings(input_ids, positions)
     for layer in model.text_decoder.layers:
@@ -180,13 +180,22 @@ def generate(
     Raises:
         ConfigError: prompt and new tokens together are more than the model has positions for.
     """
+    from blip_lite.model import graphs  # which takes up what is here
+
     limit = model.config.text.max_position_embeddings
     if prompt_ids.shape[1] + settings.max_new_tokens > limit:
         raise ConfigError(
             f"{prompt_ids.shape[1]} prompt + {settings.max_new_tokens} new tokens: the model has {limit} positions"
         )
+    if settings.num_beams > 1 and (vocabulary := model.config.text.vocab_size) < 2 * settings.num_beams + 1:
+        raise ConfigError(
+            f"{settings.num_beams} beams need a vocabulary of at least {2 * settings.num_beams + 1} tokens; it has "
+            f"{vocabulary}"
+        )
     with torch.inference_mode():
         image_embeds = model.encode(pixel_values)
+        if model.cuda_graphs and not forbidden and graphs.fits(settings):
+            return graphs.search(model, image_embeds, prompt_ids, settings)
         if settings.num_beams > 1:
             return beam_search(model, image_embeds, prompt_ids, settings, forbidden)
         return greedy_or_sample(model, image_embeds, prompt_ids, settings, forbidden)
@@ -225,6 +234,78 @@ def discourage(scores: Tensor, prompt_ids: Tensor, tokens: Tensor, s: Generation
     return scores
 
 
+@dataclass
+class Beams:
+    """Where a search over I images stands: B captions of each that grow, and the best B that are finished."""
+
+    tokens: Tensor  # [I, B, new]: the captions still growing
+    scores: Tensor  # [I, B]: their summed log-probabilities
+    parents: Tensor  # [I, B]: which beam of the step before each continues
+    done_tokens: Tensor  # [I, B, new]: the best finished captions so far
+    done_scores: Tensor  # [I, B]
+    is_done: Tensor  # [I, B]: whether there is one
+    complete: Tensor  # [I]: nothing can become better
+
+    @staticmethod
+    def first(tokens: Tensor, growing: int) -> Beams:
+        """Before the first step: captions of padding `[I, B, new]`, of which one an image grows, in so many rows."""
+        (images, B, _), device = tokens.shape, tokens.device
+        scores = torch.full((images, growing), NEVER, device=device)
+        scores[:, 0] = 0
+        parents = torch.zeros(images, growing, dtype=torch.long, device=device)
+        is_done = torch.zeros(images, B, dtype=torch.bool, device=device)
+        done_scores = torch.full((images, B), NEVER, device=device)
+        return Beams(tokens, scores, parents, tokens, done_scores, is_done, torch.zeros_like(is_done[:, 0]))
+
+    def of(self, rows: Tensor) -> Beams:
+        """Of these images only."""
+        return Beams(**{name: tensor[rows] for name, tensor in vars(self).items()})
+
+
+def length_divisors(s: GenerationSettings) -> Tensor:
+    """`[new]`: what the score of a caption that ends at each step is divided by, length ** length_penalty."""
+    return torch.tensor([(t + 1) ** float(s.length_penalty) for t in range(s.max_new_tokens)])
+
+
+def grow(beams: Beams, log_probs: Tensor, t: Tensor, divisor: Tensor, s: GenerationSettings, sep: int) -> Beams:
+    """A step of the search.
+
+    Args:
+        beams: before it; with one beam an image at first.
+        log_probs: `[I, B, V]` of the next token.
+        t: `[1]`, the step, from 0.
+        divisor: `[1]`, that of `length_divisors`.
+        s: how to decode.
+        sep: the token that ends a caption.
+    """
+    B, V, device = s.num_beams, log_probs.shape[-1], log_probs.device
+    last = t + 1 == s.max_new_tokens
+    # 2B candidates: at most B of them end here, so at least B go on.
+    candidates, flat = (beams.scores[:, :, None] + log_probs).flatten(1).topk(2 * B)  # [I, 2B]
+    parents, chosen = flat // V, flat % V
+    grown = beams.tokens.gather(1, parents[:, :, None].expand(-1, -1, s.max_new_tokens))
+    grown.index_copy_(2, t, chosen[:, :, None])
+    ends = (chosen == sep) | last
+
+    # Finished captions: only candidates among the first B count, and only the best B are remembered.
+    final = candidates / divisor
+    not_final = ~ends | (torch.arange(2 * B, device=device) >= B) | beams.complete[:, None]
+    final = final.masked_fill(not_final, NEVER)
+    done_scores, best = torch.cat([beams.done_scores, final], 1).topk(B)
+    done_tokens = torch.cat([beams.done_tokens, grown], 1).gather(1, best[:, :, None].expand(-1, -1, s.max_new_tokens))
+    is_done = torch.cat([beams.is_done, final > NEVER], 1).gather(1, best)
+
+    # Growing captions: the best B that go on.
+    scores, best = (candidates + ends * NEVER).topk(B)
+    tokens = grown.gather(1, best[:, :, None].expand(-1, -1, s.max_new_tokens))
+
+    # An image is complete when its growing captions cannot beat its finished ones (as judged at the
+    # present length, transformers' heuristic), or at once with early_stopping.
+    can_improve = scores[:, 0] / divisor > done_scores.min(1).values
+    complete = beams.complete | (is_done.all(1) & (~can_improve | s.early_stopping))
+    return Beams(tokens, scores, parents.gather(1, best), done_tokens, done_scores, is_done, complete)
+
+
 def beam_search(
     model: Blip, image_embeds: Tensor, prompt_ids: Tensor, s: GenerationSettings, forbidden: Forbidden | None = None
 ) -> Generated:
@@ -234,72 +315,41 @@ def beam_search(
     """
     text = model.config.text
     (images, prompt_length), B, device = prompt_ids.shape, s.num_beams, prompt_ids.device
-    if text.vocab_size < 2 * B + 1:
-        raise ConfigError(f"{B} beams need a vocabulary of at least {2 * B + 1} tokens; it has {text.vocab_size}")
-
     out = torch.full((images, B, s.max_new_tokens), text.pad_token_id, device=device)
     out_scores = torch.full((images, B), NEVER, device=device)
     rows = torch.arange(images, device=device)  # which image each row of the state below belongs to
-    tokens = out.clone()  # [I, B, new]: the captions still growing
-    scores = torch.zeros(images, 1, device=device)  # [I, B]: their summed log-probabilities; one beam at first
-    done_tokens, done_scores = out.clone(), out_scores.clone()  # the best finished captions so far
-    is_done = torch.zeros(images, B, dtype=torch.bool, device=device)
-    complete = torch.zeros(images, dtype=torch.bool, device=device)
+    beams = Beams.first(out, growing=1)
+    steps, divisors = torch.arange(s.max_new_tokens, device=device), upload(length_divisors(s), device)
 
     logits, cache = prefill(model, image_embeds, prompt_ids, prompt_length + B * s.max_new_tokens)
     cache.visible = cache.visible[:, -1:]
     logits = logits[:, None]
     for t in range(s.max_new_tokens):
-        # 2B candidates: at most B of them end here, so at least B go on.
         log_probs = logits.log_softmax(-1)
         if s.limits_repetition:
-            log_probs = discourage(log_probs, prompt_ids[rows], tokens[:, :, :t], s)
+            log_probs = discourage(log_probs, prompt_ids[rows], beams.tokens[:, :, :t], s)
         if t < s.min_new_tokens:
             log_probs[..., text.sep_token_id] = -torch.inf
         if forbidden:
-            forbid(log_probs, prompt_ids[rows], tokens[:, :, :t], forbidden)
-        candidates, flat = (scores[:, :, None] + log_probs).flatten(1).topk(2 * B)  # [I, 2B]
-        parents, chosen = flat // text.vocab_size, flat % text.vocab_size
-        grown = tokens.gather(1, parents[:, :, None].expand(-1, -1, s.max_new_tokens))
-        grown[:, :, t] = chosen
-        ends = (chosen == text.sep_token_id) | (t + 1 == s.max_new_tokens)
-
-        # Finished captions: only candidates among the first B count, and only the best B are remembered.
-        final = candidates / ((t + 1) ** float(s.length_penalty))
-        not_final = ~ends | (torch.arange(2 * B, device=device) >= B) | complete[:, None]
-        final = final.masked_fill(not_final, NEVER)
-        done_scores, best = torch.cat([done_scores, final], 1).topk(B)
-        done_tokens = torch.cat([done_tokens, grown], 1).gather(1, best[:, :, None].expand(-1, -1, s.max_new_tokens))
-        is_done = torch.cat([is_done, final > NEVER], 1).gather(1, best)
-
-        # Growing captions: the best B that go on.
-        scores, best = (candidates + ends * NEVER).topk(B)
-        tokens = grown.gather(1, best[:, :, None].expand(-1, -1, s.max_new_tokens))
-        parents = parents.gather(1, best)
-
-        # An image is complete when its growing captions cannot beat its finished ones (as judged at the
-        # present length, transformers' heuristic), or at once with early_stopping.
-        can_improve = scores[:, 0] / ((t + 1) ** float(s.length_penalty)) > done_scores.min(1).values
-        complete = complete | (is_done.all(1) & (~can_improve | s.early_stopping))
+            forbid(log_probs, prompt_ids[rows], beams.tokens[:, :, :t], forbidden)
+        beams = grow(beams, log_probs, steps[t : t + 1], divisors[t : t + 1], s, text.sep_token_id)
         if t + 1 == s.max_new_tokens:
             break
         if time_to_look(t, device):
-            left = len(rows) - int(complete.sum())
+            left = len(rows) - int(beams.complete.sum())
             if not left:
                 break
             # A complete image costs a row of work until it is dropped, but dropping copies the others' caches: so
             # wait until half are complete.
             if 2 * left <= len(rows):
-                out[rows], out_scores[rows] = done_tokens, done_scores
-                going = complete.long().argsort(stable=True)[:left]
-                rows, tokens, scores, parents = rows[going], tokens[going], scores[going], parents[going]
-                done_tokens, done_scores, is_done = done_tokens[going], done_scores[going], is_done[going]
-                complete = complete[going]
+                out[rows], out_scores[rows] = beams.done_tokens, beams.done_scores
+                going = beams.complete.long().argsort(stable=True)[:left]
+                rows, beams = rows[going], beams.of(going)
                 cache.keep(going)
-        logits = step(model, cache, tokens[:, :, t], parents, prompt_length)
+        logits = step(model, cache, beams.tokens[:, :, t], beams.parents, prompt_length)
 
-    out[rows], out_scores[rows] = done_tokens, done_scores
-    return _with_prompt(prompt_ids, out[:, : s.num_return_sequences], out_scores[:, : s.num_return_sequences])
+    out[rows], out_scores[rows] = beams.done_tokens, beams.done_scores
+    return with_prompt(prompt_ids, out[:, : s.num_return_sequences], out_scores[:, : s.num_return_sequences])
 
 
 def greedy_or_sample(
@@ -336,7 +386,7 @@ def greedy_or_sample(
         if t + 1 == s.max_new_tokens or (time_to_look(t, device) and not going.any()):
             break
         logits = step(model, cache, tokens[:, :, t], parents, prompt_length)
-    return _with_prompt(prompt_ids, tokens, scores / lengths)
+    return with_prompt(prompt_ids, tokens, scores / lengths)
 
 
 def _sample(logits: Tensor, s: GenerationSettings, generator: torch.Generator) -> Tensor:
@@ -356,6 +406,7 @@ def _sample(logits: Tensor, s: GenerationSettings, generator: torch.Generator) -
     return (probabilities / torch.empty_like(probabilities).exponential_(generator=generator)).argmax(-1)
 
 
-def _with_prompt(prompt_ids: Tensor, tokens: Tensor, scores: Tensor) -> Generated:
+def with_prompt(prompt_ids: Tensor, tokens: Tensor, scores: Tensor) -> Generated:
+    """`tokens` `[I, n, new]` behind the prompt."""
     prompt = prompt_ids[:, None].expand(-1, tokens.shape[1], -1)
     return Generated(torch.cat([prompt, tokens], dim=-1), scores)
