@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -262,33 +262,41 @@ class Beams:
         return Beams(**{name: tensor[rows] for name, tensor in vars(self).items()})
 
 
-def length_divisors(s: GenerationSettings) -> Tensor:
-    """`[new]`: what the score of a caption that ends at each step is divided by, length ** length_penalty."""
-    return torch.tensor([(t + 1) ** float(s.length_penalty) for t in range(s.max_new_tokens)])
+class Moments(NamedTuple):
+    """What a search knows of its steps, `[new]` each, or of one of them, `[1]`: all on the device, so nobody waits."""
+
+    t: Tensor  # from 0
+    last: Tensor  # whether all captions end here
+    divisor: Tensor  # of the score of a caption that ends here: length ** length_penalty
 
 
-def grow(beams: Beams, log_probs: Tensor, t: Tensor, divisor: Tensor, s: GenerationSettings, sep: int) -> Beams:
+def moments(s: GenerationSettings, device: torch.device) -> Moments:
+    """Of all steps."""
+    t = torch.arange(s.max_new_tokens, device=device)
+    divisor = torch.tensor([(step + 1) ** float(s.length_penalty) for step in range(s.max_new_tokens)])
+    return Moments(t, t + 1 == s.max_new_tokens, upload(divisor, device))
+
+
+def grow(beams: Beams, log_probs: Tensor, now: Moments, s: GenerationSettings, sep: int) -> Beams:
     """A step of the search.
 
     Args:
         beams: before it; with one beam an image at first.
         log_probs: `[I, B, V]` of the next token.
-        t: `[1]`, the step, from 0.
-        divisor: `[1]`, that of `length_divisors`.
+        now: of this step.
         s: how to decode.
         sep: the token that ends a caption.
     """
     B, V, device = s.num_beams, log_probs.shape[-1], log_probs.device
-    last = t + 1 == s.max_new_tokens
     # 2B candidates: at most B of them end here, so at least B go on.
     candidates, flat = (beams.scores[:, :, None] + log_probs).flatten(1).topk(2 * B)  # [I, 2B]
     parents, chosen = flat // V, flat % V
     grown = beams.tokens.gather(1, parents[:, :, None].expand(-1, -1, s.max_new_tokens))
-    grown.index_copy_(2, t, chosen[:, :, None])
-    ends = (chosen == sep) | last
+    grown.index_copy_(2, now.t, chosen[:, :, None])
+    ends = (chosen == sep) | now.last
 
     # Finished captions: only candidates among the first B count, and only the best B are remembered.
-    final = candidates / divisor
+    final = candidates / now.divisor
     not_final = ~ends | (torch.arange(2 * B, device=device) >= B) | beams.complete[:, None]
     final = final.masked_fill(not_final, NEVER)
     done_scores, best = torch.cat([beams.done_scores, final], 1).topk(B)
@@ -301,7 +309,7 @@ def grow(beams: Beams, log_probs: Tensor, t: Tensor, divisor: Tensor, s: Generat
 
     # An image is complete when its growing captions cannot beat its finished ones (as judged at the
     # present length, transformers' heuristic), or at once with early_stopping.
-    can_improve = scores[:, 0] / divisor > done_scores.min(1).values
+    can_improve = scores[:, 0] / now.divisor > done_scores.min(1).values
     complete = beams.complete | (is_done.all(1) & (~can_improve | s.early_stopping))
     return Beams(tokens, scores, parents.gather(1, best), done_tokens, done_scores, is_done, complete)
 
@@ -319,12 +327,12 @@ def beam_search(
     out_scores = torch.full((images, B), NEVER, device=device)
     rows = torch.arange(images, device=device)  # which image each row of the state below belongs to
     beams = Beams.first(out, growing=1)
-    steps, divisors = torch.arange(s.max_new_tokens, device=device), upload(length_divisors(s), device)
+    each = [Moments(*one) for one in zip(*(values.split(1) for values in moments(s, device)), strict=True)]
 
     logits, cache = prefill(model, image_embeds, prompt_ids, prompt_length + B * s.max_new_tokens)
     cache.visible = cache.visible[:, -1:]
     logits = logits[:, None]
-    for t in range(s.max_new_tokens):
+    for t, now in enumerate(each):
         log_probs = logits.log_softmax(-1)
         if s.limits_repetition:
             log_probs = discourage(log_probs, prompt_ids[rows], beams.tokens[:, :, :t], s)
@@ -332,7 +340,7 @@ def beam_search(
             log_probs[..., text.sep_token_id] = -torch.inf
         if forbidden:
             forbid(log_probs, prompt_ids[rows], beams.tokens[:, :, :t], forbidden)
-        beams = grow(beams, log_probs, steps[t : t + 1], divisors[t : t + 1], s, text.sep_token_id)
+        beams = grow(beams, log_probs, now, s, text.sep_token_id)
         if t + 1 == s.max_new_tokens:
             break
         if time_to_look(t, device):

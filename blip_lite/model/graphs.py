@@ -27,13 +27,13 @@ from blip_lite.model.generation import (
     Beams,
     Generated,
     GenerationSettings,
+    Moments,
     advance,
     grow,
-    length_divisors,
+    moments,
     prefill,
     with_prompt,
 )
-from blip_lite.processing.upload import upload
 
 MOST = 8  # recorded shapes that a model keeps; each has a cache of its own in memory
 WARM_UPS = (
@@ -95,7 +95,7 @@ class Search:
         slots = -(-(prompt_length + B * s.max_new_tokens) // 8) * 8
         self.cache = FixedCache(model, rows, patches, B, slots)
         self.logits = torch.zeros(rows, B, text.vocab_size, device=device)
-        self.t, self.divisors = torch.zeros(1, dtype=torch.long, device=device), upload(length_divisors(s), device)
+        self.t, self.moments = torch.zeros(1, dtype=torch.long, device=device), moments(s, device)
         tokens = torch.full((rows, B, s.max_new_tokens), text.pad_token_id, device=device)
         first = Beams.first(tokens, growing=B)
         self.beams = Beams(**{name: tensor.clone() for name, tensor in vars(first).items()})
@@ -136,7 +136,8 @@ class Search:
         log_probs = self.logits if greedy else self.logits.log_softmax(-1)
         log_probs[..., self.sep].masked_fill_(early, -torch.inf)
         log_probs = log_probs.log_softmax(-1) if greedy else log_probs
-        found = grow(self.beams, log_probs, self.t, self.divisors.index_select(0, self.t), self.s, self.sep)
+        now = Moments(*(values.index_select(0, self.t) for values in self.moments))
+        found = grow(self.beams, log_probs, now, self.s, self.sep)
         for name, tensor in vars(found).items():
             getattr(self.beams, name).copy_(tensor)
         self.cache.descend(self.beams.parents)
