@@ -746,3 +746,103 @@ def test_metadata_in_another_unicode_spelling_names_its_images(tmp_path: Path) -
     caption_all(tmp_path, names, "file_name,caption", "metadata.csv")
     found = load(tmp_path)
     assert sum(map(len, found.splits.values())) == 12 and not any("are not in metadata" in n for n in found.notes)
+
+
+@pytest.mark.parametrize("place", ["images", "annotations"])
+@pytest.mark.parametrize("column", ["split", "Subset", "phase", "data_split", "what it is for", "is_{}"])
+def test_cocos_objects_may_name_the_split_in_any_way(tmp_path: Path, place: str, column: str) -> None:
+    content: Any = {"images": [], "annotations": []}
+    expected = {}
+    for n, (caption, scene) in enumerate(caption_to_scene.items()):
+        draw(tmp_path, f"{n}.png", scene)
+        expected[caption] = SPLITS[n % 3]
+        content["images"].append({"id": n, "file_name": f"{n}.png"})
+        content["annotations"].append({"image_id": n, "caption": caption})
+        says = {column.format(s): s == SPLITS[n % 3] for s in SPLITS} if "{}" in column else {column: SPLITS[n % 3]}
+        content[place][-1].update(says)
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    assert splits_of(load(tmp_path / "c.json")) == expected
+
+
+def as_csv(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    lines = [",".join(map(str, row.values())) for row in rows]
+    (folder / "c.csv").write_text("\n".join([",".join(rows[0]), *lines]))
+    return folder / "c.csv"
+
+
+def as_named(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    (folder / "c.json").write_text(json.dumps({row["image"]: {k: row[k] for k in row if k != "image"} for row in rows}))
+    return folder / "c.json"
+
+
+def as_coco(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    images = [{"id": n, "file_name": row["image"]} for n, row in enumerate(rows)]
+    notes = [{"image_id": n} | {k: row[k] for k in row if k != "image"} for n, row in enumerate(rows)]
+    (folder / "c.json").write_text(json.dumps({"images": images, "annotations": notes}))
+    return folder / "c.json"
+
+
+def as_shard(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    with tarfile.open(folder / "c.tar", "w") as tar:
+        for row in rows:
+            (folder / "about.json").write_text(json.dumps({k: row[k] for k in row if k != "image"}))
+            tar.add(folder / row["image"], row["image"])
+            tar.add(folder / "about.json", row["image"].replace(".png", ".json"))
+    return folder / "c.tar"
+
+
+@given(
+    write=st.sampled_from([as_csv, as_named, as_coco, as_shard]),
+    says=st.sampled_from(
+        [
+            *(
+                ("is_rejected", "true", "false"),
+                ("Rejected?", "yes", "no"),
+                ("is_spam", "1", "0"),
+                ("exclude", "1", ""),
+            ),
+            *(("approved", "no", "yes"), ("is_ok", "0", "1"), ("keep", "FALSE", "TRUE"), ("accepted", "", "x")),
+            *(("answer", "reject", "accept"), ("answer", "ignore", "accept"), ("status", "Rejected", "Approved")),
+            ("decision", "discard", ""),
+        ]
+    ),
+    which=st.sets(st.integers(0, 11), min_size=1, max_size=8),
+)
+@FEW_EXAMPLES
+def test_what_somebody_rejected_is_left_out_and_counted(
+    tmp_path_factory: pytest.TempPathFactory, write: Any, says: tuple[str, str, str], which: set[int]
+) -> None:
+    folder, rows = tmp_path_factory.mktemp("rejected"), []
+    column, bad, good = says
+    for n, (caption, scene) in enumerate(caption_to_scene.items()):
+        draw(folder, f"{n}.png", scene)
+        rows.append({"image": f"{n}.png", "caption": caption, column: bad if n in which else good})
+    found = load(write(folder, rows))
+    assert set(splits_of(found)) == {c for n, c in enumerate(caption_to_scene) if n not in which}
+    assert f"column {column!r}: {len(which)} captions are marked as rejected; left out" in found.notes
+
+
+def test_a_column_of_splits_that_begins_with_blanks_or_late_is_not_passed_over(tmp_path: Path) -> None:
+    for n, scene in enumerate(SCENES):
+        draw(tmp_path, f"{n}.png", scene)
+    captions = list(caption_to_scene)
+    rows = [(f"{n}.png", c, "" if n < 3 else ("train", "test")[n % 2]) for n, c in enumerate(captions)]
+    table(tmp_path, "c.csv", rows, "image,caption,type")
+    with pytest.raises(DataError, match="line 2, column 'type': its split is ''"):
+        load(tmp_path / "c.csv")
+    late = [(f"{n % 12}.png", f"{captions[n % 12]} {n}", "test" if n > 58 else "photo") for n in range(60)]
+    table(tmp_path, "c.csv", late, "image,caption,type")
+    with pytest.raises(DataError, match="line 61: column 'type' says 'test'"):
+        load(tmp_path / "c.csv")
+    vehicles = [(f"{n}.png", c, ("train", "bus", "car")[n % 3]) for n, c in enumerate(captions)]
+    table(tmp_path, "c.csv", vehicles, "image,caption,type")
+    assert load(tmp_path / "c.csv").drawn
+
+
+@pytest.mark.parametrize("column", ["kfold", "cv_fold", "train_test", "split2", "eval_only"])
+def test_a_column_whose_name_is_about_splits_is_not_passed_over_in_silence(tmp_path: Path, column: str) -> None:
+    rows = [(f"{n}.png", c, str(n % 5)) for n, c in enumerate(caption_to_scene)]
+    for n, scene in enumerate(SCENES):
+        draw(tmp_path, f"{n}.png", scene)
+    table(tmp_path, "c.csv", rows, f"image,caption,{column}")
+    assert any(f"column {column!r} holds '0', which names no split" in note for note in load(tmp_path / "c.csv").notes)

@@ -21,10 +21,10 @@ from blip_lite.data.names import (
 )
 from blip_lite.data.sources.hub import datasets_rows, parquet
 from blip_lite.data.sources.karpathy import karpathy_rows
+from blip_lite.data.sources.marks import Marks, agreed
 from blip_lite.data.sources.table import (
     ANNOTATIONS,
     PROBE,
-    agreed,
     captions_in,
     delimiter_of,
     image_path,
@@ -32,7 +32,6 @@ from blip_lite.data.sources.table import (
     on_disk,
     read_json,
     read_table,
-    split_in,
     table_rows,
     utf8,
     utf16_of,
@@ -276,7 +275,7 @@ def object_rows(
     if are_rows([*content.values()]) and all(find_column([*v], IMAGE_COLUMNS) for v in content.values()):
         return table_rows(((f"{path}, {key}", row) for key, row in content.items()), root, settings, notes, split)
     if content and all(is_named(name, value) for name, value in content.items()):
-        return named_rows(content, root, path, split)
+        return named_rows(content, root, path, notes, split)
     keys = ", ".join(map(repr, list(content)[:5]))
     raise DataError(
         f"{path}: an object with {keys}; expected COCO's images and annotations, Karpathy's images, "
@@ -334,42 +333,49 @@ def is_named(name: str, value: Any) -> bool:
     )
 
 
-def named_rows(content: Mapping[str, Any], root: Path, path: Path, split: str | None) -> Iterator[Picture]:
+def named_rows(
+    content: Mapping[str, Any], root: Path, path: Path, notes: list[str], split: str | None
+) -> Iterator[Picture]:
     """`{name: captions}`, as kohya's `meta_cap.json`."""
+    marks = Marks(CAPTION_COLUMNS, notes, [v for v in islice(content.values(), PROBE) if isinstance(v, Mapping)])
     for name, value in content.items():
         where = f"{path}, {name}"
         image_id, file = image_path(root, name, where)
-        own = value.get("split") if isinstance(value, Mapping) else None
-        part = agreed(split_in(own, where) if own else None, split, where)
+        about = value if isinstance(value, Mapping) else {}
+        if marks.is_rejected(about, where):
+            continue
+        part = agreed(marks.split(about, where), split, where)
         yield Picture(image_id, file, tuple(captions_in(value)), where, part)
+    marks.tell()
 
 
 def coco_rows(
     content: Mapping[str, Any], root: Path, path: Path, notes: list[str], split: str | None = None
 ) -> Iterator[Picture]:
     """COCO's own annotations, e.g. `captions_train2014.json`; and VizWiz's, whose judges marked captions as spam."""
-    rejected = precanned = 0
+    precanned = 0
     try:
-        names = {str(image["id"]): image["file_name"] for image in content["images"]}
-        own = {str(image["id"]): image.get("split") for image in content["images"]}
-        if len(names) < len(content["images"]):
+        images = {str(image["id"]): image for image in content["images"]}
+        if len(images) < len(content["images"]):
             raise DataError(f"{path}: two images have one id")
+        of_image = Marks(("id", "file_name"), notes, content["images"][:PROBE])
+        marks = Marks(("id", "image_id", "caption"), notes, content["annotations"][:PROBE])
         for number, one in enumerate(content["annotations"], 1):
-            if one.get("is_rejected"):
-                rejected += 1
+            where, key = f"{path}, annotation {number}", str(one["image_id"])
+            if key not in images:
+                raise DataError(f"{where}: its image_id {key} is not among the images")
+            if marks.is_rejected(one, where) or of_image.is_rejected(images[key], where):
                 continue
             precanned += bool(one.get("is_precanned"))
-            where, key = f"{path}, annotation {number}", str(one["image_id"])
-            if key not in names:
-                raise DataError(f"{where}: its image_id {key} is not among the images")
             if "caption" not in one:
                 raise DataError(f"{where}: has no caption, but {', '.join(one)}. Name a file of captions")
-            captions, name, named = tuple(captions_in(one["caption"])), names[key], own[key]
-            part = agreed(split_in(named, where) if named else None, split, where) or split_of_path(PurePosixPath(name))
+            captions, name = tuple(captions_in(one["caption"])), images[key]["file_name"]
+            own = agreed(marks.split(one, where), of_image.split(images[key], where), where)
+            part = agreed(own, split, where) or split_of_path(PurePosixPath(name))
             yield Picture(key, image_path(root, name, where)[1], captions, where, part)
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: not COCO's annotations: {type(error).__name__} {error}") from error
-    if rejected:
-        notes.append(f"{rejected} captions are marked as rejected; left out")
+    marks.tell()
+    of_image.tell()
     if precanned:
         notes.append(f"{precanned} captions are marked as precanned (a stock sentence, not a description); kept")

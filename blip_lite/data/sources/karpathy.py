@@ -8,7 +8,8 @@ from typing import Any
 
 from blip_lite.data.dataset import Listing
 from blip_lite.data.sources.hub import hub
-from blip_lite.data.sources.table import captions_in, inside, read_json, split_in
+from blip_lite.data.sources.marks import split_in
+from blip_lite.data.sources.table import captions_in, inside, read_json
 from blip_lite.errors import DataError
 from blip_lite.processing.download import cache_dir
 from blip_lite.processing.picture import Picture

@@ -23,14 +23,11 @@ from blip_lite.data.names import (
     ID_COLUMNS,
     IMAGE_COLUMNS,
     LISTS_OF_CAPTIONS,
-    MAYBE_SPLIT_COLUMNS,
-    SPLIT_COLUMNS,
     caption_columns,
     find_column,
     plain,
-    split_of_flag,
-    split_of_name,
 )
+from blip_lite.data.sources.marks import Marks, agreed
 from blip_lite.errors import DataError, ImageError
 from blip_lite.processing.download import cached
 from blip_lite.processing.images import IMAGE_SUFFIXES
@@ -139,89 +136,10 @@ def answer_in(turns: Sequence[Mapping[str, Any]]) -> str:
     return str(content).strip()
 
 
-def split_in(value: Any, where: str) -> str:
-    """The split that a cell names. Raises DataError, as what is not understood must not be trained on."""
-    if isinstance(value, str) and (split := split_of_name(value)):
-        return split
-    raise DataError(
-        f"{where}: its split is {value!r}; expected train, validation or test (or val, dev, eval, ...). Mend the "
-        "cell, or rename the column if it means something else"
-    )
-
-
-def split_reader(
-    sample: Mapping[str, Any], taken: Sequence[str], notes: list[str]
-) -> Callable[[Mapping[str, Any], str], str | None]:
-    """What tells the split of rows that have the columns of `sample`: a column called so, flags (`is_test`), or a
-    column that may be about splits, by its name (`subset`) or by what it says in the sample.
-
-    Args:
-        sample: a row.
-        taken: the columns of the image and the captions.
-        notes: what is no plain `split` is told here.
-    """
-    columns = [column for column in sample if column is not None and column not in taken]
-    if named := find_column(columns, SPLIT_COLUMNS):
-        return lambda row, where: split_in(row[named], where)
-    flags = {column: split for column in columns if (split := split_of_flag(column))}
-    if not flags:
-        flags = {c: split for c in columns if (split := split_of_name(c, strict=True)) and is_flag(sample[c])}
-        flags = flags if {"train", "test"} & set(flags.values()) else {}  # `val` alone may be a value
-    said = [c for c in columns if isinstance(sample[c], str) and split_of_name(sample[c][:40], strict=True)]
-    maybe = find_column(columns, MAYBE_SPLIT_COLUMNS)
-    if flags or said:
-        note = f"splits are in column {', '.join(map(repr, flags or said[:1]))}"
-    elif maybe:
-        note = f"column {maybe!r} holds {sample[maybe]!r}, which names no split (train, validation or test)"
-    else:
-        return lambda row, where: None
-    notes += [note] if note not in notes else []
-    if flags:
-        return lambda row, where: flagged(flags, row, where)
-    if said:
-        return lambda row, where: split_in(row[said[0]], where)
-    return lambda row, where: split_of_name(str(row[str(maybe)]))
-
-
-# As spreadsheets write them in English, German, French, Spanish, Portuguese, Italian, Dutch.
-TRUE = {"true", "yes", "y", "t", "1", "1.0", "x"} | {"wahr", "vrai", "verdadero", "verdadeiro", "vero", "waar"}
-FALSE = {"false", "no", "n", "f", "0", "0.0"} | {"falsch", "faux", "falso", "onwaar"} | NULLS
-
-
-def is_flag(value: Any) -> bool:
-    return str(value).strip().casefold() in TRUE | FALSE
-
-
-def is_true(value: Any, column: str, where: str) -> bool:
-    """Whether a cell says yes; an empty one says no. Raises DataError for what is neither."""
-    if not is_flag(value):
-        raise DataError(f"{where}: column {column} says {value!r}; expected true or false, 1 or 0. Mend the cell")
-    return str(value).strip().casefold() in TRUE
-
-
-def flagged(flags: Mapping[str, str], row: Mapping[str, Any], where: str) -> str | None:
-    """The split whose column says yes. If none does, what is not for training is for the test, and what is not for the
-    test or validation is for training."""
-    said = {split for column, split in flags.items() if is_true(row[column], column, where)}
-    if len(said) > 1:
-        raise DataError(f"{where}: it is in {' and in '.join(sorted(said))}, say the columns {', '.join(flags)}")
-    if said or "train" not in flags.values():
-        return said.pop() if said else "train"
-    return "test" if set(flags.values()) == {"train"} else None
-
-
 ANNOTATIONS = (
     *("annotations", "annotation", "captions", "labels", "meta", "metadata", "text", "texts", "splits"),
     "flickr8ktext",
 )
-
-
-def agreed(own: str | None, of_file: str | None, where: str) -> str | None:
-    """The row's own word before that of its file, folder or part. Raises DataError where that says test, and the row
-    something else: what one of them keeps out of training, the other must not bring in."""
-    if of_file == "test" and own not in (None, "test"):
-        raise DataError(f"{where}: its split is {own}, but the file or part it is in says test. Mend one of them")
-    return own or of_file
 
 
 def image_path(root: Path, name: str, where: str) -> tuple[str, Path]:
@@ -309,20 +227,14 @@ def table_rows(
     image, names = pick_columns(sample, settings, first[0][0], notes)
     joined = {name for name in names if plain(name) in LISTS_OF_CAPTIONS}
     log = {"url", "status", "errormessage"} <= {plain(c) for c in sample if c is not None}  # img2dataset's
-    failed = rejected = 0
-    keys: list[Any] = []
+    marks = Marks([image, *names], notes, [row for _, row in first])
+    failed = 0
     paths: dict[str, tuple[str, Path]] = {}  # by what the cell says: five captions of an image, one path
     for number, (where, row) in enumerate(chain(first, table)):
-        if keys != list(row):
-            keys = list(row)
-            split_of_row = split_reader(row, [image, *names], notes)
-            # VizWiz: spam, by its own judges; `blip-lite review`
-            judged = find_column([c for c in keys if c is not None], ["is_rejected"])
         if log and plain(row.get("status")) != "success":
             failed += 1
             continue
-        if judged and (mark := row[judged]) and is_true(mark, judged, where):
-            rejected += 1
+        if marks.is_rejected(row, where):
             continue
         value = row.get(image)
         try:
@@ -331,7 +243,7 @@ def table_rows(
             raise DataError(f"{where}: {error}") from error
         if joined and len(captions) == 1:
             captions = tuple(part.strip() for caption in captions for part in caption.split("|"))
-        in_split = agreed(split_of_row(row, where), split, where)
+        in_split = agreed(marks.split(row, where), split, where)
         if isinstance(value, str) and value in paths:
             yield Picture(*paths[value], captions, where, in_split)
             continue
@@ -366,8 +278,7 @@ def table_rows(
             yield Picture(*paths[value], captions, where, in_split)
     if failed:
         notes.append(f"{failed} images were not downloaded (status is not success); left out")
-    if rejected:
-        notes.append(f"{rejected} captions are marked as rejected; left out")
+    marks.tell()
 
 
 def no_image() -> bytes:
