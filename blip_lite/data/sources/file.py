@@ -19,6 +19,7 @@ from blip_lite.data.names import (
     split_of_name,
     split_of_path,
 )
+from blip_lite.data.sources.encoding import encoding_of, utf8, utf16_of
 from blip_lite.data.sources.hub import datasets_rows, parquet
 from blip_lite.data.sources.karpathy import karpathy_rows
 from blip_lite.data.sources.marks import Marks, agreed
@@ -33,8 +34,6 @@ from blip_lite.data.sources.table import (
     read_json,
     read_table,
     table_rows,
-    utf8,
-    utf16_of,
     with_suffix,
 )
 from blip_lite.errors import DataError
@@ -45,8 +44,19 @@ from blip_lite.settings import TABLES, DataSettings
 _UPLOADED = re.compile(r"^.*/[0-9a-f]{8}-(?=[^/]+$)")
 
 REMEDIES = {
-    **dict.fromkeys((".zip", ".7z", ".rar", ".gz", ".tgz", ".bz2", ".xz", ".zst"), "unpack it and name the folder"),
-    **dict.fromkeys((".xlsx", ".xls", ".ods", ".numbers"), "save the sheet as CSV (UTF-8) and name that"),
+    **dict.fromkeys(
+        (".zip", ".7z", ".rar", ".gz", ".tgz", ".bz2", ".xz", ".zst"), "unpack it, and name what was in it"
+    ),
+    **dict.fromkeys(
+        (".xlsx", ".xlsm", ".xlsb", ".xls", ".ods", ".numbers"), "save the sheet as CSV (UTF-8) and name that"
+    ),
+    **dict.fromkeys((".ndjson", ".jsonlines", ".jl"), "these are JSON lines: call it .jsonl"),
+    **dict.fromkeys((".pq", ".parq"), "call it .parquet"),
+    **dict.fromkeys(
+        (".xml", ".yaml", ".yml", ".pkl", ".pickle", ".feather", ".h5", ".hdf5", ".npz", ".npy", ".db", ".sqlite"),
+        "export the images' names and captions as CSV, JSON lines or Parquet",
+    ),
+    ".txt": "a table's first line names its columns: `image,caption`",
     ".arrow": "name the folder that `datasets.save_to_disk` wrote; a lone file becomes Parquet with "
     "`datasets.Dataset.from_file(FILE).to_parquet('data.parquet')`",
     ".lmdb": "export it to files or .tar shards",
@@ -117,17 +127,22 @@ def header_of(path: Path) -> list[str]:
 def token_rows(path: Path, folder: Path, notes: list[str], split: str | None = None) -> Iterator[Picture]:
     """Lines of `name.jpg#0<TAB>caption`, as Flickr8k's and Flickr30k's authors distribute them."""
     broken: dict[str, None] = {}
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding=encoding_of(path, notes)) as file:
         for number, line in enumerate(utf8(path, iter(file)), 1):
+            if not line.strip():
+                continue
             key, tab, caption = line.partition("\t")
             name = key.rsplit("#", 1)[0]
             if not tab:
                 raise DataError(f"{path}, line {number}: expected `name.jpg#0<TAB>caption`")
-            if not name.lower().endswith(".jpg"):  # the original file has one: 2258277193_586949ec62.jpg.1#0
+            if (
+                Path(name).suffix.lower() not in IMAGE_SUFFIXES
+            ):  # the original file has one: 2258277193_586949ec62.jpg.1#0
                 broken[name] = None
             else:
                 yield Picture(name, folder / name, (caption.strip(),), f"{path}, line {number}", split)
-    notes += [f"{path.name}: {name} is no image name; left out" for name in broken]
+    notes += [f"{path.name}: {name} is no image name; left out" for name in islice(broken, 3)]
+    notes += [f"{path.name}: {len(broken)} names are no image's; left out"] * (len(broken) > 3)
 
 
 def split_lists(folder: Path, files: Iterable[Path]) -> dict[str, str]:
@@ -185,7 +200,7 @@ def in_right_folder(
         return
     folder, shorter = found
     notes.append(f"images are in {folder}; --image_root says another folder")
-    of_folder = split_of_name(folder.name, strict=True)
+    of_folder = split_of_name(folder.name, strict=True) if folder != root.parent else None
     base, paths = os.path.join(os.path.abspath(root), ""), dict[str, Path]()
     for row in chain(first, rows):
         if of_folder == "test":
@@ -206,11 +221,11 @@ def right_folder(
 ) -> tuple[Path, Callable[[str], str | None]] | None:
     """(the folder that has the files of `probe`, what makes their names in it of those in `root`), or None."""
     names = [Path(os.path.relpath(path, root)).as_posix() for path in probe]
-    beside = root.parent.glob("*/") if plain(root.name) in ANNOTATIONS else ()  # COCO
+    beside = [root.parent, *root.parent.glob("*/")] if plain(root.name) in ANNOTATIONS else []  # COCO
     folders = sorted(p for p in {*root.glob("*/"), *root.glob("*/*/"), *beside} if p.is_dir())
     folders = [f for f in folders if not any(part[:1] in (".", "_") for part in f.relative_to(root.parent).parts[1:])]
     if split:  # another split's folder has other images of these names
-        folders = [folder for folder in folders if split_of_name(folder.name, strict=True) in (None, split)]
+        folders = [f for f in folders if f == root.parent or split_of_name(f.name, strict=True) in (None, split)]
 
     for shorter in shortenings(names):
 
@@ -356,6 +371,10 @@ def coco_rows(
     precanned = 0
     try:
         images = {str(image["id"]): image for image in content["images"]}
+        if not any("file_name" in image for image in images.values()):
+            raise DataError(
+                f"{path}: its images have no file_name, as in a file for evaluation only. Name the other file"
+            )
         if len(images) < len(content["images"]):
             raise DataError(f"{path}: two images have one id")
         of_image = Marks(("id", "file_name"), notes, content["images"][:PROBE])

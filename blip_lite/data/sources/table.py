@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import codecs
 import contextlib
 import csv
 import hashlib
@@ -15,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal, TextIO, TypeVar
+from typing import Any, Literal, TextIO
 from urllib.parse import unquote
 
 from blip_lite.data.names import (
@@ -27,6 +26,7 @@ from blip_lite.data.names import (
     find_column,
     plain,
 )
+from blip_lite.data.sources.encoding import encoding_of, utf16_of
 from blip_lite.data.sources.marks import Marks, agreed
 from blip_lite.errors import DataError, ImageError
 from blip_lite.processing.download import cached
@@ -34,8 +34,6 @@ from blip_lite.processing.images import IMAGE_SUFFIXES
 from blip_lite.processing.picture import Picture
 from blip_lite.processing.text import NULLS
 from blip_lite.settings import DataSettings
-
-T = TypeVar("T")
 
 PROBE = 50  # rows that are looked at to find the columns, and the folder of the images
 
@@ -67,6 +65,8 @@ def pick_columns(
     there = f"there are: {', '.join(map(str, columns))}"
     if (image is None or not captions) and any(Path(str(c).strip()).suffix.lower() in IMAGE_SUFFIXES for c in columns):
         raise DataError(f"{where}: the first line looks like data, not a header. Put a line `image,caption` before it")
+    if len(columns) == 1 and not str(columns[0]).isidentifier():
+        there += " only, so the separator is another one than , ; | or a tab, or this is no header"
     if image is None:
         raise DataError(
             f"{where}: no column {settings.image_column or 'file_name or image'}; {there}. Name it with --image_column"
@@ -176,14 +176,16 @@ def with_suffix(path: Path) -> Path:
 
 
 def on_disk(path: Path) -> Path | None:
-    """The file of that name: in another Unicode spelling, as file systems differ, with `.JPG` for `.jpg`, or with an
-    image's suffix, if the name has none."""
+    """The file of that name: in another Unicode spelling, as file systems differ, with `.JPG` for `.jpg`, with an
+    image's suffix, if the name has none, or with a blank for `%20`."""
     if os.path.isfile(path):
         return path
     spelt = [path.with_name(unicodedata.normalize(form, path.name)) for form in ("NFC", "NFD")]
     spelt += [path.with_name(path.stem + suffix) for suffix in (path.suffix.lower(), path.suffix.upper())]
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         spelt += [path.with_name(path.name + suffix) for suffix in sorted(IMAGE_SUFFIXES)]
+    if "%" in path.name and not {"/", "\0"} & set(plain_name := unquote(path.name)):
+        spelt.append(path.with_name(plain_name))
     return next((other for other in spelt if os.path.isfile(other)), None)
 
 
@@ -244,6 +246,8 @@ def table_rows(
         if joined and len(captions) == 1:
             captions = tuple(part.strip() for caption in captions for part in caption.split("|"))
         in_split = agreed(marks.split(row, where), split, where)
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and value % 1 == 0:  # 7, for 7.jpg
+            value = str(int(value))
         if isinstance(value, str) and value in paths:
             yield Picture(*paths[value], captions, where, in_split)
             continue
@@ -284,48 +288,6 @@ def table_rows(
 def no_image() -> bytes:
     """Stands for the image that a row does not name."""
     raise ImageError("no image")
-
-
-CP1252_SIGNS = "‘’“”«»¿¡–—…€£°½¼·´\xa0"  # that people write
-
-
-def encoding_of(path: Path, notes: list[str] | None = None) -> str:
-    """UTF-8, with or without a mark, UTF-16 with one, or Windows' cp1252 if that makes words. Raises DataError."""
-    if utf16 := utf16_of(path):
-        return utf16
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
-    with open(path, "rb") as file:
-        try:
-            while block := file.read(1 << 20):
-                decoder.decode(block)
-            decoder.decode(b"", final=True)
-            return "utf-8-sig"
-        except UnicodeDecodeError as error:
-            reason = error
-        file.seek(0)
-        odd = b"".join(re.findall(rb"[^\n]*[\x80-\xff][^\n]*", file.read(1 << 24)))
-    with contextlib.suppress(UnicodeDecodeError):
-        text = odd.decode("cp1252")
-        signs = [c for c in text if ord(c) > 127]
-        # Another 8-bit writing (Shift-JIS, KOI8) would give many signs, few of them letters between letters.
-        if len(signs) < 0.1 * len(text) and all(c.isalpha() or c in CP1252_SIGNS for c in signs):
-            if notes is not None:
-                notes.append(f"{path.name} is not UTF-8; read as Windows' cp1252")
-            return "cp1252"
-    raise DataError(f"{path}: cannot be read ({reason}); save it as UTF-8")
-
-
-def utf16_of(path: Path) -> str | None:
-    """Python's name of the kind of UTF-16 that a file is in: with a mark, or without one, as every second byte of
-    Latin letters is 0 then. None if it is in none."""
-    with open(path, "rb") as file:
-        head = file.read(4096)
-    if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        return "utf-16"
-    for name, zeros, others in (("utf-16-le", head[1::2], head[::2]), ("utf-16-be", head[::2], head[1::2])):
-        if len(zeros) > 3 and zeros.count(0) > 0.4 * len(zeros) and others.count(0) < 0.1 * len(others):
-            return name
-    return None
 
 
 def delimiter_of(header: str, suffix: str) -> str:
@@ -421,7 +383,10 @@ def csv_rows(
         row |= dict.fromkeys(header[len(cells) :])
         if len(cells) > len(header):  # a comma in a caption without quotes would cut it
             if strict:
-                raise DataError(f"{where}: more fields than columns; put captions with {delimiter!r} in quotes")
+                raise DataError(
+                    f"{where}: more fields than columns ({', '.join(header)}); put captions with {delimiter!r} in "
+                    "quotes, without a blank before the first one"
+                )
             row[None] = cells[len(header) :]
         yield where, row
 
@@ -441,14 +406,6 @@ def swallowed(cell: str, cells: Sequence[str], delimiter: str, columns: int) -> 
 def shape_of(text: str) -> str:
     """`img_0017.png` -> `a_9.a`: how a name is built."""
     return re.sub(r"[^\W\d_]+", "a", re.sub(r"\d+", "9", text.strip()))
-
-
-def utf8(path: Path, rows: Iterator[T]) -> Iterator[T]:
-    """The rows; what the file's text is at fault for becomes a DataError."""
-    try:
-        yield from rows
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read ({error}); save it as UTF-8") from error
 
 
 def read_json(path: Path) -> Any:
