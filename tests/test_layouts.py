@@ -846,3 +846,102 @@ def test_a_column_whose_name_is_about_splits_is_not_passed_over_in_silence(tmp_p
         draw(tmp_path, f"{n}.png", scene)
     table(tmp_path, "c.csv", rows, f"image,caption,{column}")
     assert any(f"column {column!r} holds '0', which names no split" in note for note in load(tmp_path / "c.csv").notes)
+
+
+@pytest.mark.parametrize("above", ["", "images/"])
+def test_blips_own_annotations_beside_the_images_with_those_for_evaluation(tmp_path: Path, above: str) -> None:
+    parts: dict[str, list[dict[str, Any]]] = {"train": [], "val": [], "test": []}
+    for n, (caption, scene) in enumerate(caption_to_scene.items()):
+        split = list(parts)[n % 3]
+        name = f"{'train' if split == 'train' else 'val'}2014/{n}.png"  # COCO's val2014 holds Karpathy's test, too
+        draw(tmp_path, above + name, scene)
+        parts[split].append({"image": name, "caption": [caption]})
+    (tmp_path / "annotation").mkdir()
+    for split, rows in parts.items():
+        (tmp_path / f"annotation/coco_karpathy_{split}.json").write_text(json.dumps(rows))
+        if split != "train":
+            scored = {"annotations": [{"image_id": 1, "caption": "a dog", "id": 1}], "images": [{"id": 1}]}
+            (tmp_path / f"annotation/coco_karpathy_{split}_gt.json").write_text(json.dumps(scored))
+    found = load(tmp_path)
+    assert splits_of(found) == {c: SPLITS[n % 3] for n, c in enumerate(caption_to_scene)}
+    assert any("names no images, left out: annotation/coco_karpathy_test_gt.json" in note for note in found.notes)
+    with pytest.raises(DataError, match="its images have no file_name, as in a file for evaluation only"):
+        load(tmp_path / "annotation/coco_karpathy_test_gt.json")
+
+
+def test_a_json_beside_each_image_is_read_and_may_say_more(tmp_path: Path) -> None:
+    for n, (caption, scene) in enumerate(caption_to_scene.items()):
+        draw(tmp_path, f"train_{n}.png", scene)
+        about = {"caption": caption, "subset": ("train", "test")[n % 2], "status": "rejected" if n < 2 else "ok"}
+        (tmp_path / f"train_{n}.json").write_text(json.dumps(about))
+    found = splits_of(load(tmp_path))
+    captions = list(caption_to_scene)
+    assert set(found) == set(captions[2:]) and all((found[captions[n]] == "test") == (n % 2 == 1) for n in range(2, 12))
+    for n in range(12):
+        (tmp_path / f"train_{n}.json").write_text(json.dumps({"imagePath": f"train_{n}.png", "shapes": []}))
+    table(tmp_path, "captions.csv", [(f"train_{n}.png", c) for n, c in enumerate(captions)])
+    assert set(splits_of(load(tmp_path))) == set(captions)  # LabelMe's, which are about boxes
+
+
+@given(
+    value=st.sampled_from([lambda n: n, float, str, lambda n: f"{n}.png", lambda n: f"{n}%2Epng"]),
+    key=st.sampled_from(["image", "image_id", "file_name"]),
+)
+@FEW_EXAMPLES
+def test_numbers_and_escapes_that_name_files(tmp_path_factory: pytest.TempPathFactory, value: Any, key: str) -> None:
+    folder = tmp_path_factory.mktemp("numbers")
+    rows = [{key: value(n), "caption": caption} for n, caption in enumerate(caption_to_scene)]
+    for n, scene in enumerate(SCENES):
+        draw(folder, f"images/{n}.png", scene)
+    (folder / "c.json").write_text(json.dumps(rows))
+    assert set(splits_of(load(folder / "c.json"))) == set(caption_to_scene)
+
+
+@given(encoding=st.sampled_from(["utf-8-sig", "utf-16", "cp1252"]), end=st.sampled_from(["\n", "\r\n", "\n\n"]))
+@FEW_EXAMPLES
+def test_token_files_as_editors_save_them(tmp_path_factory: pytest.TempPathFactory, encoding: str, end: str) -> None:
+    folder = tmp_path_factory.mktemp("token")
+    for n, scene in enumerate(SCENES):
+        draw(folder, f"images/{n}.png", scene)
+    lines = [f"{n}.png#0\t{caption} at the caf\u00e9" for n, caption in enumerate(caption_to_scene)]
+    (folder / "a.token").write_bytes((end.join(lines) + end).encode(encoding))
+    assert set(splits_of(load(folder / "a.token"))) == {f"{c} at the caf\u00e9" for c in caption_to_scene}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("c.csv", b"\x1f\x8b\x08\0\0", "c.csv: this is a gzip archive"),
+        ("c.json", b"PK\x03\x04\xff", "c.json: this is a zip archive"),
+        ("c.csv", b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git LFS pointer.*git lfs pull"),
+        ("c.jsonl", b"<!doctype html><html>", "an HTML page"),
+        ("c.csv", "image,caption\n0.png,a dog".encode("utf-32"), "it is UTF-32); save it as UTF-8"),
+        ("c.csv", "image,caption\n0.png,a caf\u00e9".encode("mac_roman"), "save it as UTF-8"),
+        ("c.csv", b"image^caption\n0.png^a dog", "the separator is another one"),
+        ("c.csv", b"# mine\nimage,caption\n0.png,a dog", r"line 2: more fields than columns \(# mine\)"),
+        ("c.ndjson", b"{}", "call it .jsonl"),
+        ("c.xml", b"<a/>", "export the images' names and captions as CSV"),
+    ],
+)
+def test_what_a_table_is_instead_is_said(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    draw(tmp_path, "0.png", SCENES[0])
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message.replace("UTF-32)", r"UTF-32\)")):
+        load(tmp_path / name)
+
+
+@given(
+    st.lists(
+        st.sampled_from(["https://x.org/{}", "{}", "img/{}.jpg", "#REF!", "[{{'x': {}}}]"]), min_size=7, max_size=7
+    )
+)
+@FEW_EXAMPLES
+def test_captions_that_are_none_in_several_ways_are_counted_together(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str]
+) -> None:
+    folder = tmp_path_factory.mktemp("odd")
+    caption_all(folder, {f"{n}.png": f"{n}.png" for n in range(12)})
+    rows = [(f"{n}.png", f'"{texts[n].format(n)}"' if n < 7 else c) for n, c in enumerate(caption_to_scene)]
+    table(folder, "captions.csv", rows)
+    with pytest.raises(DataError, match="58% of the captions are "):
+        refuse_what_is_no_caption(load(folder / "captions.csv"))
