@@ -236,7 +236,11 @@ def lists(folder: Path, rows: list[Row], pattern: str) -> Path:
     else:
         (folder / "captions.csv").write_text("\n".join(["image,caption", *(f"{name},{c}" for name, c, _ in rows)]))
     parts = {split: [name for name, _, _ in part] for split, part in by_split(rows).items()}
-    if "{}" not in pattern:
+    if pattern == "split.csv":
+        (folder / pattern).write_text("\n".join(["image,split", *(f"{name},{split}" for name, _, split in rows)]))
+    elif pattern == "split_by_name.json":
+        (folder / pattern).write_text(json.dumps({name: split for name, _, split in rows}))
+    elif "{}" not in pattern:
         (folder / "splits.json").write_text(json.dumps(parts))
     else:
         for split, names in parts.items():
@@ -256,6 +260,7 @@ LAYOUTS = [
     (objects, "label studio"),
     *((flags, kind) for kind in ("is_{}", "{}", "in {}", "usage", "type", "what it is for")),
     *((lists, pattern) for pattern in ("{}.txt", "Flickr_8k.{}Images.txt", "splits.json", "token{}.txt")),
+    *((lists, pattern) for pattern in ("{}.lst", "my {} list.csv", "split.csv", "split_by_name.json")),
 ]
 
 
@@ -945,3 +950,39 @@ def test_captions_that_are_none_in_several_ways_are_counted_together(
     table(folder, "captions.csv", rows)
     with pytest.raises(DataError, match="58% of the captions are "):
         refuse_what_is_no_caption(load(folder / "captions.csv"))
+
+
+def test_what_is_in_no_list_keeps_the_split_that_its_table_says(tmp_path: Path) -> None:
+    for n, scene in enumerate(SCENES):
+        draw(tmp_path, f"images/{n}.png", scene)
+    captions = list(caption_to_scene)
+    table(tmp_path, "train.csv", [(f"images/{n}.png", captions[n]) for n in range(9)])
+    table(tmp_path, "test.csv", [(f"{n}", f"images/{n}.png") for n in range(9, 12)], "id,image")  # without captions
+    for dataset in (tmp_path, tmp_path / "train.csv"):
+        assert set(splits_of(load(dataset))) == set(captions[:9])
+    table(tmp_path, "test.csv", [(f"{n}", f"images/{n}.png") for n in range(8, 12)], "id,image")
+    with pytest.raises(DataError, match="line 10: its split is train, but the file or part it is in says test"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["split", "dataset_type", "part"])
+def test_json_that_says_it_is_a_test_is_not_trained_on(tmp_path: Path, key: str) -> None:
+    for n, scene in enumerate(SCENES):
+        draw(tmp_path, f"{n}.png", scene)
+    images = [{"id": n, "file_name": f"{n}.png"} for n in range(12)]
+    notes = [{"image_id": n, "caption": c} for n, c in enumerate(caption_to_scene)]
+    rows = [{"image": f"{n}.png", "caption": c} for n, c in enumerate(caption_to_scene)]
+    for content in ({key: "test", "data": rows}, {"info": {key: "Test"}, "images": images, "annotations": notes}):
+        (tmp_path / "c.json").write_text(json.dumps(content))
+        with pytest.raises(DataError, match="no images in train and validation .train 0, validation 0, test 12"):
+            load(tmp_path / "c.json")
+
+
+def test_of_several_texts_in_a_shard_the_caption_is_read(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for n, caption in enumerate(caption_to_scene):
+            for end, content in ((".png", png(caption)), (".caption.txt", caption.encode()), (".tags.txt", b"1girl")):
+                info = tarfile.TarInfo(f"{n}{end}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    assert set(splits_of(load(tmp_path / "0.tar"))) == set(caption_to_scene)

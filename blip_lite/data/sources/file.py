@@ -22,6 +22,7 @@ from blip_lite.data.names import (
 from blip_lite.data.sources.encoding import encoding_of, utf8, utf16_of
 from blip_lite.data.sources.hub import datasets_rows, parquet
 from blip_lite.data.sources.karpathy import karpathy_rows
+from blip_lite.data.sources.lists import LISTS, in_lists, split_lists
 from blip_lite.data.sources.marks import Marks, agreed
 from blip_lite.data.sources.table import (
     ANNOTATIONS,
@@ -94,15 +95,15 @@ def load_file(path: Path, settings: DataSettings) -> Listing:
     root, notes = Path(settings.image_root).expanduser() if settings.image_root else path.parent, list[str]()
     split = split_of_name(path.stem)
     with os.scandir(path.parent) as entries:
-        beside = sorted(Path(e.path) for e in entries if e.name.endswith((".txt", ".json", path.suffix)))
+        beside = sorted(Path(e.path) for e in entries if e.name.endswith((*LISTS, ".json", path.suffix)))
     others = [p for p in beside if p.suffix == path.suffix and split_of_name(p.stem) not in (None, split)]
     if split and others:
         notes.append(f"{others[0].name}, beside it, is not read; the name of the folder takes both, as splits")
     elif split == "validation":
         notes.append(f"{path.name} says validation; read alone, it is shared out anew")
     rows = file_rows(path, root, settings, notes, "test" if split == "test" else None)
-    lists = split_lists(path.parent, [p for p in beside if p.name != path.name])
-    return Listing(path.stem, in_lists(rows, lists, notes) if lists else rows, notes)
+    lists = split_lists(path.parent, [p for p in beside if p.name != path.name], notes)
+    return Listing(path.stem, in_lists(rows, lists, notes, keep=split is not None) if lists else rows, notes)
 
 
 def is_text_table(path: Path) -> bool:
@@ -143,45 +144,6 @@ def token_rows(path: Path, folder: Path, notes: list[str], split: str | None = N
                 yield Picture(name, folder / name, (caption.strip(),), f"{path}, line {number}", split)
     notes += [f"{path.name}: {name} is no image name; left out" for name in islice(broken, 3)]
     notes += [f"{path.name}: {len(broken)} names are no image's; left out"] * (len(broken) > 3)
-
-
-def split_lists(folder: Path, files: Iterable[Path]) -> dict[str, str]:
-    """The split of each image that lists beside a table name: `train.txt` and `test.txt` with a name a line, or one
-    `{"train": [names], ...}`. Raises DataError for a name in two of them."""
-    lists: dict[str, str] = {}
-    for path in sorted(files):
-        found: Mapping[str, Any] = {}
-        if path.suffix == ".json" and "split" in path.stem.casefold():
-            content = read_json(path)
-            if isinstance(content, Mapping) and all(split_of_name(key) for key in content):
-                found = {key: names for key, names in content.items() if isinstance(names, list)}
-        elif path.suffix == ".txt" and split_of_name(path.stem):
-            with open(path, encoding="utf-8", errors="replace") as file:
-                names = [line.strip() for line in file if line.strip()]
-            pictures = all(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in names)
-            sidecar = any(path.with_suffix(suffix).exists() for suffix in IMAGE_SUFFIXES)
-            if pictures or (split_of_name(path.stem, strict=True) and not sidecar):
-                found = {path.stem: names}
-        for key, names in found.items():
-            split = split_of_name(key)
-            for name in names:
-                if lists.setdefault(short := Path(str(name)).stem, str(split)) != split:
-                    raise DataError(f"{path}: {name} is in {split}, and in {lists[short]}, by the lists of {folder}")
-    return lists
-
-
-def in_lists(rows: Iterable[Picture], lists: Mapping[str, str], notes: list[str]) -> Iterator[Picture]:
-    """The rows, in the splits that `split_lists` found; those that no list names are left out."""
-    silent: set[str] = set()
-    for row in rows:
-        split = lists.get(Path(row.image_id).stem)
-        if not split:
-            silent.add(row.image_id)
-            continue
-        row.split = agreed(row.split, split, row.where)
-        yield row
-    if silent:
-        notes.append(f"{len(silent)} images are in no list of a split; left out (e.g. {min(silent)})")
 
 
 def in_right_folder(
@@ -264,6 +226,10 @@ def object_rows(
 ) -> Iterable[Picture]:
     """JSON that is one object: COCO's annotations, Karpathy's images, `{"data": [rows]}`, `{"train": [rows], ...}`,
     `{"image": [...], "caption": [...]}`, `{id: row}` or `{name: captions}`."""
+    info = content.get("info")
+    about = {k: v for k, v in {**(info if isinstance(info, dict) else {}), **content}.items() if isinstance(v, str)}
+    if Marks((), []).split(about, str(path)) == "test":  # as TextCaps says it of a file
+        split = agreed(split, "test", str(path))
     if "annotations" in content and "images" in content:
         return coco_rows(content, root, path, notes, split)
     if isinstance(content.get("images"), list):
@@ -276,7 +242,9 @@ def object_rows(
     tables = {key: content[key] for key in ("data", "annotations", "rows", "items") if are_rows(content.get(key))}
     parts = {key: split_of_name(key) for key in content if are_rows(content[key])}
     if any(parts.values()):  # a part that is called something else must not be lost, or trained on
-        if odd := [key for key in content if not parts.get(key)]:
+        if odd := [
+            key for key, value in content.items() if value and not parts.get(key) and key not in (*about, "info")
+        ]:
             raise DataError(f"{path}: parts {', '.join(parts)}; {odd[0]!r} is no split (train, validation, test)")
         named = ((agreed(part, split, f"{path}, {key}"), content[key], key) for key, part in parts.items())
         return chain.from_iterable(
@@ -396,5 +364,7 @@ def coco_rows(
         raise DataError(f"{path}: not COCO's annotations: {type(error).__name__} {error}") from error
     marks.tell()
     of_image.tell()
+    if silent := images.keys() - {str(one["image_id"]) for one in content["annotations"]}:
+        notes.append(f"{len(silent)} images of {path.name} have no caption; left out (e.g. {min(silent)})")
     if precanned:
         notes.append(f"{precanned} captions are marked as precanned (a stock sentence, not a description); kept")

@@ -14,8 +14,9 @@ from typing import Any
 from blip_lite.data.dataset import Listing
 from blip_lite.data.names import CAPTION_COLUMNS, caption_columns, find_column, plain, split_of_name, split_of_path
 from blip_lite.data.sources.encoding import encoding_of, utf8
-from blip_lite.data.sources.file import REMEDIES, file_rows, header_of, in_lists, is_text_table, split_lists
+from blip_lite.data.sources.file import REMEDIES, file_rows, header_of, is_text_table
 from blip_lite.data.sources.hub import datasets_rows, hub, parquet_columns, saved
+from blip_lite.data.sources.lists import LISTS, in_lists, split_lists
 from blip_lite.data.sources.marks import Marks
 from blip_lite.data.sources.shards import tar_rows
 from blip_lite.data.sources.table import captions_in, read_json
@@ -59,7 +60,7 @@ def walk(folder: Path) -> Found:
                 found.others["(no file)"] += 1
             elif suffix in IMAGE_SUFFIXES:
                 found.images.append(path)
-            elif suffix in SIDECARS:
+            elif suffix in (*SIDECARS, *LISTS):
                 found.texts.add(path)
             elif suffix == ".parquet":
                 found.parquets.append(path)
@@ -95,9 +96,11 @@ def load_folder(folder: Path, settings: DataSettings) -> Listing:
     metadata = [
         p for p in (*found.tables, *found.parquets) if p.stem.casefold() == "metadata" and p.suffix.lower() != ".json"
     ]
-    published = bool(logs)
+    published, named = bool(logs), dict[Path, str | None]()
     if metadata:
         rows = metadata_rows(folder, metadata, found, settings, notes)
+        if mostly:
+            notes.append("the texts beside the images are not read: metadata names the captions")
     elif found.tars and not extracted:
         rows = tar_rows(found.tars, notes, folder)
     elif found.parquets and (settings.dataset_config or settings.dataset_split):
@@ -105,12 +108,13 @@ def load_folder(folder: Path, settings: DataSettings) -> Listing:
     elif captioned := [p for p in found.parquets if settings.caption_column or has_captions(columns[p])]:
         rows, published = parquet_rows(folder, captioned, settings, notes), True
     elif (not mostly or (boxes and extracted)) and (named := captions_tables(folder, found, settings, notes)):
-        lists = split_lists(folder, [p for p in (*found.texts, *found.tables) if p not in named])
         rows = split_tables(folder, named, settings, notes)
-        rows = in_lists(rows, lists, notes) if lists else rows
     else:
         rows = sidecar_rows(folder, found, texts, notes)
         notes += [f"{p.name} is not read: most images have a text beside them" for p in extracted]
+    used = {*metadata, *named, *(text for beside in texts.values() for text in beside)}
+    if found.images and (lists := split_lists(folder, {*found.texts, *found.tables} - used, notes)):
+        rows = in_lists(rows, lists, notes)
     odd = {suffix: n for suffix, n in found.others.items() if suffix not in QUIET}
     if odd and (found.images or found.tables):
         told = {suffix: f" ({REMEDIES[suffix]})" for suffix in odd if suffix in REMEDIES}
@@ -206,7 +210,7 @@ def captions_tables(folder: Path, found: Found, settings: DataSettings, notes: l
     splits, else the only one. Raises DataError where there are several and none says so."""
     headed = [text for text in sorted(found.texts) if is_text_table(text)]
     tables = [table for table in (*found.tables, *headed) if looks_like_captions(table)]
-    lists = [p for p in tables if p.suffix.lower() == ".json" and split_lists(folder, [p])]
+    lists = [p for p in tables if p.suffix.lower() == ".json" and split_lists(folder, [p], [])]
     wanted = settings.caption_column.split(",") if settings.caption_column else None
     tables = [p for p in tables if p not in lists]
     tables = [p for p in tables if names_captions(p, wanted)] or tables

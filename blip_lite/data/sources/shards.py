@@ -109,6 +109,8 @@ def tar_captions(pieces: Mapping[str, Callable[[], bytes]], where: str) -> tuple
     """(captions, what its `.json` says) of a sample. The captions are the lines of its `.caption`, `.txt` or `.text`,
     else they are in the `.json`. A key may have dots in it."""
     kinds = {extension.rpartition(".")[2]: piece for extension, piece in pieces.items()}
+    if named := next((piece for extension, piece in pieces.items() if extension.startswith("caption.")), None):
+        kinds["caption"] = named  # `7.caption.txt` beside `7.tags.txt`
     text = next((kind for kind in ("caption", "txt", "text") if kind in kinds), None)
     about: Any = None
     try:
