@@ -986,3 +986,18 @@ def test_of_several_texts_in_a_shard_the_caption_is_read(tmp_path: Path) -> None
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
     assert set(splits_of(load(tmp_path / "0.tar"))) == set(caption_to_scene)
+
+
+@pytest.mark.parametrize("kind", ["tag", "part"])
+def test_a_conversation_may_name_its_picture(tmp_path: Path, kind: str) -> None:
+    rows = []
+    for n, (caption, scene) in enumerate(caption_to_scene.items()):
+        draw(tmp_path, f"images/{n}.png", scene)
+        name = f"images/{n}.png"
+        asked: Any = f"Picture 1: <img>{name}</img> Describe it."
+        if kind == "part":
+            asked = [{"type": "image", "image": name}, {"type": "text", "text": "Describe it."}]
+        turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": caption}]
+        rows.append({"id": f"identity_{n}", "messages": turns})
+    (tmp_path / "c.json").write_text(json.dumps(rows))
+    assert splits_of(load(tmp_path / "c.json")).keys() == caption_to_scene.keys()

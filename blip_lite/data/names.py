@@ -32,10 +32,11 @@ IMAGE_COLUMNS = (
     *("imageurl", "imgurl", "url"),
 )
 ID_COLUMNS = ("imageid", "id")  # where no other names the image: its file's name without the suffix
+CONVERSATIONS = ("conversations", "conversation", "messages")
 CAPTION_COLUMNS = (
     *("caption", "captions", "text", "texts", "sentences", "sentence", "raw", "description", "comment", "txt"),
     *("captionstr", "captiontext", "imagecaption", "alttext"),
-    *("conversations", "conversation", "messages"),
+    *CONVERSATIONS,
 )
 LISTS_OF_CAPTIONS = ("captions", "texts", "sentences", "descriptions", "comments")  # where `|` separates several
 SPLIT_COLUMNS = ("split", "splits", "datasplit", "datasetsplit", "splitname", "setname")

@@ -19,6 +19,7 @@ from urllib.parse import unquote
 
 from blip_lite.data.names import (
     CAPTION_COLUMNS,
+    CONVERSATIONS,
     ID_COLUMNS,
     IMAGE_COLUMNS,
     LISTS_OF_CAPTIONS,
@@ -39,6 +40,7 @@ PROBE = 50  # rows that are looked at to find the columns, and the folder of the
 
 # A text that several files swallowed: the name of an image and a separator, in a line of its own.
 _SWALLOWED = re.compile(r"\n[^\n]*\.(?:jpe?g|png|webp|bmp|gif|tiff?)[\"']?\s*(?:[,;|\t\n]|\Z)", re.IGNORECASE)
+_IMAGE = re.compile(r"<img>(.+?)</img>")  # in a conversation
 _QUOTED = re.compile(r"""\"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'""")
 
 
@@ -201,6 +203,15 @@ def inside(root: Path, name: str, where: str) -> Path:
     return Path(path)
 
 
+def image_in(turns: Any) -> str | None:
+    """The one picture that a conversation names: `<img>1.jpg</img>`, or a part `{"image": "1.jpg"}`."""
+    contents = [t.get("value", t.get("content")) for t in turns or () if isinstance(t, Mapping)]
+    texts = [found for content in contents if isinstance(content, str) for found in _IMAGE.findall(content)]
+    parts = [part for content in contents if isinstance(content, list) for part in content if isinstance(part, Mapping)]
+    named = texts + [part["image"] for part in parts if isinstance(part.get("image"), str)]
+    return named[0] if len(named) == 1 else None
+
+
 def table_rows(
     table: Iterable[tuple[str, Mapping[str, Any]]],
     root: Path,
@@ -226,6 +237,12 @@ def table_rows(
     sample: dict[str, Any] = {}  # objects may differ
     for _, row in first:
         sample |= {key: value for key, value in row.items() if sample.get(key) is None}
+    turns = find_column([c for c in sample if c is not None], CONVERSATIONS)
+    if turns and not find_column([*sample], IMAGE_COLUMNS) and image_in(sample[turns]):  # Qwen-VL
+        rows = chain(first, table)
+        table = ((where, {"image": image_in(row.get(turns)), **row}) for where, row in rows)
+        first = list(islice(table, len(first)))
+        sample = {"image": first[0][1]["image"], **sample}
     image, names = pick_columns(sample, settings, first[0][0], notes)
     joined = {name for name in names if plain(name) in LISTS_OF_CAPTIONS}
     log = {"url", "status", "errormessage"} <= {plain(c) for c in sample if c is not None}  # img2dataset's
