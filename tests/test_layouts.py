@@ -1001,3 +1001,14 @@ def test_a_conversation_may_name_its_picture(tmp_path: Path, kind: str) -> None:
         rows.append({"id": f"identity_{n}", "messages": turns})
     (tmp_path / "c.json").write_text(json.dumps(rows))
     assert splits_of(load(tmp_path / "c.json")).keys() == caption_to_scene.keys()
+
+
+def test_a_file_beside_the_table_that_only_sounds_like_a_list_of_a_split_is_named(tmp_path: Path) -> None:
+    caption_all(tmp_path, {f"{n}.png": f"{n}.png" for n in range(12)})
+    table(tmp_path, "test_results.csv", [("0.png", "0.3")], "image,score")
+    (tmp_path / "train_log.txt").write_text("epoch 1: loss 3")
+    for dataset in (tmp_path, tmp_path / "captions.csv"):
+        found = load(dataset)
+        assert found.drawn and set(splits_of(found)) == set(caption_to_scene)
+        for name in ("test_results.csv", "train_log.txt"):
+            assert f"{name} is not read: it names no images of a split" in found.notes

@@ -80,8 +80,8 @@ def in_rows(rows: Iterable[Mapping[Any, Any]], own: str | None, path: Path) -> I
         split = find_column(columns, (*SPLIT_COLUMNS, *MAYBE_SPLIT_COLUMNS))
         if image and split:
             yield split_in(row[split], f"{path}, row {number}"), row[image]
-        elif image:
-            yield own, row[image]
+        elif image:  # `test.csv`, not `test_results.csv`
+            yield split_of_name(path.stem, strict=len(columns) > 1), row[image]
         elif len(columns) == 1:
             yield from ((own, name) for name in (*columns[: number == 1], row[columns[0]]))
 
