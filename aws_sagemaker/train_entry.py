@@ -64,7 +64,8 @@ def settings() -> dict[str, Any]:
 
 def dataset(train: Path, validation: str | None) -> dict[str, str]:
     """The settings `dataset` and `image_root` for the channels: both lists in one, with absolute paths and the split."""
-    from blip_lite.data.sources.table import read_table, utf8
+    from blip_lite.data.sources.encoding import utf8
+    from blip_lite.data.sources.table import read_table
     from blip_lite.errors import ConfigError
 
     if not (train / "train.jsonl").is_file():

@@ -236,7 +236,11 @@ def lists(folder: Path, rows: list[Row], pattern: str) -> Path:
     else:
         (folder / "captions.csv").write_text("\n".join(["image,caption", *(f"{name},{c}" for name, c, _ in rows)]))
     parts = {split: [name for name, _, _ in part] for split, part in by_split(rows).items()}
-    if "{}" not in pattern:
+    if pattern == "split.csv":
+        (folder / pattern).write_text("\n".join(["image,split", *(f"{name},{split}" for name, _, split in rows)]))
+    elif pattern == "split_by_name.json":
+        (folder / pattern).write_text(json.dumps({name: split for name, _, split in rows}))
+    elif "{}" not in pattern:
         (folder / "splits.json").write_text(json.dumps(parts))
     else:
         for split, names in parts.items():
@@ -256,6 +260,7 @@ LAYOUTS = [
     (objects, "label studio"),
     *((flags, kind) for kind in ("is_{}", "{}", "in {}", "usage", "type", "what it is for")),
     *((lists, pattern) for pattern in ("{}.txt", "Flickr_8k.{}Images.txt", "splits.json", "token{}.txt")),
+    *((lists, pattern) for pattern in ("{}.lst", "my {} list.csv", "split.csv", "split_by_name.json")),
 ]
 
 
@@ -746,3 +751,264 @@ def test_metadata_in_another_unicode_spelling_names_its_images(tmp_path: Path) -
     caption_all(tmp_path, names, "file_name,caption", "metadata.csv")
     found = load(tmp_path)
     assert sum(map(len, found.splits.values())) == 12 and not any("are not in metadata" in n for n in found.notes)
+
+
+@pytest.mark.parametrize("place", ["images", "annotations"])
+@pytest.mark.parametrize("column", ["split", "Subset", "phase", "data_split", "what it is for", "is_{}"])
+def test_cocos_objects_may_name_the_split_in_any_way(tmp_path: Path, place: str, column: str) -> None:
+    content: Any = {"images": [], "annotations": []}
+    expected = {}
+    for n, (caption, scene) in enumerate(caption_to_scene.items()):
+        draw(tmp_path, f"{n}.png", scene)
+        expected[caption] = SPLITS[n % 3]
+        content["images"].append({"id": n, "file_name": f"{n}.png"})
+        content["annotations"].append({"image_id": n, "caption": caption})
+        says = {column.format(s): s == SPLITS[n % 3] for s in SPLITS} if "{}" in column else {column: SPLITS[n % 3]}
+        content[place][-1].update(says)
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    assert splits_of(load(tmp_path / "c.json")) == expected
+
+
+def as_csv(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    lines = [",".join(map(str, row.values())) for row in rows]
+    (folder / "c.csv").write_text("\n".join([",".join(rows[0]), *lines]))
+    return folder / "c.csv"
+
+
+def as_named(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    (folder / "c.json").write_text(json.dumps({row["image"]: {k: row[k] for k in row if k != "image"} for row in rows}))
+    return folder / "c.json"
+
+
+def as_coco(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    images = [{"id": n, "file_name": row["image"]} for n, row in enumerate(rows)]
+    notes = [{"image_id": n} | {k: row[k] for k in row if k != "image"} for n, row in enumerate(rows)]
+    (folder / "c.json").write_text(json.dumps({"images": images, "annotations": notes}))
+    return folder / "c.json"
+
+
+def as_shard(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    with tarfile.open(folder / "c.tar", "w") as tar:
+        for row in rows:
+            (folder / "about.json").write_text(json.dumps({k: row[k] for k in row if k != "image"}))
+            tar.add(folder / row["image"], row["image"])
+            tar.add(folder / "about.json", row["image"].replace(".png", ".json"))
+    return folder / "c.tar"
+
+
+@given(
+    write=st.sampled_from([as_csv, as_named, as_coco, as_shard]),
+    says=st.sampled_from(
+        [
+            *(
+                ("is_rejected", "true", "false"),
+                ("Rejected?", "yes", "no"),
+                ("is_spam", "1", "0"),
+                ("exclude", "1", ""),
+            ),
+            *(("approved", "no", "yes"), ("is_ok", "0", "1"), ("keep", "FALSE", "TRUE"), ("accepted", "", "x")),
+            *(("answer", "reject", "accept"), ("answer", "ignore", "accept"), ("status", "Rejected", "Approved")),
+            ("decision", "discard", ""),
+        ]
+    ),
+    which=st.sets(st.integers(0, 11), min_size=1, max_size=8),
+)
+@FEW_EXAMPLES
+def test_what_somebody_rejected_is_left_out_and_counted(
+    tmp_path_factory: pytest.TempPathFactory, write: Any, says: tuple[str, str, str], which: set[int]
+) -> None:
+    folder, rows = tmp_path_factory.mktemp("rejected"), []
+    column, bad, good = says
+    for n, (caption, scene) in enumerate(caption_to_scene.items()):
+        draw(folder, f"{n}.png", scene)
+        rows.append({"image": f"{n}.png", "caption": caption, column: bad if n in which else good})
+    found = load(write(folder, rows))
+    assert set(splits_of(found)) == {c for n, c in enumerate(caption_to_scene) if n not in which}
+    assert f"column {column!r}: {len(which)} captions are marked as rejected; left out" in found.notes
+
+
+def test_a_column_of_splits_that_begins_with_blanks_or_late_is_not_passed_over(tmp_path: Path) -> None:
+    for n, scene in enumerate(SCENES):
+        draw(tmp_path, f"{n}.png", scene)
+    captions = list(caption_to_scene)
+    rows = [(f"{n}.png", c, "" if n < 3 else ("train", "test")[n % 2]) for n, c in enumerate(captions)]
+    table(tmp_path, "c.csv", rows, "image,caption,type")
+    with pytest.raises(DataError, match="line 2, column 'type': its split is ''"):
+        load(tmp_path / "c.csv")
+    late = [(f"{n % 12}.png", f"{captions[n % 12]} {n}", "test" if n > 58 else "photo") for n in range(60)]
+    table(tmp_path, "c.csv", late, "image,caption,type")
+    with pytest.raises(DataError, match="line 61: column 'type' says 'test'"):
+        load(tmp_path / "c.csv")
+    vehicles = [(f"{n}.png", c, ("train", "bus", "car")[n % 3]) for n, c in enumerate(captions)]
+    table(tmp_path, "c.csv", vehicles, "image,caption,type")
+    assert load(tmp_path / "c.csv").drawn
+
+
+@pytest.mark.parametrize("column", ["kfold", "cv_fold", "train_test", "split2", "eval_only"])
+def test_a_column_whose_name_is_about_splits_is_not_passed_over_in_silence(tmp_path: Path, column: str) -> None:
+    rows = [(f"{n}.png", c, str(n % 5)) for n, c in enumerate(caption_to_scene)]
+    for n, scene in enumerate(SCENES):
+        draw(tmp_path, f"{n}.png", scene)
+    table(tmp_path, "c.csv", rows, f"image,caption,{column}")
+    assert any(f"column {column!r} holds '0', which names no split" in note for note in load(tmp_path / "c.csv").notes)
+
+
+@pytest.mark.parametrize("above", ["", "images/"])
+def test_blips_own_annotations_beside_the_images_with_those_for_evaluation(tmp_path: Path, above: str) -> None:
+    parts: dict[str, list[dict[str, Any]]] = {"train": [], "val": [], "test": []}
+    for n, (caption, scene) in enumerate(caption_to_scene.items()):
+        split = list(parts)[n % 3]
+        name = f"{'train' if split == 'train' else 'val'}2014/{n}.png"  # COCO's val2014 holds Karpathy's test, too
+        draw(tmp_path, above + name, scene)
+        parts[split].append({"image": name, "caption": [caption]})
+    (tmp_path / "annotation").mkdir()
+    for split, rows in parts.items():
+        (tmp_path / f"annotation/coco_karpathy_{split}.json").write_text(json.dumps(rows))
+        if split != "train":
+            scored = {"annotations": [{"image_id": 1, "caption": "a dog", "id": 1}], "images": [{"id": 1}]}
+            (tmp_path / f"annotation/coco_karpathy_{split}_gt.json").write_text(json.dumps(scored))
+    found = load(tmp_path)
+    assert splits_of(found) == {c: SPLITS[n % 3] for n, c in enumerate(caption_to_scene)}
+    assert any("names no images, left out: annotation/coco_karpathy_test_gt.json" in note for note in found.notes)
+    with pytest.raises(DataError, match="its images have no file_name, as in a file for evaluation only"):
+        load(tmp_path / "annotation/coco_karpathy_test_gt.json")
+
+
+def test_a_json_beside_each_image_is_read_and_may_say_more(tmp_path: Path) -> None:
+    for n, (caption, scene) in enumerate(caption_to_scene.items()):
+        draw(tmp_path, f"train_{n}.png", scene)
+        about = {"caption": caption, "subset": ("train", "test")[n % 2], "status": "rejected" if n < 2 else "ok"}
+        (tmp_path / f"train_{n}.json").write_text(json.dumps(about))
+    found = splits_of(load(tmp_path))
+    captions = list(caption_to_scene)
+    assert set(found) == set(captions[2:]) and all((found[captions[n]] == "test") == (n % 2 == 1) for n in range(2, 12))
+    for n in range(12):
+        (tmp_path / f"train_{n}.json").write_text(json.dumps({"imagePath": f"train_{n}.png", "shapes": []}))
+    table(tmp_path, "captions.csv", [(f"train_{n}.png", c) for n, c in enumerate(captions)])
+    assert set(splits_of(load(tmp_path))) == set(captions)  # LabelMe's, which are about boxes
+
+
+@given(
+    value=st.sampled_from([lambda n: n, float, str, lambda n: f"{n}.png", lambda n: f"{n}%2Epng"]),
+    key=st.sampled_from(["image", "image_id", "file_name"]),
+)
+@FEW_EXAMPLES
+def test_numbers_and_escapes_that_name_files(tmp_path_factory: pytest.TempPathFactory, value: Any, key: str) -> None:
+    folder = tmp_path_factory.mktemp("numbers")
+    rows = [{key: value(n), "caption": caption} for n, caption in enumerate(caption_to_scene)]
+    for n, scene in enumerate(SCENES):
+        draw(folder, f"images/{n}.png", scene)
+    (folder / "c.json").write_text(json.dumps(rows))
+    assert set(splits_of(load(folder / "c.json"))) == set(caption_to_scene)
+
+
+@given(encoding=st.sampled_from(["utf-8-sig", "utf-16", "cp1252"]), end=st.sampled_from(["\n", "\r\n", "\n\n"]))
+@FEW_EXAMPLES
+def test_token_files_as_editors_save_them(tmp_path_factory: pytest.TempPathFactory, encoding: str, end: str) -> None:
+    folder = tmp_path_factory.mktemp("token")
+    for n, scene in enumerate(SCENES):
+        draw(folder, f"images/{n}.png", scene)
+    lines = [f"{n}.png#0\t{caption} at the caf\u00e9" for n, caption in enumerate(caption_to_scene)]
+    (folder / "a.token").write_bytes((end.join(lines) + end).encode(encoding))
+    assert set(splits_of(load(folder / "a.token"))) == {f"{c} at the caf\u00e9" for c in caption_to_scene}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("c.csv", b"\x1f\x8b\x08\0\0", "c.csv: this is a gzip archive"),
+        ("c.json", b"PK\x03\x04\xff", "c.json: this is a zip archive"),
+        ("c.csv", b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git LFS pointer.*git lfs pull"),
+        ("c.jsonl", b"<!doctype html><html>", "an HTML page"),
+        ("c.csv", "image,caption\n0.png,a dog".encode("utf-32"), "it is UTF-32); save it as UTF-8"),
+        ("c.csv", "image,caption\n0.png,a caf\u00e9".encode("mac_roman"), "save it as UTF-8"),
+        ("c.csv", b"image^caption\n0.png^a dog", "the separator is another one"),
+        ("c.csv", b"# mine\nimage,caption\n0.png,a dog", r"line 2: more fields than columns \(# mine\)"),
+        ("c.ndjson", b"{}", "call it .jsonl"),
+        ("c.xml", b"<a/>", "export the images' names and captions as CSV"),
+    ],
+)
+def test_what_a_table_is_instead_is_said(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    draw(tmp_path, "0.png", SCENES[0])
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message.replace("UTF-32)", r"UTF-32\)")):
+        load(tmp_path / name)
+
+
+@given(
+    st.lists(
+        st.sampled_from(["https://x.org/{}", "{}", "img/{}.jpg", "#REF!", "[{{'x': {}}}]"]), min_size=7, max_size=7
+    )
+)
+@FEW_EXAMPLES
+def test_captions_that_are_none_in_several_ways_are_counted_together(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str]
+) -> None:
+    folder = tmp_path_factory.mktemp("odd")
+    caption_all(folder, {f"{n}.png": f"{n}.png" for n in range(12)})
+    rows = [(f"{n}.png", f'"{texts[n].format(n)}"' if n < 7 else c) for n, c in enumerate(caption_to_scene)]
+    table(folder, "captions.csv", rows)
+    with pytest.raises(DataError, match="58% of the captions are "):
+        refuse_what_is_no_caption(load(folder / "captions.csv"))
+
+
+def test_what_is_in_no_list_keeps_the_split_that_its_table_says(tmp_path: Path) -> None:
+    for n, scene in enumerate(SCENES):
+        draw(tmp_path, f"images/{n}.png", scene)
+    captions = list(caption_to_scene)
+    table(tmp_path, "train.csv", [(f"images/{n}.png", captions[n]) for n in range(9)])
+    table(tmp_path, "test.csv", [(f"{n}", f"images/{n}.png") for n in range(9, 12)], "id,image")  # without captions
+    for dataset in (tmp_path, tmp_path / "train.csv"):
+        assert set(splits_of(load(dataset))) == set(captions[:9])
+    table(tmp_path, "test.csv", [(f"{n}", f"images/{n}.png") for n in range(8, 12)], "id,image")
+    with pytest.raises(DataError, match="line 10: its split is train, but the file or part it is in says test"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["split", "dataset_type", "part"])
+def test_json_that_says_it_is_a_test_is_not_trained_on(tmp_path: Path, key: str) -> None:
+    for n, scene in enumerate(SCENES):
+        draw(tmp_path, f"{n}.png", scene)
+    images = [{"id": n, "file_name": f"{n}.png"} for n in range(12)]
+    notes = [{"image_id": n, "caption": c} for n, c in enumerate(caption_to_scene)]
+    rows = [{"image": f"{n}.png", "caption": c} for n, c in enumerate(caption_to_scene)]
+    for content in ({key: "test", "data": rows}, {"info": {key: "Test"}, "images": images, "annotations": notes}):
+        (tmp_path / "c.json").write_text(json.dumps(content))
+        with pytest.raises(DataError, match="no images in train and validation .train 0, validation 0, test 12"):
+            load(tmp_path / "c.json")
+
+
+def test_of_several_texts_in_a_shard_the_caption_is_read(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for n, caption in enumerate(caption_to_scene):
+            for end, content in ((".png", png(caption)), (".caption.txt", caption.encode()), (".tags.txt", b"1girl")):
+                info = tarfile.TarInfo(f"{n}{end}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    assert set(splits_of(load(tmp_path / "0.tar"))) == set(caption_to_scene)
+
+
+@pytest.mark.parametrize("kind", ["tag", "part"])
+def test_a_conversation_may_name_its_picture(tmp_path: Path, kind: str) -> None:
+    rows = []
+    for n, (caption, scene) in enumerate(caption_to_scene.items()):
+        draw(tmp_path, f"images/{n}.png", scene)
+        name = f"images/{n}.png"
+        asked: Any = f"Picture 1: <img>{name}</img> Describe it."
+        if kind == "part":
+            asked = [{"type": "image", "image": name}, {"type": "text", "text": "Describe it."}]
+        turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": caption}]
+        rows.append({"id": f"identity_{n}", "messages": turns})
+    (tmp_path / "c.json").write_text(json.dumps(rows))
+    assert splits_of(load(tmp_path / "c.json")).keys() == caption_to_scene.keys()
+
+
+def test_a_file_beside_the_table_that_only_sounds_like_a_list_of_a_split_is_named(tmp_path: Path) -> None:
+    caption_all(tmp_path, {f"{n}.png": f"{n}.png" for n in range(12)})
+    table(tmp_path, "test_results.csv", [("0.png", "0.3")], "image,score")
+    (tmp_path / "train_log.txt").write_text("epoch 1: loss 3")
+    for dataset in (tmp_path, tmp_path / "captions.csv"):
+        found = load(dataset)
+        assert found.drawn and set(splits_of(found)) == set(caption_to_scene)
+        for name in ("test_results.csv", "train_log.txt"):
+            assert f"{name} is not read: it names no images of a split" in found.notes

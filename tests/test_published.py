@@ -20,8 +20,8 @@ from blip_lite.data.dataset import DataSet
 from blip_lite.data.load import load_data
 from blip_lite.data.look import first_look, refuse_what_is_no_caption
 from blip_lite.data.names import SPLIT_WORDS, split_of_flag
+from blip_lite.data.sources.marks import flagged
 from blip_lite.data.sources.shapes import draw_scene, scene_captions, scene_ids
-from blip_lite.data.sources.table import flagged
 from blip_lite.errors import DataError
 from blip_lite.settings import SPLITS, OptimisationSettings, TrainConfig
 from conftest import ROOT

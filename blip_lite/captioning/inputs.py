@@ -19,9 +19,10 @@ from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 from blip_lite.data.names import IMAGE_COLUMNS, find_column
+from blip_lite.data.sources.encoding import utf8, utf16_of
 from blip_lite.data.sources.hub import parquet_columns, reading
 from blip_lite.data.sources.shards import check_end, expand_braces, read_piece
-from blip_lite.data.sources.table import read_table, utf8, utf16_of
+from blip_lite.data.sources.table import read_table
 from blip_lite.errors import ConfigError, ImageError
 from blip_lite.processing.download import fetch_again
 from blip_lite.processing.images import IMAGE_SUFFIXES, OTHER_PICTURES, ImageInput

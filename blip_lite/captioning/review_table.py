@@ -12,7 +12,9 @@ from pathlib import Path
 
 from blip_lite.captioning.inputs import is_url
 from blip_lite.data.names import find_column
-from blip_lite.data.sources.table import captions_in, is_true, on_disk, read_table, unescaped, utf8
+from blip_lite.data.sources.encoding import utf8
+from blip_lite.data.sources.marks import is_true
+from blip_lite.data.sources.table import captions_in, on_disk, read_table, unescaped
 from blip_lite.errors import DataError
 from blip_lite.processing.text import has_words
 

@@ -241,7 +241,8 @@ def reasons(problems: list[str], firm: int, all_absent: bool, notes: Sequence[st
     text = "\n".join(problems[:MAX_PROBLEMS]) + (f"\nand {more} more such rows" if more > 0 else "")
     text += "".join(f"\nnote: {note}" for note in notes[:MAX_PROBLEMS])
     if all_absent:
-        return f"{text}\nNo image is there: name the folder of the images with --image_root (unpack it first)"
+        text += "\nNo image is there: name the folder of the images with --image_root (unpack it first). "
+        return text + "If these are no names of files, --image_column names another column"
     return text if firm else f"{text}\n--max_bad_images SHARE leaves such rows out"
 
 

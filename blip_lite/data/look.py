@@ -28,6 +28,7 @@ KINDS = {  # what people mistake for captions
     "numbers": re.compile(r"[\d\s.,;:+\-/#e]+$"),
     "names of files": re.compile(r"\S*[/\\]?\S+\.(jpe?g|png|webp|gif|bmp|tiff?|txt|json)$", re.IGNORECASE),
     "boxes": re.compile(r".*(<loc\d+>|<box>|<bbox>)", re.DOTALL),
+    "a spreadsheet's errors": re.compile(r"#(REF|NAME|VALUE|DIV/0|NUM|NULL|SPILL)[!?]?$"),
     "lists or objects": re.compile(r"[\[{].*[\]}]$", re.DOTALL),
 }
 
@@ -75,12 +76,15 @@ def some_captions(data: DataSet) -> list[str]:
 
 def refuse_what_is_no_caption(data: DataSet) -> None:
     """Raises DataError where more than half of the captions are URLs, numbers, names of files, boxes or lists."""
-    for kind, part in shares_of_kinds(some_captions(data)).items():
-        if part > 0.5:
-            raise DataError(
-                f"{data.name}: {part:.0%} of the captions are {kind}, e.g. {shortened(some_captions(data)[0])!r}. "
-                "Name the column of the captions with --caption_column"
-            )
+    captions = some_captions(data)
+    odd = {c: kind for c in captions for kind, pattern in KINDS.items() if pattern.match(c.strip())}
+    part = share(caption in odd for caption in captions)
+    if part > 0.5:
+        kinds = " and ".join(kind for kind, _ in Counter(odd[c] for c in captions if c in odd).most_common())
+        raise DataError(
+            f"{data.name}: {part:.0%} of the captions are {kinds}, e.g. {shortened(next(iter(odd)))!r}. "
+            "Name the column of the captions with --caption_column"
+        )
 
 
 def shares_of_kinds(captions: Sequence[str]) -> dict[str, float]:

@@ -32,14 +32,30 @@ IMAGE_COLUMNS = (
     *("imageurl", "imgurl", "url"),
 )
 ID_COLUMNS = ("imageid", "id")  # where no other names the image: its file's name without the suffix
+CONVERSATIONS = ("conversations", "conversation", "messages")
 CAPTION_COLUMNS = (
     *("caption", "captions", "text", "texts", "sentences", "sentence", "raw", "description", "comment", "txt"),
     *("captionstr", "captiontext", "imagecaption", "alttext"),
-    *("conversations", "conversation", "messages"),
+    *CONVERSATIONS,
 )
 LISTS_OF_CAPTIONS = ("captions", "texts", "sentences", "descriptions", "comments")  # where `|` separates several
 SPLIT_COLUMNS = ("split", "splits", "datasplit", "datasetsplit", "splitname", "setname")
 MAYBE_SPLIT_COLUMNS = ("partition", "subset", "set", "phase", "fold", "usage", "stage")  # or about something else
+
+# What label tools and people write of a caption that is not to be used; and of one that is.
+REJECTED = {
+    "reject",
+    "rejected",
+    "spam",
+    "discard",
+    "discarded",
+    "exclude",
+    "excluded",
+    "skip",
+    "skipped",
+    "ignore",
+} | {*("ignored", "delete", "deleted", "drop", "dropped", "junk", "unusable")}
+ACCEPTED = {"accept", "accepted", "approve", "approved", "keep", "kept", "include", "included", "usable", "ok", "good"}
 
 
 def plain(name: object) -> str:
@@ -67,6 +83,20 @@ def split_of_flag(column: str) -> str | None:
     """The split that a column of yes and no is about: `is_test`, `in_train`."""
     found = re.fullmatch(r"(?:is|in|for)(.+)", plain(column))
     return split_of_name(found[1], strict=True) if found else None
+
+
+def may_be_about_splits(column: str) -> bool:
+    """Whether a column's name has a word about splits, among others: `train_test`, `cv_fold`, `split2`, `kfold`."""
+    words = re.findall(r"[^\W\d_]+", column.casefold())
+    about = {*SPLIT_WORDS, *SPLIT_COLUMNS, "fold", "folds", "kfold"}
+    return any(word in about for word in words) or plain(column).startswith(SPLIT_COLUMNS)
+
+
+def verdict_of_flag(column: str) -> bool | None:
+    """What a column of yes and no says of a caption with its yes: False for `rejected` and `is_spam`, which speak
+    against it, True for `approved` and `is_ok`; None for any other."""
+    word = plain(column).removeprefix("is")
+    return word in ACCEPTED if word in REJECTED | ACCEPTED else None
 
 
 @lru_cache(100_000)

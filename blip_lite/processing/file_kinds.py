@@ -57,7 +57,7 @@ KINDS: tuple[tuple[bytes, str], ...] = (  # what a file begins with -> what it i
     (rb"....ftyp(mp4|isom|qt|M4V|avc1|3gp)|\x1aE\xdf\xa3", "this is a video"),
     (rb"%PDF", "this is a PDF"),
     (rb"%!PS|\xc5\xd0\xd3\xc6", "this is PostScript"),
-    (rb"version https://git-lfs", "this is a Git LFS pointer, not the picture: run `git lfs pull`"),
+    (rb"version https://git-lfs", "this is a Git LFS pointer, not the file itself: run `git lfs pull`"),
     (rb"PK\x03\x04", "this is a zip archive"),
     (rb"\x1f\x8b", "this is a gzip archive"),
     (rb"Rar!|7z\xbc\xaf|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|.{257}ustar", "this is an archive"),

@@ -19,12 +19,14 @@ from blip_lite.data.names import (
     split_of_name,
     split_of_path,
 )
+from blip_lite.data.sources.encoding import encoding_of, utf8, utf16_of
 from blip_lite.data.sources.hub import datasets_rows, parquet
 from blip_lite.data.sources.karpathy import karpathy_rows
+from blip_lite.data.sources.lists import LISTS, in_lists, split_lists
+from blip_lite.data.sources.marks import Marks, agreed
 from blip_lite.data.sources.table import (
     ANNOTATIONS,
     PROBE,
-    agreed,
     captions_in,
     delimiter_of,
     image_path,
@@ -32,10 +34,7 @@ from blip_lite.data.sources.table import (
     on_disk,
     read_json,
     read_table,
-    split_in,
     table_rows,
-    utf8,
-    utf16_of,
     with_suffix,
 )
 from blip_lite.errors import DataError
@@ -46,8 +45,19 @@ from blip_lite.settings import TABLES, DataSettings
 _UPLOADED = re.compile(r"^.*/[0-9a-f]{8}-(?=[^/]+$)")
 
 REMEDIES = {
-    **dict.fromkeys((".zip", ".7z", ".rar", ".gz", ".tgz", ".bz2", ".xz", ".zst"), "unpack it and name the folder"),
-    **dict.fromkeys((".xlsx", ".xls", ".ods", ".numbers"), "save the sheet as CSV (UTF-8) and name that"),
+    **dict.fromkeys(
+        (".zip", ".7z", ".rar", ".gz", ".tgz", ".bz2", ".xz", ".zst"), "unpack it, and name what was in it"
+    ),
+    **dict.fromkeys(
+        (".xlsx", ".xlsm", ".xlsb", ".xls", ".ods", ".numbers"), "save the sheet as CSV (UTF-8) and name that"
+    ),
+    **dict.fromkeys((".ndjson", ".jsonlines", ".jl"), "these are JSON lines: call it .jsonl"),
+    **dict.fromkeys((".pq", ".parq"), "call it .parquet"),
+    **dict.fromkeys(
+        (".xml", ".yaml", ".yml", ".pkl", ".pickle", ".feather", ".h5", ".hdf5", ".npz", ".npy", ".db", ".sqlite"),
+        "export the images' names and captions as CSV, JSON lines or Parquet",
+    ),
+    ".txt": "a table's first line names its columns: `image,caption`",
     ".arrow": "name the folder that `datasets.save_to_disk` wrote; a lone file becomes Parquet with "
     "`datasets.Dataset.from_file(FILE).to_parquet('data.parquet')`",
     ".lmdb": "export it to files or .tar shards",
@@ -85,15 +95,15 @@ def load_file(path: Path, settings: DataSettings) -> Listing:
     root, notes = Path(settings.image_root).expanduser() if settings.image_root else path.parent, list[str]()
     split = split_of_name(path.stem)
     with os.scandir(path.parent) as entries:
-        beside = sorted(Path(e.path) for e in entries if e.name.endswith((".txt", ".json", path.suffix)))
+        beside = sorted(Path(e.path) for e in entries if e.name.endswith((*LISTS, ".json", path.suffix)))
     others = [p for p in beside if p.suffix == path.suffix and split_of_name(p.stem) not in (None, split)]
     if split and others:
         notes.append(f"{others[0].name}, beside it, is not read; the name of the folder takes both, as splits")
     elif split == "validation":
         notes.append(f"{path.name} says validation; read alone, it is shared out anew")
     rows = file_rows(path, root, settings, notes, "test" if split == "test" else None)
-    lists = split_lists(path.parent, [p for p in beside if p.name != path.name])
-    return Listing(path.stem, in_lists(rows, lists, notes) if lists else rows, notes)
+    lists = split_lists(path.parent, [p for p in beside if p.name != path.name], notes)
+    return Listing(path.stem, in_lists(rows, lists, notes, keep=split is not None) if lists else rows, notes)
 
 
 def is_text_table(path: Path) -> bool:
@@ -118,56 +128,22 @@ def header_of(path: Path) -> list[str]:
 def token_rows(path: Path, folder: Path, notes: list[str], split: str | None = None) -> Iterator[Picture]:
     """Lines of `name.jpg#0<TAB>caption`, as Flickr8k's and Flickr30k's authors distribute them."""
     broken: dict[str, None] = {}
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding=encoding_of(path, notes)) as file:
         for number, line in enumerate(utf8(path, iter(file)), 1):
+            if not line.strip():
+                continue
             key, tab, caption = line.partition("\t")
             name = key.rsplit("#", 1)[0]
             if not tab:
                 raise DataError(f"{path}, line {number}: expected `name.jpg#0<TAB>caption`")
-            if not name.lower().endswith(".jpg"):  # the original file has one: 2258277193_586949ec62.jpg.1#0
+            if (
+                Path(name).suffix.lower() not in IMAGE_SUFFIXES
+            ):  # the original file has one: 2258277193_586949ec62.jpg.1#0
                 broken[name] = None
             else:
                 yield Picture(name, folder / name, (caption.strip(),), f"{path}, line {number}", split)
-    notes += [f"{path.name}: {name} is no image name; left out" for name in broken]
-
-
-def split_lists(folder: Path, files: Iterable[Path]) -> dict[str, str]:
-    """The split of each image that lists beside a table name: `train.txt` and `test.txt` with a name a line, or one
-    `{"train": [names], ...}`. Raises DataError for a name in two of them."""
-    lists: dict[str, str] = {}
-    for path in sorted(files):
-        found: Mapping[str, Any] = {}
-        if path.suffix == ".json" and "split" in path.stem.casefold():
-            content = read_json(path)
-            if isinstance(content, Mapping) and all(split_of_name(key) for key in content):
-                found = {key: names for key, names in content.items() if isinstance(names, list)}
-        elif path.suffix == ".txt" and split_of_name(path.stem):
-            with open(path, encoding="utf-8", errors="replace") as file:
-                names = [line.strip() for line in file if line.strip()]
-            pictures = all(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in names)
-            sidecar = any(path.with_suffix(suffix).exists() for suffix in IMAGE_SUFFIXES)
-            if pictures or (split_of_name(path.stem, strict=True) and not sidecar):
-                found = {path.stem: names}
-        for key, names in found.items():
-            split = split_of_name(key)
-            for name in names:
-                if lists.setdefault(short := Path(str(name)).stem, str(split)) != split:
-                    raise DataError(f"{path}: {name} is in {split}, and in {lists[short]}, by the lists of {folder}")
-    return lists
-
-
-def in_lists(rows: Iterable[Picture], lists: Mapping[str, str], notes: list[str]) -> Iterator[Picture]:
-    """The rows, in the splits that `split_lists` found; those that no list names are left out."""
-    silent: set[str] = set()
-    for row in rows:
-        split = lists.get(Path(row.image_id).stem)
-        if not split:
-            silent.add(row.image_id)
-            continue
-        row.split = agreed(row.split, split, row.where)
-        yield row
-    if silent:
-        notes.append(f"{len(silent)} images are in no list of a split; left out (e.g. {min(silent)})")
+    notes += [f"{path.name}: {name} is no image name; left out" for name in islice(broken, 3)]
+    notes += [f"{path.name}: {len(broken)} names are no image's; left out"] * (len(broken) > 3)
 
 
 def in_right_folder(
@@ -186,7 +162,7 @@ def in_right_folder(
         return
     folder, shorter = found
     notes.append(f"images are in {folder}; --image_root says another folder")
-    of_folder = split_of_name(folder.name, strict=True)
+    of_folder = split_of_name(folder.name, strict=True) if folder != root.parent else None
     base, paths = os.path.join(os.path.abspath(root), ""), dict[str, Path]()
     for row in chain(first, rows):
         if of_folder == "test":
@@ -207,11 +183,11 @@ def right_folder(
 ) -> tuple[Path, Callable[[str], str | None]] | None:
     """(the folder that has the files of `probe`, what makes their names in it of those in `root`), or None."""
     names = [Path(os.path.relpath(path, root)).as_posix() for path in probe]
-    beside = root.parent.glob("*/") if plain(root.name) in ANNOTATIONS else ()  # COCO
+    beside = [root.parent, *root.parent.glob("*/")] if plain(root.name) in ANNOTATIONS else []  # COCO
     folders = sorted(p for p in {*root.glob("*/"), *root.glob("*/*/"), *beside} if p.is_dir())
     folders = [f for f in folders if not any(part[:1] in (".", "_") for part in f.relative_to(root.parent).parts[1:])]
     if split:  # another split's folder has other images of these names
-        folders = [folder for folder in folders if split_of_name(folder.name, strict=True) in (None, split)]
+        folders = [f for f in folders if f == root.parent or split_of_name(f.name, strict=True) in (None, split)]
 
     for shorter in shortenings(names):
 
@@ -250,6 +226,10 @@ def object_rows(
 ) -> Iterable[Picture]:
     """JSON that is one object: COCO's annotations, Karpathy's images, `{"data": [rows]}`, `{"train": [rows], ...}`,
     `{"image": [...], "caption": [...]}`, `{id: row}` or `{name: captions}`."""
+    info = content.get("info")
+    about = {k: v for k, v in {**(info if isinstance(info, dict) else {}), **content}.items() if isinstance(v, str)}
+    if Marks((), []).split(about, str(path)) == "test":  # as TextCaps says it of a file
+        split = agreed(split, "test", str(path))
     if "annotations" in content and "images" in content:
         return coco_rows(content, root, path, notes, split)
     if isinstance(content.get("images"), list):
@@ -262,7 +242,9 @@ def object_rows(
     tables = {key: content[key] for key in ("data", "annotations", "rows", "items") if are_rows(content.get(key))}
     parts = {key: split_of_name(key) for key in content if are_rows(content[key])}
     if any(parts.values()):  # a part that is called something else must not be lost, or trained on
-        if odd := [key for key in content if not parts.get(key)]:
+        if odd := [
+            key for key, value in content.items() if value and not parts.get(key) and key not in (*about, "info")
+        ]:
             raise DataError(f"{path}: parts {', '.join(parts)}; {odd[0]!r} is no split (train, validation, test)")
         named = ((agreed(part, split, f"{path}, {key}"), content[key], key) for key, part in parts.items())
         return chain.from_iterable(
@@ -276,7 +258,7 @@ def object_rows(
     if are_rows([*content.values()]) and all(find_column([*v], IMAGE_COLUMNS) for v in content.values()):
         return table_rows(((f"{path}, {key}", row) for key, row in content.items()), root, settings, notes, split)
     if content and all(is_named(name, value) for name, value in content.items()):
-        return named_rows(content, root, path, split)
+        return named_rows(content, root, path, notes, split)
     keys = ", ".join(map(repr, list(content)[:5]))
     raise DataError(
         f"{path}: an object with {keys}; expected COCO's images and annotations, Karpathy's images, "
@@ -334,42 +316,55 @@ def is_named(name: str, value: Any) -> bool:
     )
 
 
-def named_rows(content: Mapping[str, Any], root: Path, path: Path, split: str | None) -> Iterator[Picture]:
+def named_rows(
+    content: Mapping[str, Any], root: Path, path: Path, notes: list[str], split: str | None
+) -> Iterator[Picture]:
     """`{name: captions}`, as kohya's `meta_cap.json`."""
+    marks = Marks(CAPTION_COLUMNS, notes, [v for v in islice(content.values(), PROBE) if isinstance(v, Mapping)])
     for name, value in content.items():
         where = f"{path}, {name}"
         image_id, file = image_path(root, name, where)
-        own = value.get("split") if isinstance(value, Mapping) else None
-        part = agreed(split_in(own, where) if own else None, split, where)
+        about = value if isinstance(value, Mapping) else {}
+        if marks.is_rejected(about, where):
+            continue
+        part = agreed(marks.split(about, where), split, where)
         yield Picture(image_id, file, tuple(captions_in(value)), where, part)
+    marks.tell()
 
 
 def coco_rows(
     content: Mapping[str, Any], root: Path, path: Path, notes: list[str], split: str | None = None
 ) -> Iterator[Picture]:
     """COCO's own annotations, e.g. `captions_train2014.json`; and VizWiz's, whose judges marked captions as spam."""
-    rejected = precanned = 0
+    precanned = 0
     try:
-        names = {str(image["id"]): image["file_name"] for image in content["images"]}
-        own = {str(image["id"]): image.get("split") for image in content["images"]}
-        if len(names) < len(content["images"]):
+        images = {str(image["id"]): image for image in content["images"]}
+        if not any("file_name" in image for image in images.values()):
+            raise DataError(
+                f"{path}: its images have no file_name, as in a file for evaluation only. Name the other file"
+            )
+        if len(images) < len(content["images"]):
             raise DataError(f"{path}: two images have one id")
+        of_image = Marks(("id", "file_name"), notes, content["images"][:PROBE])
+        marks = Marks(("id", "image_id", "caption"), notes, content["annotations"][:PROBE])
         for number, one in enumerate(content["annotations"], 1):
-            if one.get("is_rejected"):
-                rejected += 1
+            where, key = f"{path}, annotation {number}", str(one["image_id"])
+            if key not in images:
+                raise DataError(f"{where}: its image_id {key} is not among the images")
+            if marks.is_rejected(one, where) or of_image.is_rejected(images[key], where):
                 continue
             precanned += bool(one.get("is_precanned"))
-            where, key = f"{path}, annotation {number}", str(one["image_id"])
-            if key not in names:
-                raise DataError(f"{where}: its image_id {key} is not among the images")
             if "caption" not in one:
                 raise DataError(f"{where}: has no caption, but {', '.join(one)}. Name a file of captions")
-            captions, name, named = tuple(captions_in(one["caption"])), names[key], own[key]
-            part = agreed(split_in(named, where) if named else None, split, where) or split_of_path(PurePosixPath(name))
+            captions, name = tuple(captions_in(one["caption"])), images[key]["file_name"]
+            own = agreed(marks.split(one, where), of_image.split(images[key], where), where)
+            part = agreed(own, split, where) or split_of_path(PurePosixPath(name))
             yield Picture(key, image_path(root, name, where)[1], captions, where, part)
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: not COCO's annotations: {type(error).__name__} {error}") from error
-    if rejected:
-        notes.append(f"{rejected} captions are marked as rejected; left out")
+    marks.tell()
+    of_image.tell()
+    if silent := images.keys() - {str(one["image_id"]) for one in content["annotations"]}:
+        notes.append(f"{len(silent)} images of {path.name} have no caption; left out (e.g. {min(silent)})")
     if precanned:
         notes.append(f"{precanned} captions are marked as precanned (a stock sentence, not a description); kept")

@@ -6,10 +6,11 @@ import os
 from pathlib import Path
 
 from blip_lite.data.dataset import Listing
+from blip_lite.data.sources.encoding import utf8
 from blip_lite.data.sources.file import token_rows
 from blip_lite.data.sources.hub import datasets_rows, hub
 from blip_lite.data.sources.karpathy import load_karpathy
-from blip_lite.data.sources.table import read_table, table_rows, utf8
+from blip_lite.data.sources.table import read_table, table_rows
 from blip_lite.errors import DataError
 from blip_lite.settings import SPLITS, DataSettings
 

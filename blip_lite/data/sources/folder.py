@@ -6,17 +6,20 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from blip_lite.data.dataset import Listing
-from blip_lite.data.names import caption_columns, find_column, plain, split_of_name, split_of_path
-from blip_lite.data.sources.file import REMEDIES, file_rows, header_of, in_lists, is_text_table, split_lists
+from blip_lite.data.names import CAPTION_COLUMNS, caption_columns, find_column, plain, split_of_name, split_of_path
+from blip_lite.data.sources.encoding import encoding_of, utf8
+from blip_lite.data.sources.file import REMEDIES, file_rows, header_of, is_text_table
 from blip_lite.data.sources.hub import datasets_rows, hub, parquet_columns, saved
+from blip_lite.data.sources.lists import LISTS, in_lists, split_lists
+from blip_lite.data.sources.marks import Marks
 from blip_lite.data.sources.shards import tar_rows
-from blip_lite.data.sources.table import encoding_of, utf8
+from blip_lite.data.sources.table import captions_in, read_json
 from blip_lite.errors import DataError
 from blip_lite.processing.images import IMAGE_SUFFIXES
 from blip_lite.processing.picture import Picture
@@ -57,7 +60,7 @@ def walk(folder: Path) -> Found:
                 found.others["(no file)"] += 1
             elif suffix in IMAGE_SUFFIXES:
                 found.images.append(path)
-            elif suffix in SIDECARS:
+            elif suffix in (*SIDECARS, *LISTS):
                 found.texts.add(path)
             elif suffix == ".parquet":
                 found.parquets.append(path)
@@ -83,7 +86,8 @@ def load_folder(folder: Path, settings: DataSettings) -> Listing:
     found = walk(folder)
     columns = {path: parquet_columns(path) for path in found.parquets}
     logs = [p for p in found.parquets if {"url", "status"} <= {plain(c) for c in columns[p]}]
-    texts = sidecars(found)
+    about = jsons_beside(found)
+    texts = {image: [text] for image, text in about.items()} | sidecars(found)
     mostly = 2 * len(texts) >= max(1, len(found.images))
     extracted = [p for p in found.tables if p.suffix.lower() != ".json" and found.images and looks_like_captions(p)]
     boxes = mostly and all(map(says_boxes, [beside[0] for beside in list(texts.values())[:20]]))
@@ -92,9 +96,11 @@ def load_folder(folder: Path, settings: DataSettings) -> Listing:
     metadata = [
         p for p in (*found.tables, *found.parquets) if p.stem.casefold() == "metadata" and p.suffix.lower() != ".json"
     ]
-    published = bool(logs)
+    published, named = bool(logs), dict[Path, str | None]()
     if metadata:
         rows = metadata_rows(folder, metadata, found, settings, notes)
+        if mostly:
+            notes.append("the texts beside the images are not read: metadata names the captions")
     elif found.tars and not extracted:
         rows = tar_rows(found.tars, notes, folder)
     elif found.parquets and (settings.dataset_config or settings.dataset_split):
@@ -102,12 +108,13 @@ def load_folder(folder: Path, settings: DataSettings) -> Listing:
     elif captioned := [p for p in found.parquets if settings.caption_column or has_captions(columns[p])]:
         rows, published = parquet_rows(folder, captioned, settings, notes), True
     elif (not mostly or (boxes and extracted)) and (named := captions_tables(folder, found, settings, notes)):
-        lists = split_lists(folder, [p for p in (*found.texts, *found.tables) if p not in named])
         rows = split_tables(folder, named, settings, notes)
-        rows = in_lists(rows, lists, notes) if lists else rows
     else:
         rows = sidecar_rows(folder, found, texts, notes)
         notes += [f"{p.name} is not read: most images have a text beside them" for p in extracted]
+    used = {*metadata, *named, *(text for beside in texts.values() for text in beside)}
+    if found.images and (lists := split_lists(folder, {*found.texts, *found.tables} - used, notes)):
+        rows = in_lists(rows, lists, notes)
     odd = {suffix: n for suffix, n in found.others.items() if suffix not in QUIET}
     if odd and (found.images or found.tables):
         told = {suffix: f" ({REMEDIES[suffix]})" for suffix in odd if suffix in REMEDIES}
@@ -158,6 +165,18 @@ def sidecars(found: Found) -> dict[Path, list[Path]]:
     return {image: texts for image, texts in there.items() if texts}
 
 
+def jsons_beside(found: Found) -> dict[Path, Path]:
+    """The `.json` with a caption beside each image, where most have one. They are taken from the tables, as each is
+    about one image, like LabelMe's, which has boxes and no caption."""
+    tables = set(found.tables)
+    names = ((image, (image.with_suffix(".json"), Path(f"{image}.json"))) for image in found.images)
+    beside = {image: path for image, paths in names for path in paths if path in tables}
+    if 2 * len(beside) < max(1, len(found.images)):
+        return {}
+    found.tables = [table for table in found.tables if table not in set(beside.values())]
+    return beside if any(captions_in(read_json(path)) for path in list(beside.values())[:20]) else {}
+
+
 def fold(path: Path) -> str:
     return os.path.join(path.parent, unicodedata.normalize("NFC", path.name).casefold())
 
@@ -191,20 +210,26 @@ def captions_tables(folder: Path, found: Found, settings: DataSettings, notes: l
     splits, else the only one. Raises DataError where there are several and none says so."""
     headed = [text for text in sorted(found.texts) if is_text_table(text)]
     tables = [table for table in (*found.tables, *headed) if looks_like_captions(table)]
-    lists = [p for p in tables if p.suffix.lower() == ".json" and split_lists(folder, [p])]
+    lists = [p for p in tables if p.suffix.lower() == ".json" and split_lists(folder, [p], [])]
     wanted = settings.caption_column.split(",") if settings.caption_column else None
     tables = [p for p in tables if p not in lists]
     tables = [p for p in tables if names_captions(p, wanted)] or tables
     inner = {table: PurePosixPath(table.relative_to(folder).as_posix()) for table in tables}
     splits = {table: split_of_name(table.stem) or split_of_path(inner[table]) for table in tables}
+    several = {split for split, count in Counter(splits.values()).items() if count > 1}
+    if odd := [table for table in tables if splits[table] in several and not names_images(table)]:
+        notes.append(f"names no images, left out: {', '.join(str(inner[table]) for table in odd)}")
+        splits = {table: split for table, split in splits.items() if table not in odd}
+        tables = [*splits]
     named = {table: split for table, split in splits.items() if split}
     if len(set(named.values())) > 1 or (named and len(tables) == 1):
         if others := [str(inner[table]) for table, split in splits.items() if not split]:
             notes.append(f"in no split, left out: {', '.join(others)}")
         return dict(named)
     if len(tables) > 1:
+        names = sorted(table.name for table in tables)
         raise DataError(
-            f"{tables[0].parent}: which of {', '.join(sorted(table.name for table in tables))}? Name the file with "
+            f"{tables[0].parent}: which of {', '.join(names[:5])}{', ...' * (len(names) > 5)}? Name the file with "
             "--dataset, or call them train, val and test"
         )
     return dict.fromkeys(tables)
@@ -239,6 +264,13 @@ def names_captions(table: Path, wanted: Sequence[str] | None) -> bool:
     return bool(find_column(columns, wanted)) if wanted else has_captions(columns)
 
 
+def names_images(table: Path) -> bool:
+    """False for COCO's form without names of files, which BLIP has beside its annotations, for evaluation."""
+    content = read_json(table) if table.suffix.lower() == ".json" else None
+    images = content.get("images") if isinstance(content, Mapping) else None
+    return not isinstance(images, list) or any("file_name" in image or "filename" in image for image in images)
+
+
 def looks_like_captions(table: Path) -> bool:
     """Not the odds and ends that lie about in a data set's folder."""
     return plain(table.stem) not in (
@@ -249,6 +281,7 @@ def looks_like_captions(table: Path) -> bool:
 def sidecar_rows(folder: Path, found: Found, texts: dict[Path, list[Path]], notes: list[str]) -> Iterator[Picture]:
     """Images with a text of the same name beside them: one caption a line."""
     silent, both, used = [], 0, set()
+    marks = Marks(CAPTION_COLUMNS, notes)
     for image in found.images:
         if image not in texts:
             silent.append(image)
@@ -257,10 +290,16 @@ def sidecar_rows(folder: Path, found: Found, texts: dict[Path, list[Path]], note
         used.update(there)
         both += len(there) > 1
         text = there[0]
-        lines = [line.strip() for line in utf8(text, iter_lines(text, notes))]
         name = image.relative_to(folder).as_posix()
+        if text.suffix.lower() == ".json":
+            about = read_json(text)
+            if isinstance(about, Mapping) and not marks.is_rejected(about, str(text)):
+                yield Picture(name, image, tuple(captions_in(about)), str(text), marks.split(about, str(text)))
+            continue
+        lines = [line.strip() for line in utf8(text, iter_lines(text, notes))]
         captions = tuple(line for line in lines if line)
         yield Picture(name, image, captions, str(text))
+    marks.tell()
     if len(silent) == len(found.images):
         tables = ", ".join(path.name for path in found.tables[:5])
         raise DataError(

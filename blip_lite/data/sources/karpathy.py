@@ -8,7 +8,8 @@ from typing import Any
 
 from blip_lite.data.dataset import Listing
 from blip_lite.data.sources.hub import hub
-from blip_lite.data.sources.table import captions_in, inside, read_json, split_in
+from blip_lite.data.sources.marks import Marks
+from blip_lite.data.sources.table import captions_in, inside, read_json
 from blip_lite.errors import DataError
 from blip_lite.processing.download import cache_dir
 from blip_lite.processing.picture import Picture
@@ -45,6 +46,7 @@ def load_karpathy(name: str, settings: DataSettings, images: Path | None = None)
 
 def karpathy_rows(images: Any, root: Path, where: str, download_missing: bool = False) -> Iterator[Picture]:
     """Objects with filename, split, sentences, and for COCO filepath, cocoid and url -> rows."""
+    marks = Marks(("filepath", "filename", "url", "cocoid", "sentences"), [])
     try:
         for number, image in enumerate(images):
             at = f"{where}, image {number}"
@@ -53,6 +55,6 @@ def karpathy_rows(images: Any, root: Path, where: str, download_missing: bool = 
             if download_missing:
                 url = image.get("url") or f"http://images.cocodataset.org/{name}"
             image_id, captions = str(image.get("cocoid", name)), tuple(captions_in(image["sentences"]))
-            yield Picture(image_id, inside(root, name, at), captions, at, split_in(image["split"], at), url)
+            yield Picture(image_id, inside(root, name, at), captions, at, marks.split(image, at), url)
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{where}: not in Karpathy's form: {type(error).__name__} {error}") from error

@@ -14,8 +14,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from blip_lite.data.dataset import Listing
-from blip_lite.data.names import SPLIT_COLUMNS, find_column, split_of_name, split_of_path
-from blip_lite.data.sources.table import agreed, captions_in, split_in
+from blip_lite.data.names import CAPTION_COLUMNS, split_of_name, split_of_path
+from blip_lite.data.sources.marks import Marks, agreed
+from blip_lite.data.sources.table import captions_in
 from blip_lite.errors import DataError
 from blip_lite.processing.images import IMAGE_SUFFIXES
 from blip_lite.processing.picture import Picture
@@ -47,6 +48,7 @@ def tar_rows(paths: Sequence[Path], notes: list[str], root: Path | None = None) 
     """One row a sample: consecutive files of one name up to the first dot. The split is what the shard's name says,
     or its folder's (`train-0000.tar`)."""
     lacking = used = 0
+    marks = Marks(CAPTION_COLUMNS, notes)
     for path in paths:
         inner = PurePosixPath(os.path.relpath(path, root)) if root else PurePosixPath(path.parent.name, path.name)
         split = split_of_name(path.stem) or split_of_path(inner)
@@ -57,7 +59,9 @@ def tar_rows(paths: Sequence[Path], notes: list[str], root: Path | None = None) 
                     image = next(
                         (p for ext, p in piece.items() if f".{ext.rpartition('.')[2]}" in IMAGE_SUFFIXES), None
                     )
-                    captions, own = tar_captions(piece, f"{path}, {key}")
+                    captions, about = tar_captions(piece, f"{path}, {key}")
+                    if marks.is_rejected(about, f"{path}, {key}"):
+                        continue
                     if image is None or not any(map(has_words, captions)):
                         lacking += 1
                         continue
@@ -68,7 +72,8 @@ def tar_rows(paths: Sequence[Path], notes: list[str], root: Path | None = None) 
                         image,
                         tuple(c for c in captions if has_words(c)),
                         f"{path}, {key}",
-                        agreed(own, split, f"{path}, {key}") or split_of_path(PurePosixPath(key)),
+                        agreed(marks.split(about, f"{path}, {key}"), split, f"{path}, {key}")
+                        or split_of_path(PurePosixPath(key)),
                     )
                 check_end(tar, path)
         except (tarfile.TarError, OSError) as error:
@@ -78,6 +83,7 @@ def tar_rows(paths: Sequence[Path], notes: list[str], root: Path | None = None) 
             f"{paths[0]}: none of its {lacking} samples has an image and a caption of one name, as in webdataset. "
             "If a folder is packed in it, unpack it and name the folder"
         )
+    marks.tell()
     if lacking:
         notes.append(f"{lacking} samples have no image or no caption; left out")
 
@@ -99,10 +105,12 @@ def samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.TarIn
         yield key, parts
 
 
-def tar_captions(pieces: Mapping[str, Callable[[], bytes]], where: str) -> tuple[list[str], str | None]:
-    """(captions, split) of a sample: the lines of its `.caption`, `.txt` or `.text`, else what its `.json` has, which
-    may name a split, too. A key may have dots in it."""
+def tar_captions(pieces: Mapping[str, Callable[[], bytes]], where: str) -> tuple[list[str], Mapping[str, Any]]:
+    """(captions, what its `.json` says) of a sample. The captions are the lines of its `.caption`, `.txt` or `.text`,
+    else they are in the `.json`. A key may have dots in it."""
     kinds = {extension.rpartition(".")[2]: piece for extension, piece in pieces.items()}
+    if named := next((piece for extension, piece in pieces.items() if extension.startswith("caption.")), None):
+        kinds["caption"] = named  # `7.caption.txt` beside `7.tags.txt`
     text = next((kind for kind in ("caption", "txt", "text") if kind in kinds), None)
     about: Any = None
     try:
@@ -115,8 +123,7 @@ def tar_captions(pieces: Mapping[str, Callable[[], bytes]], where: str) -> tuple
             captions = captions_in(about)
     except ValueError as error:  # not UTF-8, not JSON
         raise DataError(f"{where}: its caption cannot be read ({error})") from error
-    column = find_column([*about], SPLIT_COLUMNS) if isinstance(about, Mapping) else None
-    return captions, split_in(about[column], where) if column else None
+    return captions, about if isinstance(about, Mapping) else {}
 
 
 def check_end(tar: tarfile.TarFile, path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import codecs
 import contextlib
 import csv
 import hashlib
@@ -15,22 +14,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal, TextIO, TypeVar
+from typing import Any, Literal, TextIO
 from urllib.parse import unquote
 
 from blip_lite.data.names import (
     CAPTION_COLUMNS,
+    CONVERSATIONS,
     ID_COLUMNS,
     IMAGE_COLUMNS,
     LISTS_OF_CAPTIONS,
-    MAYBE_SPLIT_COLUMNS,
-    SPLIT_COLUMNS,
     caption_columns,
     find_column,
     plain,
-    split_of_flag,
-    split_of_name,
 )
+from blip_lite.data.sources.encoding import encoding_of, utf16_of
+from blip_lite.data.sources.marks import Marks, agreed
 from blip_lite.errors import DataError, ImageError
 from blip_lite.processing.download import cached
 from blip_lite.processing.images import IMAGE_SUFFIXES
@@ -38,12 +36,11 @@ from blip_lite.processing.picture import Picture
 from blip_lite.processing.text import NULLS
 from blip_lite.settings import DataSettings
 
-T = TypeVar("T")
-
 PROBE = 50  # rows that are looked at to find the columns, and the folder of the images
 
 # A text that several files swallowed: the name of an image and a separator, in a line of its own.
 _SWALLOWED = re.compile(r"\n[^\n]*\.(?:jpe?g|png|webp|bmp|gif|tiff?)[\"']?\s*(?:[,;|\t\n]|\Z)", re.IGNORECASE)
+_IMAGE = re.compile(r"<img>(.+?)</img>")  # in a conversation
 _QUOTED = re.compile(r"""\"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'""")
 
 
@@ -70,6 +67,8 @@ def pick_columns(
     there = f"there are: {', '.join(map(str, columns))}"
     if (image is None or not captions) and any(Path(str(c).strip()).suffix.lower() in IMAGE_SUFFIXES for c in columns):
         raise DataError(f"{where}: the first line looks like data, not a header. Put a line `image,caption` before it")
+    if len(columns) == 1 and not str(columns[0]).isidentifier():
+        there += " only, so the separator is another one than , ; | or a tab, or this is no header"
     if image is None:
         raise DataError(
             f"{where}: no column {settings.image_column or 'file_name or image'}; {there}. Name it with --image_column"
@@ -139,89 +138,10 @@ def answer_in(turns: Sequence[Mapping[str, Any]]) -> str:
     return str(content).strip()
 
 
-def split_in(value: Any, where: str) -> str:
-    """The split that a cell names. Raises DataError, as what is not understood must not be trained on."""
-    if isinstance(value, str) and (split := split_of_name(value)):
-        return split
-    raise DataError(
-        f"{where}: its split is {value!r}; expected train, validation or test (or val, dev, eval, ...). Mend the "
-        "cell, or rename the column if it means something else"
-    )
-
-
-def split_reader(
-    sample: Mapping[str, Any], taken: Sequence[str], notes: list[str]
-) -> Callable[[Mapping[str, Any], str], str | None]:
-    """What tells the split of rows that have the columns of `sample`: a column called so, flags (`is_test`), or a
-    column that may be about splits, by its name (`subset`) or by what it says in the sample.
-
-    Args:
-        sample: a row.
-        taken: the columns of the image and the captions.
-        notes: what is no plain `split` is told here.
-    """
-    columns = [column for column in sample if column is not None and column not in taken]
-    if named := find_column(columns, SPLIT_COLUMNS):
-        return lambda row, where: split_in(row[named], where)
-    flags = {column: split for column in columns if (split := split_of_flag(column))}
-    if not flags:
-        flags = {c: split for c in columns if (split := split_of_name(c, strict=True)) and is_flag(sample[c])}
-        flags = flags if {"train", "test"} & set(flags.values()) else {}  # `val` alone may be a value
-    said = [c for c in columns if isinstance(sample[c], str) and split_of_name(sample[c][:40], strict=True)]
-    maybe = find_column(columns, MAYBE_SPLIT_COLUMNS)
-    if flags or said:
-        note = f"splits are in column {', '.join(map(repr, flags or said[:1]))}"
-    elif maybe:
-        note = f"column {maybe!r} holds {sample[maybe]!r}, which names no split (train, validation or test)"
-    else:
-        return lambda row, where: None
-    notes += [note] if note not in notes else []
-    if flags:
-        return lambda row, where: flagged(flags, row, where)
-    if said:
-        return lambda row, where: split_in(row[said[0]], where)
-    return lambda row, where: split_of_name(str(row[str(maybe)]))
-
-
-# As spreadsheets write them in English, German, French, Spanish, Portuguese, Italian, Dutch.
-TRUE = {"true", "yes", "y", "t", "1", "1.0", "x"} | {"wahr", "vrai", "verdadero", "verdadeiro", "vero", "waar"}
-FALSE = {"false", "no", "n", "f", "0", "0.0"} | {"falsch", "faux", "falso", "onwaar"} | NULLS
-
-
-def is_flag(value: Any) -> bool:
-    return str(value).strip().casefold() in TRUE | FALSE
-
-
-def is_true(value: Any, column: str, where: str) -> bool:
-    """Whether a cell says yes; an empty one says no. Raises DataError for what is neither."""
-    if not is_flag(value):
-        raise DataError(f"{where}: column {column} says {value!r}; expected true or false, 1 or 0. Mend the cell")
-    return str(value).strip().casefold() in TRUE
-
-
-def flagged(flags: Mapping[str, str], row: Mapping[str, Any], where: str) -> str | None:
-    """The split whose column says yes. If none does, what is not for training is for the test, and what is not for the
-    test or validation is for training."""
-    said = {split for column, split in flags.items() if is_true(row[column], column, where)}
-    if len(said) > 1:
-        raise DataError(f"{where}: it is in {' and in '.join(sorted(said))}, say the columns {', '.join(flags)}")
-    if said or "train" not in flags.values():
-        return said.pop() if said else "train"
-    return "test" if set(flags.values()) == {"train"} else None
-
-
 ANNOTATIONS = (
     *("annotations", "annotation", "captions", "labels", "meta", "metadata", "text", "texts", "splits"),
     "flickr8ktext",
 )
-
-
-def agreed(own: str | None, of_file: str | None, where: str) -> str | None:
-    """The row's own word before that of its file, folder or part. Raises DataError where that says test, and the row
-    something else: what one of them keeps out of training, the other must not bring in."""
-    if of_file == "test" and own not in (None, "test"):
-        raise DataError(f"{where}: its split is {own}, but the file or part it is in says test. Mend one of them")
-    return own or of_file
 
 
 def image_path(root: Path, name: str, where: str) -> tuple[str, Path]:
@@ -258,14 +178,16 @@ def with_suffix(path: Path) -> Path:
 
 
 def on_disk(path: Path) -> Path | None:
-    """The file of that name: in another Unicode spelling, as file systems differ, with `.JPG` for `.jpg`, or with an
-    image's suffix, if the name has none."""
+    """The file of that name: in another Unicode spelling, as file systems differ, with `.JPG` for `.jpg`, with an
+    image's suffix, if the name has none, or with a blank for `%20`."""
     if os.path.isfile(path):
         return path
     spelt = [path.with_name(unicodedata.normalize(form, path.name)) for form in ("NFC", "NFD")]
     spelt += [path.with_name(path.stem + suffix) for suffix in (path.suffix.lower(), path.suffix.upper())]
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         spelt += [path.with_name(path.name + suffix) for suffix in sorted(IMAGE_SUFFIXES)]
+    if "%" in path.name and not {"/", "\0"} & set(plain_name := unquote(path.name)):
+        spelt.append(path.with_name(plain_name))
     return next((other for other in spelt if os.path.isfile(other)), None)
 
 
@@ -279,6 +201,15 @@ def inside(root: Path, name: str, where: str) -> Path:
     if not path.startswith(os.path.join(base, "")):
         raise DataError(f"{where}: {name} lies outside {root}. If that is meant, say so with --image_root")
     return Path(path)
+
+
+def image_in(turns: Any) -> str | None:
+    """The one picture that a conversation names: `<img>1.jpg</img>`, or a part `{"image": "1.jpg"}`."""
+    contents = [t.get("value", t.get("content")) for t in turns or () if isinstance(t, Mapping)]
+    texts = [found for content in contents if isinstance(content, str) for found in _IMAGE.findall(content)]
+    parts = [part for content in contents if isinstance(content, list) for part in content if isinstance(part, Mapping)]
+    named = texts + [part["image"] for part in parts if isinstance(part.get("image"), str)]
+    return named[0] if len(named) == 1 else None
 
 
 def table_rows(
@@ -306,23 +237,23 @@ def table_rows(
     sample: dict[str, Any] = {}  # objects may differ
     for _, row in first:
         sample |= {key: value for key, value in row.items() if sample.get(key) is None}
+    turns = find_column([c for c in sample if c is not None], CONVERSATIONS)
+    if turns and not find_column([*sample], IMAGE_COLUMNS) and image_in(sample[turns]):  # Qwen-VL
+        rows = chain(first, table)
+        table = ((where, {"image": image_in(row.get(turns)), **row}) for where, row in rows)
+        first = list(islice(table, len(first)))
+        sample = {"image": first[0][1]["image"], **sample}
     image, names = pick_columns(sample, settings, first[0][0], notes)
     joined = {name for name in names if plain(name) in LISTS_OF_CAPTIONS}
     log = {"url", "status", "errormessage"} <= {plain(c) for c in sample if c is not None}  # img2dataset's
-    failed = rejected = 0
-    keys: list[Any] = []
+    marks = Marks([image, *names], notes, [row for _, row in first])
+    failed = 0
     paths: dict[str, tuple[str, Path]] = {}  # by what the cell says: five captions of an image, one path
     for number, (where, row) in enumerate(chain(first, table)):
-        if keys != list(row):
-            keys = list(row)
-            split_of_row = split_reader(row, [image, *names], notes)
-            # VizWiz: spam, by its own judges; `blip-lite review`
-            judged = find_column([c for c in keys if c is not None], ["is_rejected"])
         if log and plain(row.get("status")) != "success":
             failed += 1
             continue
-        if judged and (mark := row[judged]) and is_true(mark, judged, where):
-            rejected += 1
+        if marks.is_rejected(row, where):
             continue
         value = row.get(image)
         try:
@@ -331,7 +262,9 @@ def table_rows(
             raise DataError(f"{where}: {error}") from error
         if joined and len(captions) == 1:
             captions = tuple(part.strip() for caption in captions for part in caption.split("|"))
-        in_split = agreed(split_of_row(row, where), split, where)
+        in_split = agreed(marks.split(row, where), split, where)
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and value % 1 == 0:  # 7, for 7.jpg
+            value = str(int(value))
         if isinstance(value, str) and value in paths:
             yield Picture(*paths[value], captions, where, in_split)
             continue
@@ -366,55 +299,12 @@ def table_rows(
             yield Picture(*paths[value], captions, where, in_split)
     if failed:
         notes.append(f"{failed} images were not downloaded (status is not success); left out")
-    if rejected:
-        notes.append(f"{rejected} captions are marked as rejected; left out")
+    marks.tell()
 
 
 def no_image() -> bytes:
     """Stands for the image that a row does not name."""
     raise ImageError("no image")
-
-
-CP1252_SIGNS = "‘’“”«»¿¡–—…€£°½¼·´\xa0"  # that people write
-
-
-def encoding_of(path: Path, notes: list[str] | None = None) -> str:
-    """UTF-8, with or without a mark, UTF-16 with one, or Windows' cp1252 if that makes words. Raises DataError."""
-    if utf16 := utf16_of(path):
-        return utf16
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
-    with open(path, "rb") as file:
-        try:
-            while block := file.read(1 << 20):
-                decoder.decode(block)
-            decoder.decode(b"", final=True)
-            return "utf-8-sig"
-        except UnicodeDecodeError as error:
-            reason = error
-        file.seek(0)
-        odd = b"".join(re.findall(rb"[^\n]*[\x80-\xff][^\n]*", file.read(1 << 24)))
-    with contextlib.suppress(UnicodeDecodeError):
-        text = odd.decode("cp1252")
-        signs = [c for c in text if ord(c) > 127]
-        # Another 8-bit writing (Shift-JIS, KOI8) would give many signs, few of them letters between letters.
-        if len(signs) < 0.1 * len(text) and all(c.isalpha() or c in CP1252_SIGNS for c in signs):
-            if notes is not None:
-                notes.append(f"{path.name} is not UTF-8; read as Windows' cp1252")
-            return "cp1252"
-    raise DataError(f"{path}: cannot be read ({reason}); save it as UTF-8")
-
-
-def utf16_of(path: Path) -> str | None:
-    """Python's name of the kind of UTF-16 that a file is in: with a mark, or without one, as every second byte of
-    Latin letters is 0 then. None if it is in none."""
-    with open(path, "rb") as file:
-        head = file.read(4096)
-    if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        return "utf-16"
-    for name, zeros, others in (("utf-16-le", head[1::2], head[::2]), ("utf-16-be", head[::2], head[1::2])):
-        if len(zeros) > 3 and zeros.count(0) > 0.4 * len(zeros) and others.count(0) < 0.1 * len(others):
-            return name
-    return None
 
 
 def delimiter_of(header: str, suffix: str) -> str:
@@ -510,7 +400,10 @@ def csv_rows(
         row |= dict.fromkeys(header[len(cells) :])
         if len(cells) > len(header):  # a comma in a caption without quotes would cut it
             if strict:
-                raise DataError(f"{where}: more fields than columns; put captions with {delimiter!r} in quotes")
+                raise DataError(
+                    f"{where}: more fields than columns ({', '.join(header)}); put captions with {delimiter!r} in "
+                    "quotes, without a blank before the first one"
+                )
             row[None] = cells[len(header) :]
         yield where, row
 
@@ -530,14 +423,6 @@ def swallowed(cell: str, cells: Sequence[str], delimiter: str, columns: int) -> 
 def shape_of(text: str) -> str:
     """`img_0017.png` -> `a_9.a`: how a name is built."""
     return re.sub(r"[^\W\d_]+", "a", re.sub(r"\d+", "9", text.strip()))
-
-
-def utf8(path: Path, rows: Iterator[T]) -> Iterator[T]:
-    """The rows; what the file's text is at fault for becomes a DataError."""
-    try:
-        yield from rows
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read ({error}); save it as UTF-8") from error
 
 
 def read_json(path: Path) -> Any:

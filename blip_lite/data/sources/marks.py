@@ -1,0 +1,191 @@
+"""What a row says of itself besides its image and its captions: its split, and that somebody rejected it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+from blip_lite.data.names import (
+    MAYBE_SPLIT_COLUMNS,
+    REJECTED,
+    SPLIT_COLUMNS,
+    SPLIT_WORDS,
+    find_column,
+    may_be_about_splits,
+    plain,
+    split_of_flag,
+    split_of_name,
+    verdict_of_flag,
+)
+from blip_lite.errors import DataError
+from blip_lite.processing.text import NULLS
+
+SplitReader = Callable[[Mapping[str, Any], str], str | None]
+RejectedReader = Callable[[Mapping[str, Any], str], str | None]
+
+
+class Marks:
+    """What rows say of themselves: their split, and that somebody rejected them. A column tells it by its name
+    (`split`, `is_test`, `rejected`), or by what the first rows hold in it (`train`, `rejected`).
+
+    Args:
+        taken: the columns of the image and the captions.
+        notes: what is no plain `split` is told here.
+        first: the first rows.
+    """
+
+    def __init__(self, taken: Collection[str], notes: list[str], first: Iterable[Mapping[str, Any]] = ()) -> None:
+        self.taken, self.notes, self.rejected = taken, notes, Counter[str]()
+        self.said: dict[str, list[Any]] = {}
+        for row in first:
+            for column, value in row.items():
+                if not is_empty(value):
+                    self.said.setdefault(column, []).append(value)
+        self.readers: dict[tuple[str, ...], tuple[SplitReader, RejectedReader]] = {}
+
+    def of(self, row: Mapping[str, Any]) -> tuple[SplitReader, RejectedReader]:
+        """What reads rows that have the columns of this one."""
+        keys = tuple(row)
+        if keys not in self.readers:
+            columns = [key for key in keys if key is not None and key not in self.taken]
+            said = {c: self.said.get(c) or [v for v in [row[c]] if not is_empty(v)] for c in columns}
+            self.readers[keys] = split_reader(said, self.notes), rejected_reader(said)
+        return self.readers[keys]
+
+    def split(self, row: Mapping[str, Any], where: str) -> str | None:
+        return self.of(row)[0](row, where)
+
+    def is_rejected(self, row: Mapping[str, Any], where: str) -> bool:
+        """Whether somebody rejected the row: VizWiz's judges, a label tool, `blip-lite review`."""
+        reason = self.of(row)[1](row, where)
+        self.rejected.update([reason] if reason else [])
+        return reason is not None
+
+    def tell(self) -> None:
+        """The note of the rejected rows."""
+        for column, count in sorted(self.rejected.items()):
+            self.notes.append(f"column {column!r}: {count} captions are marked as rejected; left out")
+
+
+def split_reader(said: Mapping[str, Sequence[Any]], notes: list[str]) -> SplitReader:
+    """What tells the split of a row: a column called so, flags (`is_test`), a column of any name that holds names of
+    splits, or one whose name may be about splits (`subset`).
+
+    Args:
+        said: the columns, with what the first rows hold in each.
+        notes: what is no plain `split` is told here.
+    """
+    columns = [*said]
+    if named := find_column(columns, SPLIT_COLUMNS):
+        return lambda row, where: split_in(row[named], where)
+    flags = {column: split for column in columns if (split := split_of_flag(column))}
+    if not flags:
+        flags = {c: split for c in columns if all(map(is_flag, said[c])) and (split := split_of_name(c, strict=True))}
+        flags = flags if {"train", "test"} & set(flags.values()) else {}  # `val` alone may be a value
+    if flags:
+        tell(notes, f"splits are in column {', '.join(map(repr, flags))}")
+        return lambda row, where: flagged(flags, row, where)
+    if held := next((c for c in columns if holds_splits(said[c])), None):
+        tell(notes, f"splits are in column {held!r}")
+        return lambda row, where: split_in(row[held], f"{where}, column {held!r}")
+    maybe = find_column(columns, MAYBE_SPLIT_COLUMNS)
+    if odd := maybe or next(filter(may_be_about_splits, columns), None):
+        tell(
+            notes,
+            f"column {odd!r} holds {next(iter(said[odd]), '')!r}, which names no split (train, validation or test)",
+        )
+    return lambda row, where: split_of_name(str(row[maybe])) if maybe else no_late_test(row, columns, where)
+
+
+def tell(notes: list[str], note: str) -> None:
+    notes += [note] if note not in notes else []
+
+
+def holds_splits(values: Iterable[Any]) -> bool:
+    """Whether a column's first cells name splits: a test, or at least every second of what they say. Among buses and
+    cars, a train is none."""
+    said = {value: split_of_name(value[:40], strict=True) for value in values if isinstance(value, str)}
+    return "test" in said.values() or 0 < len(said) <= 2 * sum(map(bool, said.values()))
+
+
+def no_late_test(row: Mapping[str, Any], columns: Iterable[str], where: str) -> None:
+    """Raises DataError for a cell that says test in a column that held no split in the first rows."""
+    for column in columns:
+        value = row[column]
+        if isinstance(value, str) and len(value) < 12 and SPLIT_WORDS.get(value.strip().casefold()) == "test":
+            raise DataError(
+                f"{where}: column {column!r} says {value!r}, but no split in the rows before. If it names splits, call "
+                "it `split`; else take it out"
+            )
+
+
+def rejected_reader(said: Mapping[str, Sequence[Any]]) -> RejectedReader:
+    """What tells the column that rejects a row: a flag (`is_rejected`, `approved`), or a cell of any column that says
+    `rejected`, as label tools have a `status` or an `answer`.
+
+    Args:
+        said: the columns, with what the first rows hold in each.
+    """
+    flags = {c: verdict_of_flag(c) for c in said if plain(c).startswith("is") or all(map(is_flag, said[c]))}
+    flags = {column: verdict for column, verdict in flags.items() if verdict is not None}
+
+    def rejected(row: Mapping[str, Any], where: str) -> str | None:
+        for column, value in row.items():
+            if column in flags:
+                if is_true(value, column, where) != flags[column]:
+                    return column
+            elif isinstance(value, str) and len(value) < 12 and column in said and plain(value) in REJECTED:
+                return column
+        return None
+
+    return rejected
+
+
+def is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and value.strip().casefold() in NULLS)
+
+
+def split_in(value: Any, where: str) -> str:
+    """The split that a cell names. Raises DataError, as what is not understood must not be trained on."""
+    if isinstance(value, str) and (split := split_of_name(value)):
+        return split
+    raise DataError(
+        f"{where}: its split is {value!r}; expected train, validation or test (or val, dev, eval, ...). Mend the "
+        "cell, or rename the column if it means something else"
+    )
+
+
+# As spreadsheets write them in English, German, French, Spanish, Portuguese, Italian, Dutch.
+TRUE = {"true", "yes", "y", "t", "1", "1.0", "x"} | {"wahr", "vrai", "verdadero", "verdadeiro", "vero", "waar"}
+FALSE = {"false", "no", "n", "f", "0", "0.0"} | {"falsch", "faux", "falso", "onwaar"} | NULLS
+
+
+def is_flag(value: Any) -> bool:
+    return str(value).strip().casefold() in TRUE | FALSE
+
+
+def is_true(value: Any, column: str, where: str) -> bool:
+    """Whether a cell says yes; an empty one says no. Raises DataError for what is neither."""
+    if not is_flag(value):
+        raise DataError(f"{where}: column {column} says {value!r}; expected true or false, 1 or 0. Mend the cell")
+    return str(value).strip().casefold() in TRUE
+
+
+def flagged(flags: Mapping[str, str], row: Mapping[str, Any], where: str) -> str | None:
+    """The split whose column says yes. If none does, what is not for training is for the test, and what is not for the
+    test or validation is for training."""
+    said = {split for column, split in flags.items() if is_true(row[column], column, where)}
+    if len(said) > 1:
+        raise DataError(f"{where}: it is in {' and in '.join(sorted(said))}, say the columns {', '.join(flags)}")
+    if said or "train" not in flags.values():
+        return said.pop() if said else "train"
+    return "test" if set(flags.values()) == {"train"} else None
+
+
+def agreed(own: str | None, of_file: str | None, where: str) -> str | None:
+    """The row's own word before that of its file, folder or part. Raises DataError where that says test, and the row
+    something else: what one of them keeps out of training, the other must not bring in."""
+    if of_file == "test" and own not in (None, "test"):
+        raise DataError(f"{where}: its split is {own}, but the file or part it is in says test. Mend one of them")
+    return own or of_file
