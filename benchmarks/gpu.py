@@ -34,6 +34,7 @@ from common import pixel_values as noise
 
 from blip_lite.captioner import pick_dtype
 from blip_lite.data.batches import workers_by_cores
+from blip_lite.model import graphs
 from blip_lite.model.flops import peak_flops
 from blip_lite.model.pretrained import load_pretrained
 from blip_lite.settings import TrainConfig
@@ -182,7 +183,7 @@ def speed(size: str, args: Any, dtype: torch.dtype, batch: int, beams: int) -> d
         if args.device != "cpu":  # both models lie there
             row[f"{side}_peak_GB_beside_the_other_model"] = torch.cuda.max_memory_reserved() / 1e9
     row |= captioning.same_tokens(found[OURS], found[PEER])
-    ours.model.cuda_graphs = True
+    ours.model.recorded_search = graphs.search
     try:
         recorded = compare({OURS: alternate({"": sides[OURS]}, args.repeats, args.device)[""]}, batch)[OURS]
         same = captioning.same_tokens(sides[OURS](), found[OURS])["same_tokens"]
@@ -190,7 +191,7 @@ def speed(size: str, args: Any, dtype: torch.dtype, batch: int, beams: int) -> d
     except RuntimeError as error:  # no GPU has recorded them yet
         return row | {"cuda_graphs": f"failed: {error}"}
     finally:
-        ours.model.cuda_graphs = False
+        ours.model.recorded_search = None
 
 
 def steps(size: str, args: Any, dtype: torch.dtype, variant: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from blip_lite.errors import ConfigError
+from blip_lite.model import graphs
 from blip_lite.model.blip import IGNORE, Blip, avoid_cudnn_attention
 from blip_lite.model.generation import GenerationSettings, generate
 from blip_lite.model.pretrained import load_pretrained
@@ -141,8 +142,8 @@ class Captioner:
             quantize: `"int8"` runs the image encoder in 8-bit integers. Captions differ now and then from float32's
                 (`benchmarks/README.md` says how often), and the first image waits for a compilation (some 40 s on 2
                 cores at base size). CPU only; needs `pip install blip_lite[int8]` and a C++ compiler.
-            cuda_graphs: beams and greedy search replay a recorded step instead of launching its kernels one by one. CUDA
-                only; no GPU has run it yet.
+            cuda_graphs: beams and greedy search replay a recorded step instead of launching its kernels one by one.
+                CUDA only; no GPU has run it yet.
 
         Raises:
             CheckpointError: it cannot be found, or is not a BLIP captioning checkpoint.
@@ -154,7 +155,7 @@ class Captioner:
         if cuda_graphs and device.type != "cuda":
             raise ConfigError(f"cuda_graphs is for CUDA; the device is {device}")
         model, processor = load_pretrained(path_or_id, device, pick_dtype(dtype, device))
-        model.cuda_graphs = cuda_graphs
+        model.recorded_search = graphs.search if cuda_graphs else None
         if quantize:
             quantize_encoder(model, quantize)
         return Captioner(model, processor)

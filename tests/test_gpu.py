@@ -95,7 +95,7 @@ def test_a_recorded_step_gives_the_same_captions_and_only_looks(name: str, image
     expected = [generate(model, pixels, prompts(images, 2), settings) for pixels in inputs]
     with EmulatedGPU() as gpu:
         model = model.to("cuda")
-        model.cuda_graphs = True
+        model.recorded_search = graphs.search
         prompt = prompts(images, 2).to("cuda")
         generate(model, inputs[1].to("cuda"), prompt, settings)  # records
         for pixels, wanted in zip([inputs[0], inputs[1], inputs[0]], [*expected, expected[0]], strict=True):

@@ -294,7 +294,7 @@ class Blip(nn.Module):
     Attributes:
         gradient_checkpointing: recompute each layer's activations in the backward pass, to save memory.
         compiled: layers are compiled in training.
-        cuda_graphs: decoding replays a recorded step, see `graphs`.
+        recorded_search: `graphs.search`, where beams and greedy search are to replay a recorded step.
         frozen_vision: the image encoder runs without a graph (set by `freeze_vision`).
         images_at_a_time: how many the encoder takes at once; None: the whole batch.
     """
@@ -305,7 +305,8 @@ class Blip(nn.Module):
         self.vision_model = VisionModel(config.vision)
         self.text_decoder = TextDecoder(config.text, config.vision.hidden_size)
         self.gradient_checkpointing = False
-        self.compiled = self.cuda_graphs = False
+        self.compiled = False
+        self.recorded_search: Callable[..., Any] | None = None
         self.frozen_vision = False
         self.images_at_a_time: int | None = None
         self.tie_weights()

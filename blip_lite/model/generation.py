@@ -81,6 +81,11 @@ class GenerationSettings:
             raise ConfigError("generation settings: " + "; ".join(wrong))
 
     @property
+    def one_shape(self) -> bool:
+        """Whether all steps can be of one shape: nothing is drawn, and none looks at all of a caption."""
+        return not (self.do_sample or self.banned_words or self.limits_repetition)
+
+    @property
     def limits_repetition(self) -> bool:
         """Whether `discourage` has anything to do."""
         return self.repetition_penalty != 1 or self.no_repeat_ngram_size > 0
@@ -180,8 +185,6 @@ def generate(
     Raises:
         ConfigError: prompt and new tokens together are more than the model has positions for.
     """
-    from blip_lite.model import graphs  # which takes up what is here
-
     limit = model.config.text.max_position_embeddings
     if prompt_ids.shape[1] + settings.max_new_tokens > limit:
         raise ConfigError(
@@ -194,8 +197,9 @@ def generate(
         )
     with torch.inference_mode():
         image_embeds = model.encode(pixel_values)
-        if model.cuda_graphs and not forbidden and graphs.fits(settings):
-            return graphs.search(model, image_embeds, prompt_ids, settings)
+        if model.recorded_search and not forbidden and settings.one_shape:
+            found: Generated = model.recorded_search(model, image_embeds, prompt_ids, settings)
+            return found
         if settings.num_beams > 1:
             return beam_search(model, image_embeds, prompt_ids, settings, forbidden)
         return greedy_or_sample(model, image_embeds, prompt_ids, settings, forbidden)

@@ -44,11 +44,6 @@ kept: WeakKeyDictionary[Blip, OrderedDict[Any, Search]] = WeakKeyDictionary()
 alone = threading.Lock()  # a search works in buffers that the next one uses, too
 
 
-def fits(s: GenerationSettings) -> bool:
-    """Whether these settings draw nothing, and need no look at all of a caption at each step."""
-    return not (s.do_sample or s.banned_words or s.limits_repetition)
-
-
 class FixedCache:
     """As `generation.Cache`, but as long as it may become from the start.
 
