@@ -54,7 +54,7 @@ def caption(args: argparse.Namespace) -> int:
     how_on = "; the same command without --overwrite goes on" if args.output else ""
     try:
         return run(args)
-    except ModuleNotFoundError:  # of an extra
+    except (ModuleNotFoundError, BrokenPipeError):  # of an extra; `| head`
         raise
     except (ValueError, OSError) as error:  # what cannot be used, a full disk; a bad image is only reported
         raise BrokenOff(f"{error}{how_on}") if args.begun else ConfigError(str(error)) from error
@@ -69,6 +69,8 @@ def caption(args: argparse.Namespace) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """`caption`, with errors as they are."""
+    if sys.stdout is None and not (args.output or args.sidecar or args.html):
+        raise ConfigError("standard output is closed, no caption can be printed; name a file with --output")
     names = [name for name in (*DECODING, "seed") if hasattr(args, name)]  # else as the checkpoint says
     settings: dict[str, Any] = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if args.num_captions != 1:
