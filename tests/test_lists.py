@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import json
 import os
 import sys
 import tarfile
@@ -210,3 +212,42 @@ def test_a_path_behind_a_link_is_opened_as_written(tmp_path: Path) -> None:
     [name] = ids(tmp_path / "list.txt")
     assert os.path.samefile(name, tmp_path / "far/a.png")
     assert identity(name) == str(tmp_path / "far/a.png")
+
+
+def test_zeros_between_names_that_hold_a_line_end(tmp_path: Path) -> None:
+    names = ["a.png", "new\nline.png", " b.png"]
+    (tmp_path / "l.txt").write_text("".join(f"{photo(tmp_path / name)}\0" for name in names))
+    assert ids(tmp_path / "l.txt") == [str(tmp_path / name) for name in names]
+
+
+def test_pictures_without_a_usual_suffix_are_read_or_counted(tmp_path: Path) -> None:
+    photo(tmp_path / "a.png").rename(tmp_path / "p-hash")
+    photo(tmp_path / "a.png").rename(tmp_path / "p.jpg_large")
+    (tmp_path / "README").write_text("text")
+    os.mkfifo(tmp_path / "pipe")
+    over: Counter[str] = Counter()
+    assert ids(tmp_path, passed_over=over) == [str(tmp_path / "p-hash")]
+    assert passed_over_text(over).startswith("1 .jpg_large (pictures by what they hold")
+
+
+def test_other_pictures_in_a_shard_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.jxl").write_bytes(b"x")
+    with tarfile.open(tmp_path / "t.tar", "w") as tar:
+        tar.add(tmp_path / "a.jxl", "a.jxl")
+    over: Counter[str] = Counter()
+    assert ids(tmp_path / "t.tar", passed_over=over) == [] and over[".jxl"] == 1
+
+
+def test_tables_of_base64_and_lines_that_are_too_deep(tmp_path: Path) -> None:
+    text = base64.b64encode(photo(tmp_path / "a.png").read_bytes()).decode()
+    rows = [
+        json.dumps({"image": text + " " * 300}),
+        json.dumps({"image": f"data:image/png;base64,{text}"}),
+        "[" * 99_999,
+    ]
+    (tmp_path / "t.jsonl").write_text("\n".join(rows))
+    first, second, deep = expand([str(tmp_path / "t.jsonl")])
+    assert [p.image_id for p in (first, second)] == [f"{tmp_path}/t.jsonl, line {n}" for n in (1, 2)]
+    assert open_image(first.open()).size == open_image(second.open()).size
+    with pytest.raises(ImageError, match="not valid JSON"):
+        deep.open()

@@ -70,7 +70,7 @@ def read_journal(path: Path, whole: bool = True) -> Iterator[tuple[str, dict[str
                 if not isinstance(row["image"], str) or "caption" not in row:
                     raise KeyError
                 yield raw.decode("utf-8"), row
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise ConfigError(
                     f"{path}, line {number}: not a line of captions; choose another --output, or --overwrite"
                 ) from error

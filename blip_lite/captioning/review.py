@@ -91,7 +91,7 @@ def read_captions(path: Path, allow_urls: bool = False, folder: Path | None = No
 def value_in(cell: Any) -> Any:
     """A cell of CSV as JSON lines have it: what is a list there is one."""
     if isinstance(cell, str) and cell[:1] == "[":
-        with contextlib.suppress(ValueError):  # a caption in brackets
+        with contextlib.suppress(ValueError, RecursionError):  # a caption in brackets
             return json.loads(cell)
     return cell
 
@@ -237,7 +237,7 @@ class Review:
                 decision = Decision(place, row["status"], list(row["captions"]), list(row["machine"]), more)
                 if decision.status not in STATUSES:
                     raise ValueError
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise ConfigError(f"{self.journal}, line {number}: not a decision; choose another --output") from error
             before = self.table() if number == len(lines) else before
             self.take(decision)
