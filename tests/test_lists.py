@@ -18,10 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from blip_lite.captioning.command import try_to_write
 from blip_lite.captioning.inputs import expand, identity, passed_over_text
 from blip_lite.captioning.journal import take_up
-from blip_lite.captioning.outputs import Sidecars, write_sidecar
+from blip_lite.captioning.outputs import Sidecars, convert, discard, try_to_write, try_to_write_page, write_sidecar
 from blip_lite.errors import ConfigError, ImageError
 from blip_lite.processing.images import open_image
 from blip_lite.processing.picture import Picture
@@ -203,6 +202,32 @@ def test_looking_whether_a_file_can_be_written_touches_nothing(tmp_path: Path) -
     assert (tmp_path / "o.jsonl").read_text() == "mine"
     with pytest.raises(ConfigError, match="cannot be written"):
         try_to_write(tmp_path / "new")
+
+
+def test_devices_links_to_nowhere_and_other_files_are_not_written_into(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    for name, target in (("null.csv", "/dev/null"), ("loop.csv", "loop.csv"), ("far.csv", str(tmp_path / "no/x.csv"))):
+        (tmp_path / name).symlink_to(target)
+    for name in ("pipe.csv", "null.csv", "loop.csv", "far.csv"):
+        with pytest.raises(ConfigError, match=f"{name}: cannot be written"):
+            try_to_write(tmp_path / name)
+    for name in ("photo.png", "captions.jsonl", "config.json", "page"):
+        with pytest.raises(ConfigError, match="expected a file that ends in .html"):
+            try_to_write_page(tmp_path / name)
+
+
+def test_an_output_that_is_a_link_stays_one(tmp_path: Path) -> None:
+    row = '{"image": "a", "caption": "x"}\n'
+    (tmp_path / "disk2").mkdir()
+    for name in ("o.csv", "o.csv.jsonl"):
+        (tmp_path / "disk2" / name).write_text(row + '{"image": "b"')
+        (tmp_path / name).symlink_to(tmp_path / "disk2" / name)
+    take_up(tmp_path / "o.csv.jsonl")
+    convert(tmp_path / "o.csv.jsonl", tmp_path / "o.csv")
+    assert (tmp_path / "disk2/o.csv.jsonl").read_text() == row
+    assert (tmp_path / "disk2/o.csv").read_text().splitlines() == ["image,caption", "a,x"]
+    discard(tmp_path / "o.csv")
+    assert not any((tmp_path / "disk2").iterdir()) and (tmp_path / "o.csv").is_symlink()
 
 
 def test_a_path_behind_a_link_is_opened_as_written(tmp_path: Path) -> None:
