@@ -44,6 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> int:
         args = parse(list(sys.argv[1:] if argv is None else argv))
         try:
+            os.getcwd()  # so does importing torch, which ends the process without it
+        except FileNotFoundError as error:
+            raise ConfigError("the current folder was deleted: `cd` to one that is there") from error
+        try:
             tempfile.gettempdir()  # importing torch asks for it
         except FileNotFoundError as error:
             raise ConfigError(f"{error.strerror}: is the disk full? TMPDIR names another") from error

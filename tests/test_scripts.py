@@ -118,6 +118,7 @@ def test_hyperparameters_of_a_job_are_the_settings_flat_names(
         ("caption - --ckpt {ckpt} <&-", 2, "no images in -"),
         ("caption no.png --ckpt {ckpt} 2>&-", 1, ""),
         ("plot a | head -1", 141, "0\n"),
+        ("caption a.png --ckpt {ckpt} --num_workers 100000000", 2, "at most 1024"),
         ("bogus", 2, "unknown command 'bogus'"),
     ],
 )
@@ -138,3 +139,12 @@ def test_streams_that_are_closed(tmp_path: Path, hf_dir: Path, words: str, code:
 def test_the_module_of_the_command_line_is_one() -> None:
     done = subprocess.run([sys.executable, "-m", "blip_lite.cli", "bogus"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2 and "unknown command" in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps the folder")
+def test_a_current_folder_that_was_deleted_is_told(tmp_path: Path) -> None:
+    shell = f"mkdir gone && cd gone && rmdir ../gone && {sys.executable} -m blip_lite caption a.png --ckpt nowhere"
+    done = subprocess.run(
+        ["bash", "-c", shell], capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == 2 and "the current folder was deleted" in done.stderr
