@@ -29,7 +29,8 @@ from blip_lite import Captioner
 from blip_lite.errors import ImageError
 from blip_lite.model.generation import GenerationSettings
 from blip_lite.processing.download import fetch
-from blip_lite.serving.requests import LIMITS, MAX_BYTES, MAX_IMAGES, MAX_PROMPT, URL_SECONDS, from_base64, look
+from blip_lite.processing.encoded import from_base64
+from blip_lite.serving.requests import LIMITS, MAX_BYTES, MAX_IMAGES, MAX_PROMPT, URL_SECONDS, look
 
 try:
     from sagemaker_inference.errors import BaseInferenceToolkitError

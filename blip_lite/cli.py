@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import select
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -43,6 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> int:
         args = parse(list(sys.argv[1:] if argv is None else argv))
         try:
+            os.getcwd()  # so does importing torch, which ends the process without it
+        except FileNotFoundError as error:
+            raise ConfigError("the current folder was deleted: `cd` to one that is there") from error
+        try:
             tempfile.gettempdir()  # importing torch asks for it
         except FileNotFoundError as error:
             raise ConfigError(f"{error.strerror}: is the disk full? TMPDIR names another") from error
@@ -53,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def guarded(work: Callable[[], int]) -> int:
     """The exit code of what `work` does, or of what stopped it."""
+    fill_closed_streams()
     told = (sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace"), (sys.stdin, "surrogateescape")
     for stream, errors in told:  # file names that are no UTF-8, a terminal or a log that is none
         if hasattr(stream, "reconfigure"):
@@ -65,6 +71,19 @@ def guarded(work: Callable[[], int]) -> int:
         return code
     except (Exception, KeyboardInterrupt) as error:
         return exit_code(error)
+
+
+def fill_closed_streams() -> None:
+    """Where the shell closed a standard stream (`>&-`), no other file may get its number, and what is said into it goes
+    nowhere: `print` with None as its file writes to standard output. `sys.stdout` stays None: commands whose only
+    result it takes look at that."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free, this one
+    sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")  # noqa: SIM115  for as long as the process lives
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 def leave_together() -> None:
@@ -84,6 +103,11 @@ def exit_code(error: BaseException) -> int:
             batches.end_workers()
         print(str(error) or "interrupted", file=sys.stderr)
         return 130
+    if isinstance(error, BrokenPipeError) and reader_left():  # `| head` has seen enough
+        null = os.open(os.devnull, os.O_WRONLY)
+        for number in (1, 2):  # or Python's end writes what is left, and complains
+            os.dup2(null, number)
+        return 141  # as the shell names SIGPIPE
     if isinstance(error, ModuleNotFoundError):
         package = (error.name or "").split(".")[0]
         if package not in EXTRAS:
@@ -95,6 +119,16 @@ def exit_code(error: BaseException) -> int:
             print(f"error: {error}", file=sys.stderr)
             return code
     raise error
+
+
+def reader_left() -> bool:
+    """Whether standard output or standard error is a pipe that nobody reads any more."""
+    if not hasattr(select, "poll"):  # Windows
+        return True
+    poll = select.poll()
+    for number in (1, 2):
+        poll.register(number, 0)
+    return any(what & select.POLLERR for _, what in poll.poll(0))
 
 
 @contextmanager
@@ -136,6 +170,8 @@ def evaluate(args: argparse.Namespace) -> int:
     from blip_lite.evaluation.sweep import sweep
 
     if config.list:
+        if sys.stdout is None:
+            raise ConfigError("--list: standard output is closed, nothing can be printed")
         print(list_evaluations(config))
     elif config.sweep:
         sweep(config)
@@ -210,3 +246,7 @@ COMMANDS = {
     "plot": plot,
     "serve": serve,
 }
+
+
+if __name__ == "__main__":  # `python -m blip_lite.cli`
+    sys.exit(main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -135,6 +136,24 @@ def test_a_bad_image_is_named(captioner: Captioner, tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff")
     with pytest.raises(ImageError, match="broken.jpg"):
         captioner([tmp_path / "broken.jpg"])
+
+
+def test_any_path_is_one_and_numbers_that_are_none_are_no_picture(
+    captioner: Captioner, pictures: list[Image.Image], tmp_path: Path
+) -> None:
+    class Its:
+        def __init__(self, path: str | bytes) -> None:
+            self.path = path
+
+        def __fspath__(self) -> str | bytes:
+            return self.path
+
+    pictures[0].save(tmp_path / "a.png")
+    expected = captioner(str(tmp_path / "a.png"))
+    assert captioner(Its(str(tmp_path / "a.png"))) == captioner(Its(os.fsencode(tmp_path / "a.png"))) == expected  # type: ignore[call-overload]
+    with pytest.raises(ImageError, match="must lie between 0 and 1"):
+        captioner(np.full((4, 4, 3), np.nan))
+    assert isinstance(captioner(pictures[0], prompt="caf\udce9"), str)
 
 
 def test_dtype_and_device(hf_dir: Path, pictures: list[Image.Image]) -> None:

@@ -115,6 +115,51 @@ def test_an_adapter_quantized_weights_and_ids_that_are_none_are_named(tiny: Path
         load_pretrained(folder)
 
 
+@pytest.mark.parametrize(
+    "file, at, value, says",
+    [
+        ("config.json", ["architectures"], ["BlipForQuestionAnswering"], "a BlipForQuestionAnswering, not a captioner"),
+        ("config.json", ["quantization_config"], {"quant_method": "hqq"}, "quantized weights .hqq"),
+        ("config.json", ["text_config", "layer_norm_eps"], "x", "text_config.layer_norm_eps is x; expected 0 to 1"),
+        ("config.json", ["vision_config", "attention_dropout"], -1, "vision_config.attention_dropout is -1"),
+        ("config.json", ["text_config", "hidden_act"], ["gelu"], "text_config.hidden_act"),
+        ("preprocessor_config.json", ["resample"], "bicubic", "resample is 'bicubic'"),
+        ("preprocessor_config.json", ["rescale_factor"], None, "rescale_factor is None"),
+        ("preprocessor_config.json", ["rescale_factor"], 0, "rescale_factor is 0"),
+        (
+            "tokenizer.json",
+            ["model"],
+            {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"},
+            "tokenizer is WordLevel",
+        ),
+        ("tokenizer.json", ["model", "unk_token"], "<unk>", "unknown token '<unk>' is no token"),
+        ("tokenizer.json", ["model", "vocab", "dog"], 10**6, "ids beyond the model's"),
+    ],
+)
+def test_a_setting_that_makes_no_captioner_is_named(
+    tiny: Path, tmp_path: Path, file: str, at: list[str], value: Any, says: str
+) -> None:
+    folder = copied(tiny, tmp_path / "c", load_file(tiny / "model.safetensors"), "model.safetensors")
+    content = inner = json.loads((folder / file).read_text())
+    for name in at[:-1]:
+        inner = inner[name]
+    inner[at[-1]] = value
+    (folder / file).write_text("\ufeff" * (file == "config.json") + json.dumps(content))
+    with pytest.raises(CheckpointError, match=says):
+        load_pretrained(folder)
+
+
+def test_shards_of_nothing_and_tensors_without_numbers_are_named(tiny: Path, tmp_path: Path) -> None:
+    weights = load_file(tiny / "model.safetensors")
+    first = next(iter(weights))
+    folder = copied(tiny, tmp_path / "c", {**weights, first: weights[first].to("meta")}, "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="1 tensors were saved without their numbers"):
+        load_pretrained(folder)
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+    with pytest.raises(CheckpointError, match="has no weight_map"):
+        load_pretrained(folder)
+
+
 def original_name(name: str) -> str:
     """The name in BLIP's own release: the mapping of `foreign.ORIGINAL` backwards, written out."""
     for old, new in (

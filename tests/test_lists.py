@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import json
 import os
 import sys
 import tarfile
@@ -20,7 +22,7 @@ from blip_lite.captioner import bfloat16_gain
 from blip_lite.captioning.command import say_faster, try_to_write
 from blip_lite.captioning.inputs import expand, identity, passed_over_text
 from blip_lite.captioning.journal import take_up
-from blip_lite.captioning.outputs import Sidecars, write_sidecar
+from blip_lite.captioning.outputs import Sidecars, convert, discard, try_to_write, try_to_write_page, write_sidecar
 from blip_lite.errors import ConfigError, ImageError
 from blip_lite.processing.images import open_image
 from blip_lite.processing.picture import Picture
@@ -204,6 +206,32 @@ def test_looking_whether_a_file_can_be_written_touches_nothing(tmp_path: Path) -
         try_to_write(tmp_path / "new")
 
 
+def test_devices_links_to_nowhere_and_other_files_are_not_written_into(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    for name, target in (("null.csv", "/dev/null"), ("loop.csv", "loop.csv"), ("far.csv", str(tmp_path / "no/x.csv"))):
+        (tmp_path / name).symlink_to(target)
+    for name in ("pipe.csv", "null.csv", "loop.csv", "far.csv"):
+        with pytest.raises(ConfigError, match=f"{name}: cannot be written"):
+            try_to_write(tmp_path / name)
+    for name in ("photo.png", "captions.jsonl", "config.json", "page"):
+        with pytest.raises(ConfigError, match="expected a file that ends in .html"):
+            try_to_write_page(tmp_path / name)
+
+
+def test_an_output_that_is_a_link_stays_one(tmp_path: Path) -> None:
+    row = '{"image": "a", "caption": "x"}\n'
+    (tmp_path / "disk2").mkdir()
+    for name in ("o.csv", "o.csv.jsonl"):
+        (tmp_path / "disk2" / name).write_text(row + '{"image": "b"')
+        (tmp_path / name).symlink_to(tmp_path / "disk2" / name)
+    take_up(tmp_path / "o.csv.jsonl")
+    convert(tmp_path / "o.csv.jsonl", tmp_path / "o.csv")
+    assert (tmp_path / "disk2/o.csv.jsonl").read_text() == row
+    assert (tmp_path / "disk2/o.csv").read_text().splitlines() == ["image,caption", "a,x"]
+    discard(tmp_path / "o.csv")
+    assert not any((tmp_path / "disk2").iterdir()) and (tmp_path / "o.csv").is_symlink()
+
+
 def test_a_path_behind_a_link_is_opened_as_written(tmp_path: Path) -> None:
     photo(tmp_path / "a.png"), photo(tmp_path / "far/away/b.png"), photo(tmp_path / "far/a.png")
     (tmp_path / "link").symlink_to(tmp_path / "far/away")
@@ -241,3 +269,42 @@ def test_a_long_job_says_when_this_processor_is_faster_in_bfloat16(
 def test_the_gain_is_measured() -> None:
     vision = SimpleNamespace(image_size=64, patch_size=16, hidden_size=32, intermediate_size=64)
     assert 0 < bfloat16_gain(SimpleNamespace(config=SimpleNamespace(vision=vision))) < 1000  # type: ignore[arg-type]
+
+
+def test_zeros_between_names_that_hold_a_line_end(tmp_path: Path) -> None:
+    names = ["a.png", "new\nline.png", " b.png"]
+    (tmp_path / "l.txt").write_text("".join(f"{photo(tmp_path / name)}\0" for name in names))
+    assert ids(tmp_path / "l.txt") == [str(tmp_path / name) for name in names]
+
+
+def test_pictures_without_a_usual_suffix_are_read_or_counted(tmp_path: Path) -> None:
+    photo(tmp_path / "a.png").rename(tmp_path / "p-hash")
+    photo(tmp_path / "a.png").rename(tmp_path / "p.jpg_large")
+    (tmp_path / "README").write_text("text")
+    os.mkfifo(tmp_path / "pipe")
+    over: Counter[str] = Counter()
+    assert ids(tmp_path, passed_over=over) == [str(tmp_path / "p-hash")]
+    assert passed_over_text(over).startswith("1 .jpg_large (pictures by what they hold")
+
+
+def test_other_pictures_in_a_shard_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.jxl").write_bytes(b"x")
+    with tarfile.open(tmp_path / "t.tar", "w") as tar:
+        tar.add(tmp_path / "a.jxl", "a.jxl")
+    over: Counter[str] = Counter()
+    assert ids(tmp_path / "t.tar", passed_over=over) == [] and over[".jxl"] == 1
+
+
+def test_tables_of_base64_and_lines_that_are_too_deep(tmp_path: Path) -> None:
+    text = base64.b64encode(photo(tmp_path / "a.png").read_bytes()).decode()
+    rows = [
+        json.dumps({"image": text + " " * 300}),
+        json.dumps({"image": f"data:image/png;base64,{text}"}),
+        "[" * 99_999,
+    ]
+    (tmp_path / "t.jsonl").write_text("\n".join(rows))
+    first, second, deep = expand([str(tmp_path / "t.jsonl")])
+    assert [p.image_id for p in (first, second)] == [f"{tmp_path}/t.jsonl, line {n}" for n in (1, 2)]
+    assert open_image(first.open()).size == open_image(second.open()).size
+    with pytest.raises(ImageError, match="not valid JSON"):
+        deep.open()

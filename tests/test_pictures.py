@@ -191,6 +191,31 @@ def test_the_transparent_colour_of_a_deep_png_is_white(key: tuple[int, int, int]
     assert found.getpixel((0, 0)) == (255, 255, 255) and found.getpixel((1, 0)) == (234, 117, 78)
 
 
+def deep_png(array: np.ndarray) -> bytes:
+    """A PNG of 16 bits: grey, grey with alpha, RGB or RGBA."""
+    kind = 0 if array.ndim == 2 else {2: 4, 3: 2, 4: 6}[array.shape[2]]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in array)
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", W, H, 16, kind, 0, 0, 0))
+    return data + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_a_dark_picture_stays_dark_and_fewer_bits_are_bright(channels: int) -> None:
+    """Of 16 bits that are used by a quarter: 8 or 12 bits that were widened are dark, others are fewer bits in 16."""
+    dark = GREY // 5
+    ways = {"*257": dark * np.uint16(257), "<<8": dark.astype(np.uint16) << 8}
+    ways["12 bits << 4"] = (dark * (4095 / 255)).round().astype(np.uint16) << 4
+    for bits in (8, 10, 12, 14):
+        ways[f"{bits} bits"] = (GREY * ((2**bits - 1) / 255)).round().astype(np.uint16)
+    has_alpha = channels in (2, 4)
+    for name, grey in ways.items():
+        few = name.endswith("bits")
+        for alpha in {65535 if not few else int(grey.max()), int(grey.max()) if name == "14 bits" else 65535}:
+            bands = [grey] * (channels - has_alpha) + [np.full_like(grey, alpha)] * has_alpha
+            found = np.asarray(open_image(deep_png(grey if channels == 1 else np.dstack(bands))))[:, :, 0]
+            assert np.abs(found.astype(int) - (GREY if few else dark)).max() <= 1, (name, alpha)
+
+
 SAYS = """
 import io, sys, warnings
 from concurrent.futures import ThreadPoolExecutor

@@ -107,3 +107,44 @@ def test_hyperparameters_of_a_job_are_the_settings_flat_names(
     monkeypatch.setattr(sys, "argv", [*command, *(f"{name}=1" for name in TrainConfig.settings())])
     with pytest.raises(ModuleNotFoundError, match="boto3"):
         launch()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a POSIX shell")
+@pytest.mark.parametrize(
+    "words, code, told",
+    [
+        ("caption a.png --ckpt nowhere >&-", 2, "standard output is closed"),
+        ("evaluate --list >&-", 2, "standard output is closed"),
+        ("caption - --ckpt {ckpt} <&-", 2, "no images in -"),
+        ("caption no.png --ckpt {ckpt} 2>&-", 1, ""),
+        ("plot a | head -1", 141, "0\n"),
+        ("caption a.png --ckpt {ckpt} --num_workers 100000000", 2, "at most 1024"),
+        ("bogus", 2, "unknown command 'bogus'"),
+    ],
+)
+def test_streams_that_are_closed(tmp_path: Path, hf_dir: Path, words: str, code: int, told: str) -> None:
+    """`>&-` is told, `| head` ends a command without a traceback; `2>&-` puts errors nowhere, not among captions."""
+    program = (
+        "from blip_lite import cli; import sys\ncli.COMMANDS['plot'] = lambda a: [print(i) for i in range(10**5)] and 0"
+    )
+    (tmp_path / "run.py").write_text(f"{program}\nsys.exit(cli.main())\n")
+    shell = f"{sys.executable} run.py {words.format(ckpt=hf_dir)}; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", shell], capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == code and (done.stdout + done.stderr).count("\n") == bool(told), done.stderr
+    assert told in done.stdout + done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_module_of_the_command_line_is_one() -> None:
+    done = subprocess.run([sys.executable, "-m", "blip_lite.cli", "bogus"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and "unknown command" in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps the folder")
+def test_a_current_folder_that_was_deleted_is_told(tmp_path: Path) -> None:
+    shell = f"mkdir gone && cd gone && rmdir ../gone && {sys.executable} -m blip_lite caption a.png --ckpt nowhere"
+    done = subprocess.run(
+        ["bash", "-c", shell], capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == 2 and "the current folder was deleted" in done.stderr

@@ -20,6 +20,7 @@ from blip_lite.processing.threads import Threads
 from blip_lite.processing.word_filter import found_words
 
 SLOW = 1.0  # seconds
+MOST_WORKERS = 1024
 
 
 @dataclass
@@ -77,6 +78,8 @@ def caption_files(
     workers = decoding_threads() if workers is None else workers
     if batch_size < 1 or workers < 1:
         raise ConfigError("batch_size and workers must be at least 1")
+    if workers > MOST_WORKERS:
+        raise ConfigError(f"{workers} workers are threads that read images; at most {MOST_WORKERS}")
     # Not a generator itself: wrong settings are to fail here, not at the first image.
     return _caption(captioner, iter(images), batch_size, prompt, workers, captioner.settings(**settings))
 

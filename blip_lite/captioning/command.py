@@ -28,10 +28,12 @@ from blip_lite.captioning.journal import Seen, key_of, read_journal, take_up, to
 from blip_lite.captioning.outputs import (
     EMPTY,
     Sidecars,
+    behind_links,
     convert,
     discard,
     journal_of,
     try_to_write,
+    try_to_write_page,
     write_sidecar,
     write_sidecars,
 )
@@ -55,7 +57,7 @@ def caption(args: argparse.Namespace) -> int:
     how_on = "; the same command without --overwrite goes on" if args.output else ""
     try:
         return run(args)
-    except ModuleNotFoundError:  # of an extra
+    except (ModuleNotFoundError, BrokenPipeError):  # of an extra; `| head`
         raise
     except (ValueError, OSError) as error:  # what cannot be used, a full disk; a bad image is only reported
         raise BrokenOff(f"{error}{how_on}") if args.begun else ConfigError(str(error)) from error
@@ -70,6 +72,8 @@ def caption(args: argparse.Namespace) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """`caption`, with errors as they are."""
+    if sys.stdout is None and not (args.output or args.sidecar or args.html):
+        raise ConfigError("standard output is closed, no caption can be printed; name a file with --output")
     names = [name for name in (*DECODING, "seed") if hasattr(args, name)]  # else as the checkpoint says
     settings: dict[str, Any] = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if args.num_captions != 1:
@@ -110,9 +114,7 @@ def run(args: argparse.Namespace) -> int:
 
     found = caption_files(captioner, wanted(), args.batch_size, args.prompt, args.num_workers, **settings)
     if args.html:
-        if os.path.abspath(args.html) in {os.path.abspath(name) for name in args.images}:
-            raise ConfigError(f"--html {args.html}: it is read, it cannot be written at the same time")
-        try_to_write(Path(args.html))
+        try_to_write_page(Path(args.html))
     journal = begin(args, rank, wait, seen) if args.output else None
     before = len(seen)
     # The first batch tells what is wrong with the settings and the input, so nothing is deleted or written before.
@@ -192,12 +194,13 @@ def begin(args: argparse.Namespace, rank: int, wait: Callable[[], None], seen: S
     journal = journal_of(output)
     if output.suffix == ".parquet":
         import pyarrow.parquet  # noqa: F401  of an extra: missing, it is to be told before the first image
-    if read := [a for a in args.images if Path(a).resolve() in (output.resolve(), journal.resolve())]:
+    if read := [a for a in args.images if behind_links(Path(a)) in map(behind_links, (output, journal))]:
         raise ConfigError(f"--output {output}: {read[0]} is read, it cannot be written at the same time")
     for path in (output, journal):
         try_to_write(path)
     if rank == 0:  # of the journal too, which another output may share; kept open
-        args.locks = [lock(output, path.with_name(f".{path.name}.lock")) for path in sorted({output, journal})]
+        files = sorted({behind_links(output), behind_links(journal)})
+        args.locks = [lock(output, path.with_name(f".{path.name}.lock")) for path in files]
     if not args.overwrite:
         if output.exists() and not journal.exists():
             raise ConfigError(

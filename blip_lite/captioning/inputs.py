@@ -12,7 +12,6 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -25,12 +24,17 @@ from blip_lite.data.sources.shards import check_end, expand_braces, read_piece
 from blip_lite.data.sources.table import read_table
 from blip_lite.errors import ConfigError, ImageError
 from blip_lite.processing.download import fetch_again
+from blip_lite.processing.encoded import from_base64, is_base64
+from blip_lite.processing.file_kinds import begins_like_a_picture
 from blip_lite.processing.images import IMAGE_SUFFIXES, OTHER_PICTURES, ImageInput
 from blip_lite.processing.picture import Picture
 from blip_lite.settings import TABLES
 
 IGNORED = {"__macosx"}  # folders
 ARCHIVES = {".tar": "name it to read the images in it", **dict.fromkeys((".zip", ".gz", ".tgz"), "unpack it")}
+# Files that lie beside pictures, maybe one each; others without one of the usual suffixes are looked into.
+NO_PICTURES = {*TABLES, ".txt", ".caption", ".lock", ".tmp", ".npy", ".npz", ".pt", ".xml", ".yaml", ".html", ".md"}
+UNUSUAL = "pictures by what they hold: give them a usual suffix, or name them"
 PATH_TABLES = tuple(suffix for suffix in TABLES if suffix != ".json")  # a JSON file is no list of images
 
 
@@ -101,7 +105,7 @@ def expand_one(
             raise ConfigError(f"{argument}: a list of paths that cannot be read ({error})") from error
     elif suffix == ".tar":
         for shard in expand_braces(argument):
-            yield from in_tar(shard)
+            yield from in_tar(shard, passed_over)
     elif suffix in PATH_TABLES:
         rows = in_parquet(path, image_column) if suffix == ".parquet" else utf8(path, read_table(path, strict=False))
         yield from in_table(path, rows, image_column, allow_urls)
@@ -129,8 +133,13 @@ def in_folder(folder: str, passed_over: Counter[str]) -> Iterator[Picture]:
         folders[:] = sorted(f for f in folders if not (f.startswith(".") or f.casefold() in IGNORED))
         for name in sorted(names):
             suffix, file = os.path.splitext(name)[1].lower(), os.path.join(path, name)
-            if name.startswith("._") or suffix not in IMAGE_SUFFIXES:
+            if name.startswith("._") or suffix in (*OTHER_PICTURES, *ARCHIVES, *NO_PICTURES):
                 passed_over[suffix] += suffix in (*OTHER_PICTURES, *ARCHIVES)
+            elif suffix not in IMAGE_SUFFIXES:
+                if not suffix and begins_like_a_picture(file):
+                    yield named(file, None, False)
+                elif begins_like_a_picture(file):
+                    passed_over[suffix] += 1
             elif os.path.exists(file) and not os.path.isfile(file):
                 passed_over["pipes or devices"] += 1
             else:
@@ -143,7 +152,7 @@ def passed_over_text(passed_over: Counter[str]) -> str:
     """`3 .heic (...), 2 .jxl (...)`, or nothing."""
     hints = OTHER_PICTURES | ARCHIVES
     return ", ".join(
-        f"{n} {suffix}" + (f" ({hints[suffix]})" if suffix in hints else "")
+        f"{n} {suffix}" + (f" ({hint})" if (hint := hints.get(suffix, UNUSUAL if suffix[:1] == "." else "")) else "")
         for suffix, n in sorted(passed_over.items())
         if n
     )
@@ -160,14 +169,25 @@ def standard_input() -> Iterable[str]:
 def lines(file: Iterable[str]) -> Iterator[str]:
     """Paths of a list: without a mark at the beginning, and without quotes and blanks around them where no file has
     those in its name."""
-    parts = chain.from_iterable(line.split("\0") for line in file)  # of `find -print0`
-    for number, line in enumerate(parts):
-        line = (line if number else line.removeprefix("\ufeff")).rstrip("\r\n")
+    for number, line in enumerate(pieces(file)):
+        line = line if number else line.removeprefix("\ufeff")
         bare = line.strip().strip("\"'").strip()
         if bare and bare != line and not os.path.exists(line):
             line = bare
         if bare:
             yield line
+
+
+def pieces(file: Iterable[str]) -> Iterator[str]:
+    """The lines of a list; of `find -print0`, in which names may hold a line's end, what lies between its zeros."""
+    rest = ""
+    for line in file:
+        if rest or "\0" in line:
+            *whole, rest = (rest + line).split("\0")
+            yield from whole
+        else:
+            yield line.rstrip("\r\n")
+    yield rest
 
 
 def is_url(text: str) -> bool:
@@ -223,6 +243,8 @@ def in_table(
             value = value.get("bytes") or value.get("path")
         if isinstance(value, bytes):
             yield Picture(where, value)
+        elif isinstance(value, str) and is_base64(value):
+            yield Picture(where, partial(from_base64, value))
         elif isinstance(value, str) and value.strip():
             yield named(value, path.parent, allow_urls)
         else:
@@ -251,7 +273,7 @@ def in_parquet(path: Path, image_column: str | None) -> Iterator[tuple[str, dict
                 number += 1
 
 
-def in_tar(shard: str) -> Iterator[Picture]:
+def in_tar(shard: str, passed_over: Counter[str]) -> Iterator[Picture]:
     """The images of a shard, each named by shard and file. What is wrong with the shard is one image that cannot be
     had, so
     that the other shards follow."""
@@ -261,7 +283,9 @@ def in_tar(shard: str) -> Iterator[Picture]:
             for member in tar:
                 tar.members.clear()  # type: ignore[attr-defined]  # else millions of them are kept
                 name = os.path.basename(member.name)
-                if Path(name).suffix.lower() not in IMAGE_SUFFIXES or name.startswith("._"):
+                suffix = Path(name).suffix.lower()
+                if suffix not in IMAGE_SUFFIXES or name.startswith("._"):
+                    passed_over[suffix] += suffix in (*OTHER_PICTURES, *ARCHIVES)
                     continue
                 if member.issparse():  # its bytes do not lie in one piece
                     yield broken(f"{shard}/{member.name}", "a sparse file in a tar: unpack it")

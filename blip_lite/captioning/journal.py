@@ -70,7 +70,7 @@ def read_journal(path: Path, whole: bool = True) -> Iterator[tuple[str, dict[str
                 if not isinstance(row["image"], str) or "caption" not in row:
                     raise KeyError
                 yield raw.decode("utf-8"), row
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise ConfigError(
                     f"{path}, line {number}: not a line of captions; choose another --output, or --overwrite"
                 ) from error
@@ -99,7 +99,8 @@ def take_up(path: Path, retry_failed: bool = False) -> None:
             ends = journal.read()
     if len(parts) == 1 and ends == b"\n" and not (retry_failed and path.is_file()):
         return
-    new, seen = path.with_name(f".{path.name}.new"), Seen()
+    real = Path(os.path.realpath(path))  # a link stays one
+    new, seen = real.with_name(f".{real.name}.new"), Seen()
     with open(new, "w", encoding="utf-8") as file:
         for part in parts:
             for line, row in read_journal(part, whole=False):
@@ -107,7 +108,7 @@ def take_up(path: Path, retry_failed: bool = False) -> None:
                     file.write(line)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(new, path)
+    os.replace(new, real)
     for part in parts[1:]:
         part.unlink()
 

@@ -39,7 +39,7 @@ def journal_of(output: Path) -> Path:
 def discard(output: Path) -> None:
     """Delete what an earlier run wrote, its journal and what its processes left of it included."""
     for old in (output, journal_of(output), *parts_of(journal_of(output))):
-        old.unlink(missing_ok=True)
+        behind_links(old).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -53,14 +53,30 @@ def whole(path: Path) -> Iterator[Path]:
         new.unlink(missing_ok=True)
 
 
+def behind_links(path: Path) -> Path:
+    """The file that is written into: what links lead to, so that they stay links, and one file has one lock."""
+    return Path(os.path.realpath(path))
+
+
 def try_to_write(path: Path) -> None:
     """Raises ConfigError, before the first image, if a file cannot be written."""
     try:  # the file itself is neither made nor removed: another process may have it open
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "r+b") if path.exists() else tempfile.TemporaryFile(dir=path.parent):
+        real = behind_links(path)
+        if real.exists() and not real.is_file():
+            kind = "a folder" if real.is_dir() else "a pipe or a device, not a file"
+            raise ConfigError(f"{path}: cannot be written ({kind})")
+        with open(real, "r+b") if os.path.lexists(real) else tempfile.TemporaryFile(dir=real.parent):
             pass
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def try_to_write_page(path: Path) -> None:
+    """`try_to_write` of `--html`. Another file than a page may be one that is needed: a picture, a checkpoint's."""
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"--html {path}: expected a file that ends in .html")
+    try_to_write(path)
 
 
 def convert(journal: Path, output: Path) -> None:
@@ -72,7 +88,7 @@ def convert(journal: Path, output: Path) -> None:
     if output == journal:
         return
     write: dict[str, Callable[[Path, Path], None]] = {".csv": to_csv, ".parquet": to_parquet, ".json": to_coco}
-    with whole(output) as new:
+    with whole(behind_links(output)) as new:
         write[output.suffix](journal, new)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from blip_lite.captioning.inputs import identity, is_url, named
 from blip_lite.captioning.journal import to_line
-from blip_lite.captioning.outputs import Sidecars, try_to_write, whole, write_sidecar
+from blip_lite.captioning.outputs import Sidecars, behind_links, try_to_write, whole, write_sidecar
 from blip_lite.captioning.review_table import (
     COLUMNS,
     STATUSES,
@@ -91,7 +91,7 @@ def read_captions(path: Path, allow_urls: bool = False, folder: Path | None = No
 def value_in(cell: Any) -> Any:
     """A cell of CSV as JSON lines have it: what is a list there is one."""
     if isinstance(cell, str) and cell[:1] == "[":
-        with contextlib.suppress(ValueError):  # a caption in brackets
+        with contextlib.suppress(ValueError, RecursionError):  # a caption in brackets
             return json.loads(cell)
     return cell
 
@@ -158,7 +158,7 @@ def write_page(path: Path, items: Sequence[Item], more: bool = False) -> None:
         folder=os.path.abspath(path.parent),
         left_out=less if more or len(items) > MOST else "",
     )
-    with whole(path) as new:
+    with whole(behind_links(path)) as new:
         new.write_text(page, "utf-8")
 
 
@@ -189,10 +189,10 @@ class Review:
     def __init__(
         self, captions: Path, output: Path, sidecar_suffix: str | None = None, allow_urls: bool = False
     ) -> None:
-        if output.suffix.lower() != ".csv" or output.resolve() == captions.resolve():
+        if output.suffix.lower() != ".csv" or behind_links(output) == behind_links(captions):
             raise ConfigError(f"--output {output}: expected another file that ends in .csv")
         self.output, self.journal = output, output.with_name(output.name + ".jsonl")
-        if self.journal.resolve() == captions.resolve():
+        if behind_links(self.journal) == behind_links(captions):
             raise ConfigError(f"--output {output}: its journal would be {captions}; choose another name")
         self.allow_urls, self.items = allow_urls, read_captions(captions, allow_urls)
         self.by_key = {item.key: item for item in self.items}
@@ -237,7 +237,7 @@ class Review:
                 decision = Decision(place, row["status"], list(row["captions"]), list(row["machine"]), more)
                 if decision.status not in STATUSES:
                     raise ValueError
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise ConfigError(f"{self.journal}, line {number}: not a decision; choose another --output") from error
             before = self.table() if number == len(lines) else before
             self.take(decision)
@@ -330,7 +330,7 @@ class Review:
 
     def write_table(self) -> None:
         table = self.table()
-        with whole(self.output) as new:
+        with whole(behind_links(self.output)) as new:
             new.write_bytes(table)
         self.written = table
 

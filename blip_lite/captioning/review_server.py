@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from blip_lite.captioning.outputs import try_to_write
+from blip_lite.captioning.outputs import try_to_write_page
 from blip_lite.captioning.review import Review, read_captions, write_page
 from blip_lite.errors import ConfigError, DataError, ImageError
 from blip_lite.reports.review import small
@@ -27,7 +27,7 @@ def review(args: argparse.Namespace) -> int:
     output = Path(args.output) if args.output else captions.with_name("reviewed.csv")
     if args.html:
         page = Path(args.html)
-        try_to_write(page)
+        try_to_write_page(page)
         write_page(page, read_captions(captions, args.allow_urls, page.parent))
         print(f"open {args.html} in a browser, on any machine")
         return 0

@@ -308,7 +308,7 @@ def read_predictions(path: Path, examples: Sequence[Picture]) -> dict[str, str]:
             else [json.loads(line) for line in text.splitlines() if line.strip()]
         )
         found = {str(row["image_id"]): row["caption"] for row in rows}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(
             f'{path}: expected lines of {{"image_id", "caption"}} ({type(error).__name__} {error})'
         ) from error

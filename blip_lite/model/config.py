@@ -57,6 +57,9 @@ class TextConfig:
     pad_token_id: int = 0
 
 
+CAPTIONER = "BlipForConditionalGeneration"  # in `transformers`
+
+
 # Beyond these a `config.json` is not of a BLIP, but would have millions of modules built before that is seen.
 LIMITS = {
     "hidden_size": 16_384,
@@ -89,6 +92,17 @@ class BlipConfig:
         kind = raw.get("model_type") if isinstance(raw, dict) else None
         if kind != "blip":
             raise ValueError(f"config.json describes a {kind or 'nameless'!r} model, not a 'blip' captioning one")
+        made = raw.get("architectures")
+        if (
+            isinstance(made, list)
+            and made
+            and CAPTIONER not in made
+            and all(str(name).startswith("Blip") for name in made)
+        ):
+            raise ValueError(f"config.json describes a {made[0]}, not a captioner ({CAPTIONER})")
+        if how := raw.get("quantization_config"):
+            method = how.get("quant_method", "by an unnamed method") if isinstance(how, dict) else how
+            raise ValueError(f"quantized weights ({method}): save them in floating point, without quantization_config")
         for name in ("text_config", "vision_config"):
             if not isinstance(raw.get(name), dict):
                 raise ValueError(f"config.json has no {name}")
@@ -98,7 +112,11 @@ class BlipConfig:
                 value = getattr(half, field_name, 1)
                 if not isinstance(value, int) or not 1 <= value <= most:
                     raise ValueError(f"{name}.{field_name} is {str(value)[:40]}; expected 1 to {most:,}")
-            if half.hidden_act not in ACTIVATIONS:
+            for share in dataclasses.fields(half):
+                value = getattr(half, share.name)
+                if isinstance(share.default, float) and not (isinstance(value, int | float) and 0 <= value <= 1):
+                    raise ValueError(f"{name}.{share.name} is {str(value)[:40]}; expected 0 to 1")
+            if str(half.hidden_act) not in ACTIVATIONS:
                 raise ValueError(f"{name}.hidden_act is {half.hidden_act!r}; known: {', '.join(ACTIVATIONS)}")
             if half.hidden_size % half.num_attention_heads:
                 raise ValueError(f"{name}: {half.num_attention_heads} heads do not divide {half.hidden_size} channels")
@@ -111,7 +129,7 @@ class BlipConfig:
             "text_config": {**self.raw.get("text_config", {}), **dataclasses.asdict(self.text)},
         }
         halves["text_config"]["encoder_hidden_size"] = self.vision.hidden_size
-        named = {"architectures": ["BlipForConditionalGeneration"], "model_type": "blip"}
+        named = {"architectures": [CAPTIONER], "model_type": "blip"}
         return {**self.raw, **named, **halves}
 
 

@@ -111,7 +111,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path.parent}: not a checkpoint directory, it has no {path.name}")
     refuse_large(path)
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = json.loads(path.read_text("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         reason = "a Git LFS pointer: run `git lfs pull`" if is_lfs(path) else f"not valid JSON ({error})"
         raise CheckpointError(f"{path}: {reason}") from error
@@ -167,7 +167,7 @@ def is_lfs(file: Path) -> bool:
 def shards_of(index: Path) -> list[str]:
     """The files that an index names; all lie beside it. Raises CheckpointError."""
     names = _read_json(index).get("weight_map")
-    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
         raise CheckpointError(f"{index}: has no weight_map of file names")
     if bad := [name for name in names.values() if Path(name).name != name]:
         raise CheckpointError(f"{index}: names a file outside the directory: {bad[0]}")
@@ -199,6 +199,8 @@ def load_weights(model: Blip, weights: dict[str, Tensor], source: str | Path) ->
     if problems:
         more = f"\n  ... and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise CheckpointError(f"{source}: the weights do not fit the model\n  " + "\n  ".join(problems[:8]) + more)
+    if odd := [name for name, tensor in weights.items() if tensor.is_meta]:
+        raise CheckpointError(f"{source}: {len(odd)} tensors were saved without their numbers, e.g. {odd[0]}")
     if odd := [name for name, tensor in weights.items() if not tensor.is_floating_point()]:
         kind = str(weights[odd[0]].dtype).removeprefix("torch.")
         raise CheckpointError(f"{source}: quantized weights ({odd[0]} is {kind}): save them in floating point")
@@ -281,8 +283,14 @@ def load_original(file: Path, device: str | torch.device, dtype: torch.dtype) ->
 
 
 def fits(tokenizer: Tokenizer, vocab_size: int, source: Path) -> None:
-    """Raises CheckpointError for a tokenizer of another vocabulary than the model's."""
-    tokens = tokenizer.get_vocab_size()
+    """Raises CheckpointError for a tokenizer of another kind than BERT's, or another vocabulary than the model's."""
+    kind, tokens = type(tokenizer.model).__name__, tokenizer.get_vocab_size()
+    if kind != "WordPiece":
+        raise CheckpointError(f"{source}: its tokenizer is {kind}; BLIP's is WordPiece")
+    if tokenizer.model.unk_token not in tokenizer.get_vocab():
+        raise CheckpointError(f"{source}: the tokenizer's unknown token {tokenizer.model.unk_token!r} is no token")
+    if any(number >= vocab_size for number in tokenizer.get_vocab(with_added_tokens=False).values()):
+        raise CheckpointError(f"{source}: the tokenizer has ids beyond the model's {vocab_size}")
     if tokens > vocab_size or 2 * tokens < vocab_size:
         raise CheckpointError(f"{source}: the tokenizer has {tokens} tokens, the model {vocab_size}")
 
@@ -292,7 +300,9 @@ def load_processor(directory: Path, config: BlipConfig) -> Processor:
     the older `preprocessor_config.json`). Raises CheckpointError."""
     settings: dict[str, Any] = {}
     if (directory / "processor_config.json").is_file():
-        settings = _read_json(directory / "processor_config.json").get("image_processor", {})
+        settings = _read_json(directory / "processor_config.json").get("image_processor") or {}
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{directory / 'processor_config.json'}: image_processor is no JSON object")
     if not settings:
         settings = _read_json(directory / "preprocessor_config.json")
     size = settings.get("size", config.vision.image_size)
@@ -311,6 +321,12 @@ def load_processor(directory: Path, config: BlipConfig) -> Processor:
         if not right or not all(isinstance(v, int | float) and least < v < math.inf for v in values):
             positive = " above 0" * (least == 0)
             raise CheckpointError(f"{directory}: {name} is {values!r}; expected three numbers{positive}")
+    resample = settings.get("resample")
+    if resample is not None and resample not in list(Image.Resampling):
+        raise CheckpointError(f"{directory}: resample is {resample!r}; expected a number from 0 to 5, or none")
+    factor = settings.get("rescale_factor", 1 / 255)
+    if rescale and not (isinstance(factor, int | float) and 0 < factor < math.inf):
+        raise CheckpointError(f"{directory}: rescale_factor is {factor!r}; expected a number above 0")
     tokenizer = _load_tokenizer(directory)
     fits(tokenizer, config.text.vocab_size, directory)
     return Processor(
@@ -321,8 +337,8 @@ def load_processor(directory: Path, config: BlipConfig) -> Processor:
         config.text.pad_token_id,
         tuple(settings.get("image_mean", CLIP_MEAN)) if normalize else (0.0, 0.0, 0.0),
         tuple(settings.get("image_std", CLIP_STD)) if normalize else (1.0, 1.0, 1.0),
-        settings.get("resample", Image.Resampling.BICUBIC),
-        settings.get("rescale_factor", 1 / 255) if rescale else 1.0,
+        Image.Resampling.BICUBIC if resample is None else resample,
+        factor if rescale else 1.0,
         **read_decoding(directory),
     )
 

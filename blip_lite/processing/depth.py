@@ -57,26 +57,49 @@ def widen(image: Image.Image, again: Callable[[], Any]) -> Image.Image:
         again: opens the same file, without loading its pixels.
 
     Raises:
-        ValueError: grey with alpha, or planes, of fewer bits: Pillow cannot read their lower bytes.
+        ValueError: planes of fewer bits: Pillow cannot read their lower bytes.
     """
     image.load()
-    if np.asarray(image).max(initial=0) > NARROW[-1] >> 8:
+    upper = np.asarray(image)
+    full_alpha = image.mode == "RGBA" and upper[..., 3].max(initial=0) > NARROW[-1] >> 8  # then colours have 16 bits
+    if upper[..., :3].max(initial=0) > NARROW[-2 if full_alpha else -1] >> 8:  # unless they were as good as black
         return image
     low = again()
     if low.format == "TIFF" and low.tag_v2.get(PLANES) == 2:
         raise ValueError("planes of fewer bits in 16: convert it to 8 bits")
-    change_rawmode(low, lambda rawmode: rawmode[:-1] + OTHER_BYTES[rawmode[-1]])
-    try:
-        low.load()
-    except ValueError as error:
-        raise ValueError("grey with alpha, of fewer bits in 16: convert it to 8 bits") from error
-    values = np.asarray(image).astype(np.uint16) << 8 | np.asarray(low)
-    white = next(top for top in NARROW if values.max(initial=0) <= top)
-    found = Image.fromarray((np.arange(white + 1) * (255 / white)).round().astype(np.uint8)[values])
-    found.format, found.info = image.format, image.info.copy()
-    if transparency := found.info.get("transparency"):
-        found.info["transparency"] = tuple(min(255, round(value * 255 / white)) << 8 for value in transparency)
-    return found
+    change_rawmode(low, lambda raw: "RGBA" if raw == "LA;16B" else raw[:-1] + OTHER_BYTES[raw[-1]])
+    grey_alpha = low.tile[0].args == "RGBA"  # both bytes of both numbers
+    low.load()
+    lower = np.asarray(low)[..., [1, 1, 1, 3] if grey_alpha else slice(None)]
+    values = upper.astype(np.uint16) << 8 | lower
+    if is_dark(values[..., :3]):
+        return image
+    white = next(top for top in NARROW if values[..., :3].max(initial=0) <= top)
+    found = np.empty_like(upper)
+    found[..., :3] = to_bytes(white)[values[..., :3]]
+    if image.mode == "RGBA":  # alpha may well fill all bits
+        most = values[..., 3].max(initial=0)
+        found[..., 3] = to_bytes(next(top for top in (white, *NARROW, 65535) if most <= top))[values[..., 3]]
+    result = Image.fromarray(found)
+    result.format, result.info = image.format, image.info.copy()
+    if transparency := result.info.get("transparency"):
+        result.info["transparency"] = tuple(min(255, round(value * 255 / white)) << 8 for value in transparency)
+    return result
+
+
+def to_bytes(white: int) -> np.ndarray:
+    """Each number from 0 to `white` -> 0 to 255."""
+    return (np.arange(white + 1) * (255 / white)).round().astype(np.uint8)
+
+
+def is_dark(values: np.ndarray) -> bool:
+    """Whether numbers of 16 bits that are small are a dark picture's, not those of fewer bits: made of 8 bits (times
+    256 or 257), or of 12 (times 16)."""
+    most = values.max(initial=0)
+    if not NARROW[0] < most <= NARROW[-1]:
+        return False
+    factors = (256, 257, 16) if most > 4095 else (256, 257)
+    return any(not (values % factor).any() for factor in factors)
 
 
 def eight_bits(grey: np.ndarray, sample_format: int | None) -> np.ndarray:
@@ -116,5 +139,7 @@ def eight_bits(grey: np.ndarray, sample_format: int | None) -> np.ndarray:
             2**31 - 1,
             2**32 - 1,
         )
+    if grey.dtype.kind == "u" and grey.dtype.itemsize == 2 and is_dark(grey):
+        ranges = (65535,)
     white = next(top for top in ranges if grey.max(initial=0) <= top)
     return (grey.astype(np.float64) * (255 / white)).round().astype(np.uint8)

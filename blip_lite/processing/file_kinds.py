@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 import struct
 
 from PIL import features
@@ -77,6 +79,21 @@ TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # what one begins with
 COMPRESSIONS = {1: "none", 5: "LZW", 6: "old JPEG", 7: "JPEG", 8: "zip", 32773: "PackBits", 32946: "zip"}
 COMPRESSIONS |= {33003: "JPEG 2000", 33005: "JPEG 2000", 34712: "JPEG 2000", 34933: "PNG", 50000: "Zstandard"}
 COMPRESSIONS |= {50001: "WebP", 50002: "JPEG XL", 52546: "JPEG XL", 34934: "JPEG XR", 34887: "LERC", 34925: "LZMA"}
+
+
+def begins_like_a_picture(file: str) -> bool:
+    """Whether a file begins as the kinds of pictures do that are read, whatever it is called."""
+    try:
+        if not stat.S_ISREG(os.stat(file).st_mode):  # to open a pipe is to wait
+            return False
+        with open(file, "rb") as opened:
+            head = opened.read(16)
+    except OSError:
+        return False
+    return (
+        re.match(rb"\xff\xd8\xff|\x89PNG\r\n|GIF8[79]a|RIFF....WEBP|....ftyp(avif|heic|mif1)", head, re.DOTALL)
+        is not None
+    )
 
 
 def kind_of(data: bytes) -> str | None:

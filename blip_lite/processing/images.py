@@ -78,7 +78,9 @@ def open_image(source: ImageInput) -> Image.Image:
         ImageError: no such file, not an image, truncated, or a decompression bomb: more than Pillow's limit of 179
             megapixels, a side above 65,535, or more than 89 megapixels (`Image.MAX_IMAGE_PIXELS`) at above 300 a byte.
     """
-    name = str(source) if isinstance(source, (str, Path)) else f"<{type(source).__name__}>"
+    if isinstance(source, os.PathLike):
+        source = os.fsdecode(source)
+    name = source if isinstance(source, str) else f"<{type(source).__name__}>"
     with about(name):
         return _open_image(source, name)
 
@@ -195,7 +197,7 @@ def _from_array(array: np.ndarray) -> Image.Image:
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
         raise ValueError(f"an array of shape {array.shape} is no image; expected [height, width(, 1, 3 or 4)]")
     if np.issubdtype(array.dtype, np.floating):
-        if array.size and (array.min() < 0 or array.max() > 1):
+        if array.size and not (array.min() >= 0 and array.max() <= 1):  # NaN is neither
             raise ValueError("floating-point pixels must lie between 0 and 1")
         array = np.round(array * 255).astype(np.uint8)
     if array.dtype != np.uint8:

@@ -101,7 +101,10 @@ class Processor:
 
     def words(self, text: str) -> list[int]:
         """Token ids of plain text, no special tokens added."""
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+        try:
+            return self.tokenizer.encode(text, add_special_tokens=False).ids
+        except TypeError:  # of a command line, or a file, that is no UTF-8
+            return self.tokenizer.encode(text.encode("utf-8", "replace").decode(), add_special_tokens=False).ids
 
     def prompt_ids(self, prompt: str = "") -> list[int]:
         """What generation starts from: `[DEC]` and the prompt's tokens."""

@@ -35,8 +35,9 @@ from blip_lite import __version__
 from blip_lite.captioner import Captioner
 from blip_lite.errors import ConfigError, Stopped
 from blip_lite.processing.download import fetch
+from blip_lite.processing.encoded import from_base64
 from blip_lite.processing.picture import Picture
-from blip_lite.serving.requests import MAX_BYTES, MAX_IMAGES, URL_SECONDS, from_base64
+from blip_lite.serving.requests import MAX_BYTES, MAX_IMAGES, URL_SECONDS
 from blip_lite.serving.schema import BODY, Answer, Body, Failed, Health, Parameters, Problem
 from blip_lite.serving.service import Options, Service, sentence, told, within
 

@@ -1,8 +1,7 @@
-"""What a request may hold, wherever one is answered: images as base64, their sizes, the bounds of its settings."""
+"""What a request may hold, wherever one is answered: the sizes of its images, the bounds of its settings."""
 
 from __future__ import annotations
 
-import base64
 import io
 
 from PIL import Image
@@ -16,23 +15,6 @@ MAX_PIXELS = 50_000_000  # an image
 MAX_PROMPT = 100  # characters
 LIMITS = {"num_beams": 10, "max_new_tokens": 60, "num_return_sequences": 10, "top_k": 1000}
 URL_SECONDS = 10.0  # for one image
-
-URL_SAFE = str.maketrans("-_", "+/")
-
-
-def from_base64(text: str) -> bytes:
-    """The bytes of a base64 text: of either alphabet, in lines or in one, padded or not, by itself or in a `data:` URL.
-
-    Raises:
-        ImageError: it is none.
-    """
-    if text[:5].lower() == "data:":
-        text = text.partition(",")[2]
-    letters = "".join(text.split()).translate(URL_SAFE)
-    try:
-        return base64.b64decode(letters + "=" * (-len(letters) % 4), validate=True)
-    except ValueError:
-        raise ImageError("not valid base64") from None
 
 
 def look(data: bytes) -> bytes:

@@ -196,13 +196,18 @@ def metadata_rows(
     for table in tables:
         inner = PurePosixPath(table.relative_to(folder).as_posix())
         for row in file_rows(table, image_root(settings) or table.parent, settings, notes, split_of_path(inner)):
-            named.add(unicodedata.normalize("NFC", str(row.image)))
+            named.add(spelled(row.image))
             if isinstance(row.image, Path) and not row.url:
                 row.image_id = id_in(folder, row)
             yield row
-    if silent := [p.relative_to(folder) for p in found.images if unicodedata.normalize("NFC", str(p)) not in named]:
+    if silent := [p.relative_to(folder) for p in found.images if spelled(p) not in named]:
         names = ", ".join(sorted({table.name for table in tables}))
         notes.append(f"{len(silent)} images are not in {names}; left out (e.g. {silent[0]})")
+
+
+def spelled(image: Any) -> str:
+    """One spelling of a file's path, wherever the command runs and whatever writes its accents."""
+    return unicodedata.normalize("NFC", os.path.abspath(image) if isinstance(image, (str, Path)) else "")
 
 
 def captions_tables(folder: Path, found: Found, settings: DataSettings, notes: list[str]) -> dict[Path, str | None]:

@@ -117,11 +117,11 @@ def tar_captions(pieces: Mapping[str, Callable[[], bytes]], where: str) -> tuple
         if text:
             captions = [line.strip() for line in kinds[text]().decode("utf-8-sig").splitlines() if line.strip()]
         if "json" in kinds:
-            with contextlib.suppress(*[ValueError] * bool(text)):  # beside a text, it need not be read
+            with contextlib.suppress(*[ValueError, RecursionError] * bool(text)):  # beside a text, it need not be read
                 about = json.loads(kinds["json"]())
         if not text:
             captions = captions_in(about)
-    except ValueError as error:  # not UTF-8, not JSON
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON
         raise DataError(f"{where}: its caption cannot be read ({error})") from error
     return captions, about if isinstance(about, Mapping) else {}
 

@@ -349,7 +349,7 @@ def read_table(path: Path, strict: bool = True, notes: list[str] | None = None) 
             where = f"{path}, line {number}"
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 yield bad(where, f"not valid JSON ({error})")
                 continue
             yield (
