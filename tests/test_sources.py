@@ -380,6 +380,12 @@ def test_folder_with_metadata(tmp_path: Path, form: str) -> None:
     assert data.name == "photos" and "1 images are not in metadata" in data.notes[1]
 
 
+def test_a_folder_named_from_here_misses_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_folder(tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
+    assert not any("left out" in note for note in load(dataset="photos").notes)
+
+
 def test_bad_folders_are_refused_by_file_and_row(tmp_path: Path) -> None:
     def refused(change, message: str) -> None:
         shutil.rmtree(tmp_path / "photos", ignore_errors=True)

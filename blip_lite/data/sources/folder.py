@@ -181,7 +181,8 @@ def metadata_rows(
             if isinstance(row.image, Path) and not row.url:
                 row.image_id = id_in(folder, row)
             yield row
-    if silent := [p.relative_to(folder) for p in found.images if unicodedata.normalize("NFC", str(p)) not in named]:
+    there = {p: unicodedata.normalize("NFC", os.path.abspath(p)) for p in found.images}
+    if silent := [p.relative_to(folder) for p, path in there.items() if path not in named]:
         names = ", ".join(sorted({table.name for table in tables}))
         notes.append(f"{len(silent)} images are not in {names}; left out (e.g. {silent[0]})")
 
