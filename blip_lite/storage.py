@@ -91,9 +91,9 @@ def lock(written: Path, name: Path | None = None) -> TextIO | None:
             )
             return file
         file.seek(0)
+        both = ". If torchrun started both, they do not know of each other: on CPUs, set ACCELERATE_USE_CPU=true"
         raise CheckpointError(
-            f"{written} is being written by another process ({file.read().strip()}). If torchrun started "
-            "both, they do not know of each other: on CPUs, set ACCELERATE_USE_CPU=true"
+            f"{written} is being written by another process ({file.read().strip()}){'' if name else both}"
         ) from error
     file.truncate(0)
     file.write(f"pid {os.getpid()} on {socket.gethostname()}")

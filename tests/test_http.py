@@ -27,13 +27,15 @@ from hypothesis import strategies as st
 
 from blip_lite import Captioner
 from blip_lite.cli import main
+from blip_lite.errors import ConfigError
 from conftest import ROOT, free_port
 
 pytest.importorskip("fastapi", reason='needs pip install "blip_lite[serve]"')
+import uvicorn
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
-from blip_lite.serving import http, requests
+from blip_lite.serving import http, requests, schema
 from blip_lite.serving.service import Options, Service
 
 SCENE = (ROOT / "docs" / "scene.png").read_bytes()
@@ -105,7 +107,7 @@ def test_each_kind_of_request_gives_the_captions_of_captioner(client: TestClient
     ):
         answer = client.post("/caption", **sent)
         assert answer.status_code == 200, answer.text
-        assert answer.json() == {"results": [{"caption": caption, "score": pytest.approx(score, abs=1e-5)}]}
+        assert answer.json() == {"results": [{"caption": caption, "score": pytest.approx(score, abs=1e-4)}]}
     wanted = {"prompt": "a", "num_beams": 3, "num_return_sequences": 2, "length_penalty": 2.0}
     expected = captioner(SCENE, return_scores=True, **wanted)
     files = [("image", SCENE)]
@@ -117,7 +119,7 @@ def test_each_kind_of_request_gives_the_captions_of_captioner(client: TestClient
     ):
         [result] = client.post("/caption", **sent).json()["results"]
         assert [one["caption"] for one in result["captions"]] == [text for text, _ in expected]
-        assert [one["score"] for one in result["captions"]] == pytest.approx([s for _, s in expected], abs=1e-5)
+        assert [one["score"] for one in result["captions"]] == pytest.approx([s for _, s in expected], abs=1e-4)
         assert result["caption"] == expected[0][0]
 
 
@@ -363,6 +365,20 @@ def test_what_openapi_says_is_so(client: TestClient) -> None:
         assert (answer.status_code, answer.headers["Allow"]) == (405, "POST") and "POST" in answer.json()["error"]
 
 
+def test_the_page_of_docs_needs_no_network(client: TestClient) -> None:
+    answer = client.get("/docs", headers={"Host": "<b>x"})
+    assert answer.status_code == 200 and "//cdn" not in answer.text and "<script" not in answer.text
+    assert all(f'<th scope="row">{name}</th>' in answer.text for name in schema.Parameters.model_fields)
+    assert "from 1 to 10" in answer.text.replace(", ", " ") and "<b>" not in answer.text
+
+
+def test_what_clients_may_write_otherwise(client: TestClient, drawn: list[bytes]) -> None:
+    headers = {"Content-Type": "IMAGE/PNG", "Content-Encoding": "Identity"}
+    [result] = client.post("/caption", content=drawn[0], headers=headers).json()["results"]
+    assert result["score"] == round(result["score"], 4), "no digit that says nothing"
+    assert client.head("/health").status_code == 200
+
+
 # ------------------------------------------------------------------------------------------ the command
 
 
@@ -408,6 +424,32 @@ def test_sigterm_answers_what_is_in_flight(server: tuple[subprocess.Popen[str], 
         assert answer.startswith(b"HTTP/1.1 200 OK")
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["results"][0]["caption"] == captioner(SCENE)
     assert process.wait(20) == 143 and process.stderr and process.stderr.read() == ""
+
+
+def test_a_port_belongs_to_who_bound_it_first() -> None:
+    """Two that load at the same time do not both believe that it is theirs."""
+    with http.bound("127.0.0.1", 0) as mine, pytest.raises(ConfigError, match="Address already in use"):
+        http.bound("127.0.0.1", mine.getsockname()[1])
+
+
+def test_a_head_that_does_not_end_is_not_waited_for(captioner: Captioner) -> None:
+    app = http.build(Service(captioner, Options("x")))
+    connection = type("Quick", (http.Connection,), {"seconds": 0.3})
+    server = uvicorn.Server(uvicorn.Config(app, http=connection, log_level="warning", timeout_keep_alive=30))
+    with http.bound("127.0.0.1", 0) as sock:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
+        thread.start()
+        eventually(lambda: server.started)
+        for whole in (b"", b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"):  # the first request, and one after it
+            with socket.create_connection(sock.getsockname(), timeout=20) as client:
+                client.sendall(whole)
+                if whole:
+                    assert client.recv(65536).startswith(b"HTTP/1.1 200")
+                client.sendall(b"GET /health HTTP/1.1\r\nHo")
+                while client.recv(65536):
+                    pass
+        server.should_exit = True
+        thread.join(20)
 
 
 def test_a_server_that_cannot_begin_says_so_in_one_line(

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from blip_lite.captioner import bfloat16_gain
-from blip_lite.captioning.command import say_faster, try_to_write
+from blip_lite.captioning.command import say_faster
 from blip_lite.captioning.inputs import expand, identity, passed_over_text
 from blip_lite.captioning.journal import take_up
 from blip_lite.captioning.outputs import Sidecars, convert, discard, try_to_write, try_to_write_page, write_sidecar

@@ -143,6 +143,10 @@ def test_pages_load_nothing(make: Callable[[str], str]) -> None:
     assert page.startswith("<!doctype html>") and 'name="viewport"' in page and "prefers-color-scheme: dark" in page
 
 
+def test_a_sentence_ends_once() -> None:
+    assert "counted: no such directory.</p>" in an_audit("no such directory.")
+
+
 def test_the_report_shows_scores_as_their_intervals_allow() -> None:
     """Hundredths; human, one caption for all and verdicts beside them."""
     assert [
@@ -231,6 +235,7 @@ def test_in_a_browser(tmp_path: Path) -> None:
         chart.send_keys("\ue014\ue014")  # arrow right, twice
         legend = [e.text for e in chart.find_elements("css selector", ".u-value")]
         assert legend == ["10", "2", "2.5", "2.5"]
+        assert js("return [123456, 1234.56, 0.00012345].map(brief)") == ["123456", "1235", "1.23e-4"]
         shown = "return [...document.querySelectorAll('.card')].filter(c => !c.hidden).map(c => c.querySelector('b').textContent)"
         driver.find_element("id", "find").send_keys("cat")
         assert (

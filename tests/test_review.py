@@ -334,6 +334,17 @@ def test_a_table_that_is_edited_while_the_page_is_open(captions: Path, tmp_path:
         assert [row["caption"] for row in csv.DictReader(output.open())] == ["a wolf", "a cow", "a vixen", "a hen"]
 
 
+def test_what_another_window_decided_is_not_lost_unseen(captions: Path, tmp_path: Path) -> None:
+    with Review(captions, tmp_path / "reviewed.csv") as job:
+        key = keys(job)["00.png"]
+        seen = ["", *job.by_key[key].machine]
+        assert job.decide(key, "approved", ["a dog"], seen) == ""
+        assert job.decide(key, "approved", ["a dog"], seen) == "", "the same word again, as after a lost answer"
+        remark = job.decide(key, "rejected", [], seen)
+        assert "another window had approved: photos/00.png, 'a dog'. Reload this page" in remark
+        assert job.decide(key, "", [], ["rejected", *job.by_key[key].machine]) == "", "it was seen"
+
+
 def test_the_last_row_that_was_deleted_stays_deleted(captions: Path, tmp_path: Path) -> None:
     """Byte for byte it is the table of before; so it is when a process was killed before it could write the row."""
     output = tmp_path / "reviewed.csv"
@@ -640,6 +651,7 @@ def test_keys_save_through_the_server(browser: Any, captions: Path, tmp_path: Pa
         browser.switch_to.window(first)
         press(browser, "x", "x")
         wait_for(browser, "1 of 11 approved, 3 rejected")
+        assert "another window had approved" in browser.find_element("id", "problem").text  # said, and it stays
         browser.refresh()
         wait_for(browser, "1 of 11 approved, 3 rejected")  # the last word on each
 

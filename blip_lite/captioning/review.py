@@ -285,8 +285,11 @@ class Review:
             item.status = decision.status
             item.captions = decision.captions if decision.status else item.machine
 
-    def decide(self, key: str, status: str, captions: Sequence[str]) -> str:
+    def decide(self, key: str, status: str, captions: Sequence[str], seen: Sequence[str] | None = None) -> str:
         """Save a decision. Returns a remark for the person, mostly "".
+
+        Args:
+            seen: the status and the captions that the person saw, so that a word of somebody else is not lost unseen.
 
         Raises:
             ConfigError: no such picture or status, or captions that no data set could be read back with.
@@ -302,11 +305,17 @@ class Review:
         place = place_of(item.picture)
         with self.saving:
             remark = self.take_over()
+            had = [item.status, *item.captions]
+            unseen = seen is not None and list(map(one_line, seen)) != had != [status, *captions]
             decision = Decision(place, status, list(captions), item.machine, self.more.get(place, []))
             self.append(decision)
             self.take(decision)
             self.write_table()
-            remarks = (f"{remark}. Reload this page to see it" if remark else "", self.write_sidecar(decision))
+            replaced = (
+                f"You replaced what another window had {had[0] or 'undone'}: {item.name}, {' | '.join(had[1:])!r}"
+            )
+            remarks = [f"{one}. Reload this page to see it" for one in (remark, replaced if unseen else "") if one]
+            remarks.append(self.write_sidecar(decision))
             return "; ".join(filter(None, remarks))
 
     def append(self, *decisions: Decision) -> None:

@@ -117,13 +117,14 @@ class Handler(BaseHTTPRequestHandler):
             return self.tell(404, error="expected JSON to /decide")
         try:
             said = json.loads(body)
-            key, status, captions = said["key"], said["status"], said["captions"]
-            if not (isinstance(captions, list) and all(isinstance(text, str) for text in (key, status, *captions))):
+            key, status, captions, seen = said["key"], said["status"], said["captions"], said.get("seen")
+            lists = isinstance(captions, list) and isinstance(seen, (list, type(None)))
+            if not (lists and all(isinstance(text, str) for text in (key, status, *captions, *(seen or ())))):
                 raise TypeError
         except (ValueError, KeyError, TypeError, RecursionError):
             return self.tell(400, error="expected key, status and captions")
         try:
-            self.tell(200, note=self.server.review.decide(key, status, captions))
+            self.tell(200, note=self.server.review.decide(key, status, captions, seen))
         except (ConfigError, DataError) as error:
             self.tell(400, error=str(error))
         except OSError as error:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import codecs
 import importlib.util
 import math
@@ -20,16 +21,18 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
+import h11
 import prometheus_client as prometheus
 import uvicorn
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, RedirectResponse
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.requests import ClientDisconnect
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from blip_lite import __version__
 from blip_lite.captioner import Captioner
@@ -37,8 +40,9 @@ from blip_lite.errors import ConfigError, Stopped
 from blip_lite.processing.download import fetch
 from blip_lite.processing.encoded import from_base64
 from blip_lite.processing.picture import Picture
+from blip_lite.reports.page import render
 from blip_lite.serving.requests import MAX_BYTES, MAX_IMAGES, URL_SECONDS
-from blip_lite.serving.schema import BODY, Answer, Body, Failed, Health, Parameters, Problem
+from blip_lite.serving.schema import BODY, Answer, Body, Failed, Health, Parameters, Problem, described
 from blip_lite.serving.service import Options, Service, sentence, told, within
 
 JSON = "application/json"
@@ -50,7 +54,7 @@ async def read(request: Request, options: Options) -> tuple[list[Picture], dict[
     """The images of a request, and the parameters of its body. Raises HTTPException (400, 403, 413, 415, 422)."""
     head, more = parse_options_header(request.headers.get("content-type", ""))
     kind, boundary = head.decode("latin-1"), more.get(b"boundary")
-    if (coding := request.headers.get("content-encoding", "identity")) != "identity":
+    if (coding := request.headers.get("content-encoding", "identity")).lower() != "identity":
         raise HTTPException(415, f"Content-Encoding {coding!r}; send the body as it is")
     once(request.query_params.multi_items())
     limited = Request(request.scope, at_most(options.max_body * 2**20, request.receive))
@@ -144,7 +148,8 @@ class Counted:
 def build(service: Service) -> FastAPI:
     """The application around a service."""
     options = service.options
-    app = FastAPI(title="blip_lite", version=__version__, description=f"Captions images with {options.name}.")
+    about = f"Captions images with {options.name}."
+    app = FastAPI(title="blip_lite", version=__version__, description=about, docs_url=None, redoc_url=None)
     app.add_middleware(Counted, service=service)
 
     async def check(given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
@@ -181,6 +186,7 @@ def build(service: Service) -> FastAPI:
     async def not_so() -> None:
         raise HTTPException(405, "send images by POST; /docs describes it", {"Allow": "POST"})
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health", responses={503: {"model": Problem}})
     async def health() -> Health:
         """Whether captions are made, for load balancers."""
@@ -190,6 +196,12 @@ def build(service: Service) -> FastAPI:
 
     exposition: Any = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
     refusal: Any = {401: {"model": Problem}} if guard else {}
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs(request: Request) -> HTMLResponse:
+        """FastAPI's own page is empty without a network."""
+        url = str(request.base_url).rstrip("/")
+        return HTMLResponse(render("api.html", title=about, url=url, charts=(), guarded=bool(guard), **described()))
 
     @app.get("/metrics", dependencies=guard, response_class=Response, responses={**exposition, **refusal})
     async def metrics() -> Response:
@@ -216,9 +228,42 @@ def bound(host: str, port: int) -> socket.socket:
         sock = socket.socket(family, kind)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
+        # Until it listens: who loads at the same time could bind the same port, and would fail when it listens.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
     except OSError as error:
         raise ConfigError(f"--host {host} --port {port}: {error.strerror}; --port 0 takes any that is free") from error
     return sock
+
+
+class Connection(H11Protocol):
+    """Ends when the head of a request is not whole in time; uvicorn itself would wait for ever."""
+
+    seconds = 60.0
+    timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self.watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.forget()
+
+    def watch(self) -> None:
+        """The time runs from the first byte, or from the connection's begin, to the end of the head."""
+        if self.conn.their_state is not h11.IDLE:
+            self.forget()
+        elif self.timer is None:
+            self.timer = self.loop.call_later(self.seconds, self.transport.close)
+
+    def forget(self) -> None:
+        if self.timer:
+            self.timer.cancel()
+        self.timer = None
 
 
 class Server(uvicorn.Server):
@@ -227,6 +272,8 @@ class Server(uvicorn.Server):
     note = ""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        for sock in sockets or []:  # connections take it over, and so a restart finds the port free at once
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         await super().startup(sockets)
         for sock in sockets or []:
             host, port, *_ = sock.getsockname()
@@ -258,10 +305,11 @@ def serve(ckpt: str, host: str, port: int, device: str, dtype: str, page: bool, 
     signal.signal(signal.SIGTERM, stop)
     service = Service(Captioner.from_pretrained(ckpt, device, dtype), options)
     app = build(service)
+    connection = type("Connection", (Connection,), {"seconds": options.timeout})
     server = Server(
         uvicorn.Config(
             app,
-            http="h11",  # which limits headers; httptools, where it is installed, takes any
+            http=connection,  # h11, which limits headers; httptools, where it is installed, takes any
             log_level="warning",
             access_log=False,
             server_header=False,

@@ -8,9 +8,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from blip_lite.serving.requests import LIMITS, MAX_IMAGES, MAX_PROMPT
 
+DEFAULT = "; default: the checkpoint's"
+
 
 def number(description: str, **bounds: Any) -> Any:
-    return Field(None, description=f"{description}; default: the checkpoint's", **bounds)
+    return Field(None, description=description + DEFAULT, **bounds)
 
 
 class Parameters(BaseModel):
@@ -93,3 +95,15 @@ BODY = {
         "application/octet-stream": {"schema": IMAGE},
     },
 }
+
+
+def described() -> dict[str, Any]:
+    """What the page at /docs lists: (name, type, bounds, meaning) of the parameters."""
+    bounds = {"minimum": "from {}", "exclusiveMinimum": "above {}", "maximum": "to {}", "exclusiveMaximum": "below {}"}
+    bounds["maxLength"] = "at most {} characters"
+    rows = []
+    for name, field in Parameters.model_json_schema()["properties"].items():
+        kind = field["anyOf"][0]  # the other is null
+        limits = ", ".join(text.format(kind[key]) for key, text in bounds.items() if key in kind)
+        rows.append((name, kind["type"], limits, field["description"].removesuffix(DEFAULT)))
+    return {"parameters": rows, "images": MAX_IMAGES}

@@ -114,7 +114,7 @@ class Service:
         """What the client is told of an image."""
         self.images.labels("failed" if isinstance(outcome, BaseException) else "captioned").inc()
         if not isinstance(outcome, BaseException):
-            all = [Scored(caption=caption, score=score) for caption, score in outcome]
+            all = [Scored(caption=caption, score=round(score, 4)) for caption, score in outcome]
             return Captioned(**all[0].model_dump(), captions=all if len(all) > 1 else None)
         if isinstance(outcome, (ImageError, ConfigError)):
             status = 413 if isinstance(outcome, TooLarge) else 422

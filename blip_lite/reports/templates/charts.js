@@ -2,7 +2,7 @@
 const charts = JSON.parse(document.getElementById('charts').textContent);
 const colours = ['#2f81f7', '#d9730d', '#2da44e', '#bf4ba6', '#8b949e', '#b8860b', '#6e5bd6', '#cf4446'];
 const whole = [1, 2, 5].flatMap(n => Array.from({ length: 9 }, (_, power) => n * 10 ** power)).sort((a, b) => a - b);
-const brief = value => value == null ? '–'
+const brief = value => value == null ? '–' : Number.isInteger(value) ? String(value)  // a step, whole
   : value && Math.abs(value) < 1e-3 ? (+value.toPrecision(3)).toExponential() : String(+value.toPrecision(4));
 
 // The series' point nearest to the cursor: series have points at places of their own.
