@@ -1,5 +1,5 @@
-"""Beam and greedy search whose step has the same shapes each time, so that CUDA can record it once and replay it: a step is
-some 300 small kernels, which a host launches more slowly than a GPU runs them.
+"""Beam and greedy search whose steps have one shape, so that CUDA can record a step and replay it: it is some 300 small
+kernels, which a host launches more slowly than a GPU runs them.
 
 What grows in `generation` is as long as it may become here, and a mask says what is there yet. The search itself is
 `generation.grow`, and the tokens are the same. On a CPU this is slower, as nothing is saved there.
