@@ -597,7 +597,7 @@ def test_keys_and_clicks_in_one_offline_file(browser: Any, captions: Path, tmp_p
     browser.find_element("id", "download").click()
     table = browser.downloads / "reviewed.csv"
     WebDriverWait(browser, 10).until(lambda _: table.exists() and table.stat().st_size)  # it begins empty
-    shutil.copy(table, tmp_path / "reviewed.csv")
+    shutil.move(table, tmp_path / "reviewed.csv")
     with open(tmp_path / "reviewed.csv", encoding="utf-8", newline="") as file:
         rows = {Path(row["image"]).name: row for row in csv.DictReader(file)}
     assert rows["05.png"]["caption"] == rows["05.png"]["machine_caption"] == HOSTILE
@@ -647,11 +647,14 @@ def test_keys_save_through_the_server(browser: Any, captions: Path, tmp_path: Pa
         first = browser.current_window_handle
         browser.switch_to.new_window("tab")  # a second person
         browser.get(url)
-        press(browser, "a")
+        press(browser, "e", "a cat", Keys.ENTER)  # the model had no caption for it
+        WebDriverWait(browser, 10).until(lambda _: len(rows()) == 3)  # saved
         browser.switch_to.window(first)
         press(browser, "x", "x")
         wait_for(browser, "1 of 11 approved, 3 rejected")
-        assert "another window had approved" in browser.find_element("id", "problem").text  # said, and it stays
+        WebDriverWait(browser, 10).until(  # it is said, and it stays
+            lambda b: len(rows()) == 4 and "another window had approved" in b.find_element("id", "problem").text
+        )
         browser.refresh()
         wait_for(browser, "1 of 11 approved, 3 rejected")  # the last word on each
 
