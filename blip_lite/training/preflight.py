@@ -251,7 +251,7 @@ def outlook(run: Run, training_seconds: float, images_a_second: float, workers: 
     run.accelerator.print(
         f"plan: {run.images_per_step} images a step\n"
         f"  memory  {told}\n"
-        f"  images  {images_a_second:.0f}/s are loaded, {images / training_seconds:.0f}/s trained on: {limit}\n"
+        f"  images  {images_a_second:.3g}/s are loaded, {images / training_seconds:.3g}/s trained on: {limit}\n"
         f"  time    {seconds_per_step:.2f} s a step, {result['minutes_per_epoch']:.1f} min an epoch "
         f"({run.steps_per_epoch} "
         f"steps), {result['total_hours']:.2f} h for {run.total_steps} steps, validation not counted\n"
