@@ -39,8 +39,8 @@ def test_sanity_fails_when_training_starts_from_cls(tmp_path: Path, monkeypatch:
     """The mistake of most public scripts, put back on purpose."""
     collate = data.collate
 
-    def with_cls(items, processor, prompt_length):
-        batch = collate(items, processor, prompt_length)
+    def with_cls(items, processor, prompt_length, multiple):
+        batch = collate(items, processor, prompt_length, multiple)
         batch.input_ids[:, :, 0] = processor.tokenizer.token_to_id("[CLS]")
         return batch
 
