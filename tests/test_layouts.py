@@ -1012,3 +1012,27 @@ def test_a_file_beside_the_table_that_only_sounds_like_a_list_of_a_split_is_name
         assert found.drawn and set(splits_of(found)) == set(caption_to_scene)
         for name in ("test_results.csv", "train_log.txt"):
             assert f"{name} is not read: it names no images of a split" in found.notes
+
+
+def test_a_key_of_json_that_comes_twice_is_refused(tmp_path: Path) -> None:
+    """Python's own reader keeps the last of its values without a word."""
+    for n, scene in enumerate(SCENES):
+        draw(tmp_path, f"{n}.png", scene)
+    pairs = ", ".join(f'"{n}.png": "{caption}"' for n, caption in enumerate(caption_to_scene))
+    for text in (f'{{{pairs}, "3.png": "another"}}', f'{{"data": {{{pairs}, "3.png": "another"}}}}'):
+        (tmp_path / "c.json").write_text(text)
+        with pytest.raises(DataError, match="the key '3.png' comes twice; several captions of an image are a list"):
+            load(tmp_path / "c.json")
+
+
+def test_several_images_of_a_sample_are_counted(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for n, caption in enumerate(caption_to_scene):
+            second = [(".mask.png", png(caption))] if n < 3 else []
+            for end, content in [(".png", png(caption)), *second, (".txt", caption.encode())]:
+                info = tarfile.TarInfo(f"{n}{end}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    data = load(tmp_path / "0.tar")
+    assert set(splits_of(data)) == set(caption_to_scene)
+    assert "3 samples hold several images; the first of each is taken" in data.notes

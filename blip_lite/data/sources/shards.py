@@ -47,7 +47,7 @@ def load_tars(pattern: str) -> Listing:
 def tar_rows(paths: Sequence[Path], notes: list[str], root: Path | None = None) -> Iterator[Picture]:
     """One row a sample: consecutive files of one name up to the first dot. The split is what the shard's name says,
     or its folder's (`train-0000.tar`)."""
-    lacking = used = 0
+    lacking = used = several = 0
     marks = Marks(CAPTION_COLUMNS, notes)
     for path in paths:
         inner = PurePosixPath(os.path.relpath(path, root)) if root else PurePosixPath(path.parent.name, path.name)
@@ -56,9 +56,9 @@ def tar_rows(paths: Sequence[Path], notes: list[str], root: Path | None = None) 
             with tarfile.open(path, "r:") as tar:  # not compressed: a compressed one cannot be read in any order
                 for key, parts in samples(tar):
                     piece = {ext: partial(read_piece, path, m.offset_data, m.size) for ext, m in parts.items()}
-                    image = next(
-                        (p for ext, p in piece.items() if f".{ext.rpartition('.')[2]}" in IMAGE_SUFFIXES), None
-                    )
+                    images = [p for ext, p in piece.items() if f".{ext.rpartition('.')[2]}" in IMAGE_SUFFIXES]
+                    image = images[0] if images else None
+                    several += len(images) > 1
                     captions, about = tar_captions(piece, f"{path}, {key}")
                     if marks.is_rejected(about, f"{path}, {key}"):
                         continue
@@ -84,6 +84,8 @@ def tar_rows(paths: Sequence[Path], notes: list[str], root: Path | None = None) 
             "If a folder is packed in it, unpack it and name the folder"
         )
     marks.tell()
+    if several:
+        notes.append(f"{several} samples hold several images; the first of each is taken")
     if lacking:
         notes.append(f"{lacking} samples have no image or no caption; left out")
 

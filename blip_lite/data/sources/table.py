@@ -10,6 +10,7 @@ import json
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, islice
@@ -432,10 +433,20 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=without_repeats)
     except (ValueError, RecursionError) as error:
         with contextlib.suppress(ValueError, RecursionError):
-            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+            rows = [json.loads(line, object_pairs_hook=without_repeats) for line in text.split("\n") if line.strip()]
             if rows and all(isinstance(row, dict) for row in rows):
                 return rows
         raise DataError(f"{path}: cannot be read as JSON ({error})") from error
+
+
+def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Raises ValueError for a key that comes twice, of which Python would keep the last without a
+    word."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key {twice!r} comes twice; several captions of an image are a list")
+    return found
