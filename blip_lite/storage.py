@@ -211,11 +211,17 @@ def read_best(best: Path) -> dict[str, Any]:
     return {}
 
 
+def lines_of(text: str) -> list[str]:
+    """The lines of a JSONL file that are not empty. `str.splitlines` would also cut at U+2028 and its like, which may
+    stand inside JSON's strings."""
+    return [line for line in text.split("\n") if line.strip()]
+
+
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """The lines of a run's `metrics.jsonl`; none if there is no such file. One that a killed process left half is
     passed over."""
     path, found = run / "metrics.jsonl", []
-    for line in path.read_text("utf-8").splitlines() if path.is_file() else []:
+    for line in lines_of(path.read_text("utf-8")) if path.is_file() else []:
         with contextlib.suppress(ValueError):
             found.append(json.loads(line))
     return found

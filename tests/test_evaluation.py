@@ -23,7 +23,7 @@ from blip_lite.evaluation import captions as captioning
 from blip_lite.evaluation import evaluate as evaluation
 from blip_lite.evaluation.captions import caption_images, decoding, gather_captions
 from blip_lite.evaluation.coco_process import COCO_METRICS
-from blip_lite.evaluation.evaluate import evaluate, find_checkpoint
+from blip_lite.evaluation.evaluate import evaluate, find_checkpoint, read_predictions
 from blip_lite.evaluation.files import table
 from blip_lite.evaluation.sweep import sweep
 from blip_lite.processing.picture import Picture
@@ -339,3 +339,14 @@ def test_a_folder_that_cannot_be_written_is_one_line(run: Path, tmp_path: Path) 
     for asked in ({}, {"sweep": ["num_beams=1"]}):
         with pytest.raises(ConfigError, match=r"file/captions cannot be written .*name another with --output_dir"):
             (sweep if asked else evaluate)(EvalConfig.of(run=str(run), output_dir=str(tmp_path / "file"), **asked))
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u0085", "\x1e"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_captions_with_signs_that_look_like_line_ends(tmp_path: Path, mark: str, end: str) -> None:
+    """As other programs write them; JSON lines end at a line feed only."""
+    pictures = [Picture(str(n), b"", ("a dog",), str(n)) for n in range(2)]
+    rows = [{"image_id": picture.image_id, "caption": f"a{mark}dog"} for picture in pictures]
+    text = end.join(json.dumps(row, ensure_ascii=mark < " ") for row in rows) + end + end
+    (tmp_path / "p.jsonl").write_bytes(text.encode())
+    assert read_predictions(tmp_path / "p.jsonl", pictures) == {"0": f"a{mark}dog", "1": f"a{mark}dog"}

@@ -34,7 +34,7 @@ from blip_lite.reports.dashboards import log_evaluation
 from blip_lite.reports.metric_names import HEADLINES, METRICS
 from blip_lite.reports.model_card import EXAMPLES, model_card
 from blip_lite.settings import FROM_SCRATCH, SPLITS, EvalConfig, TrainConfig, did_you_mean
-from blip_lite.storage import command, is_run, newest, read_metrics, read_run_config, step_in, write_text
+from blip_lite.storage import command, is_run, lines_of, newest, read_metrics, read_run_config, step_in, write_text
 
 
 def find_checkpoint(config: EvalConfig) -> tuple[str, Path | None]:
@@ -302,11 +302,7 @@ def read_predictions(path: Path, examples: Sequence[Picture]) -> dict[str, str]:
     """
     try:
         text = path.read_text("utf-8-sig")
-        rows = (
-            json.loads(text)
-            if text.lstrip().startswith("[")
-            else [json.loads(line) for line in text.splitlines() if line.strip()]
-        )
+        rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in lines_of(text)]
         found = {str(row["image_id"]): row["caption"] for row in rows}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from blip_lite.errors import ConfigError
 from blip_lite.reports import report
 from blip_lite.reports.metric_names import METRICS
-from blip_lite.storage import read_metrics, write_text
+from blip_lite.storage import lines_of, read_metrics, write_text
 
 LONGEST_NAME = 80  # characters of a folder's name
 EVALUATIONS = "evaluations"
@@ -136,7 +136,7 @@ def keep_what_was_known(result: dict[str, Any], captions: list[dict[str, Any]], 
     if before is None or identity(before) != identity(result):
         return
     with contextlib.suppress(OSError, ValueError, KeyError):
-        rows = {r["image_id"]: r for r in map(json.loads, files.captions.read_text("utf-8").splitlines())}
+        rows = {r["image_id"]: r for r in map(json.loads, lines_of(files.captions.read_text("utf-8")))}
         if {i: row["caption"] for i, row in rows.items()} != {row["image_id"]: row["caption"] for row in captions}:
             return
         for system, values in before["baselines"].items():
