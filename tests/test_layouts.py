@@ -1025,6 +1025,16 @@ def test_a_key_of_json_that_comes_twice_is_refused(tmp_path: Path) -> None:
             load(tmp_path / "c.json")
 
 
+def test_a_line_of_json_with_a_key_twice_is_named(tmp_path: Path) -> None:
+    lines = [json.dumps({"image": f"{n}.png", "caption": caption}) for n, caption in enumerate(caption_to_scene)]
+    for n, scene in enumerate(SCENES):
+        draw(tmp_path, f"{n}.png", scene)
+    lines[2] = lines[2][:-1] + ', "caption": "another"}'
+    (tmp_path / "c.jsonl").write_text("\n".join(lines))
+    with pytest.raises(DataError, match="line 3: not valid JSON .the key 'caption' comes twice"):
+        load(tmp_path / "c.jsonl")
+
+
 def test_several_images_of_a_sample_are_counted(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "0.tar", "w") as tar:
         for n, caption in enumerate(caption_to_scene):

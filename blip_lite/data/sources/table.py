@@ -349,7 +349,7 @@ def read_table(path: Path, strict: bool = True, notes: list[str] | None = None) 
                 continue
             where = f"{path}, line {number}"
             try:
-                row = json.loads(line)
+                row = json.loads(line, object_pairs_hook=without_repeats)
             except (ValueError, RecursionError) as error:
                 yield bad(where, f"not valid JSON ({error})")
                 continue
