@@ -24,11 +24,10 @@ import torch
 from blip_lite.captioner import Captioner, bfloat16_gain
 from blip_lite.captioning.bulk import Captioned, caption_files, review_of
 from blip_lite.captioning.inputs import broken, count, expand, identity, passed_over_text
-from blip_lite.captioning.journal import Seen, key_of, read_journal, take_up, to_line
+from blip_lite.captioning.journal import Seen, behind_links, key_of, read_journal, take_up, to_line
 from blip_lite.captioning.outputs import (
     EMPTY,
     Sidecars,
-    behind_links,
     convert,
     discard,
     journal_of,

@@ -136,10 +136,12 @@ def in_folder(folder: str, passed_over: Counter[str]) -> Iterator[Picture]:
             if name.startswith("._") or suffix in (*OTHER_PICTURES, *ARCHIVES, *NO_PICTURES):
                 passed_over[suffix] += suffix in (*OTHER_PICTURES, *ARCHIVES)
             elif suffix not in IMAGE_SUFFIXES:
-                if not suffix and begins_like_a_picture(file):
-                    yield named(file, None, False)
-                elif begins_like_a_picture(file):
+                if not begins_like_a_picture(file):
+                    continue
+                if suffix:
                     passed_over[suffix] += 1
+                else:
+                    yield named(file, None, False)
             elif os.path.exists(file) and not os.path.isfile(file):
                 passed_over["pipes or devices"] += 1
             else:

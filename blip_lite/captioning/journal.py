@@ -81,6 +81,11 @@ def parts_of(journal: Path) -> list[Path]:
     return sorted(journal.parent.glob(f"{glob.escape(journal.name)}.rank-*"))
 
 
+def behind_links(path: Path) -> Path:
+    """The file that is written into: what links lead to, so that they stay links, and one file has one lock."""
+    return Path(os.path.realpath(path))
+
+
 def take_up(path: Path, retry_failed: bool = False) -> None:
     """Make one whole journal of what earlier runs, perhaps killed, of perhaps several processes, left: each image once.
 
@@ -99,7 +104,7 @@ def take_up(path: Path, retry_failed: bool = False) -> None:
             ends = journal.read()
     if len(parts) == 1 and ends == b"\n" and not (retry_failed and path.is_file()):
         return
-    real = Path(os.path.realpath(path))  # a link stays one
+    real = behind_links(path)
     new, seen = real.with_name(f".{real.name}.new"), Seen()
     with open(new, "w", encoding="utf-8") as file:
         for part in parts:

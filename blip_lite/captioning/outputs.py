@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from blip_lite.captioning.journal import Seen, parts_of, read_journal
+from blip_lite.captioning.journal import Seen, behind_links, parts_of, read_journal
 from blip_lite.errors import ConfigError, ImageError
 from blip_lite.processing.images import IMAGE_SUFFIXES, OTHER_PICTURES
 from blip_lite.processing.picture import Picture
@@ -51,11 +51,6 @@ def whole(path: Path) -> Iterator[Path]:
         os.replace(new, path)
     finally:
         new.unlink(missing_ok=True)
-
-
-def behind_links(path: Path) -> Path:
-    """The file that is written into: what links lead to, so that they stay links, and one file has one lock."""
-    return Path(os.path.realpath(path))
 
 
 def try_to_write(path: Path) -> None:

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from blip_lite.captioning.inputs import identity, is_url, named
-from blip_lite.captioning.journal import to_line
-from blip_lite.captioning.outputs import Sidecars, behind_links, try_to_write, whole, write_sidecar
+from blip_lite.captioning.journal import behind_links, to_line
+from blip_lite.captioning.outputs import Sidecars, try_to_write, whole, write_sidecar
 from blip_lite.captioning.review_table import (
     COLUMNS,
     STATUSES,

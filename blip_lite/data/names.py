@@ -44,17 +44,9 @@ MAYBE_SPLIT_COLUMNS = ("partition", "subset", "set", "phase", "fold", "usage", "
 
 # What label tools and people write of a caption that is not to be used; and of one that is.
 REJECTED = {
-    "reject",
-    "rejected",
-    "spam",
-    "discard",
-    "discarded",
-    "exclude",
-    "excluded",
-    "skip",
-    "skipped",
-    "ignore",
-} | {*("ignored", "delete", "deleted", "drop", "dropped", "junk", "unusable")}
+    *("reject", "rejected", "spam", "discard", "discarded", "exclude", "excluded", "skip", "skipped"),
+    *("ignore", "ignored", "delete", "deleted", "drop", "dropped", "junk", "unusable"),
+}
 ACCEPTED = {"accept", "accepted", "approve", "approved", "keep", "kept", "include", "included", "usable", "ok", "good"}
 
 

@@ -22,12 +22,12 @@ def encoding_of(path: Path, notes: list[str] | None = None) -> str:
     """UTF-8, with or without a mark, UTF-16 with one, or Windows' cp1252 if that makes words. Raises DataError."""
     if utf16 := utf16_of(path):
         return utf16
-    with open(path, "rb") as file:
-        head = file.read(1024)
-    if head.startswith((b"<", b"version https://git-lfs")) and (kind := kind_of(head)):
-        raise DataError(f"{path}: {kind}; a table is expected")
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     with open(path, "rb") as file:
+        head = file.read(1024)
+        if head.startswith((b"<", b"version https://git-lfs")) and (kind := kind_of(head)):
+            raise DataError(f"{path}: {kind}; a table is expected")
+        file.seek(0)
         try:
             while block := file.read(1 << 20):
                 decoder.decode(block)

@@ -136,10 +136,8 @@ def token_rows(path: Path, folder: Path, notes: list[str], split: str | None = N
             name = key.rsplit("#", 1)[0]
             if not tab:
                 raise DataError(f"{path}, line {number}: expected `name.jpg#0<TAB>caption`")
-            if (
-                Path(name).suffix.lower() not in IMAGE_SUFFIXES
-            ):  # the original file has one: 2258277193_586949ec62.jpg.1#0
-                broken[name] = None
+            if Path(name).suffix.lower() not in IMAGE_SUFFIXES:
+                broken[name] = None  # the original file has one: 2258277193_586949ec62.jpg.1#0
             else:
                 yield Picture(name, folder / name, (caption.strip(),), f"{path}, line {number}", split)
     notes += [f"{path.name}: {name} is no image name; left out" for name in islice(broken, 3)]

@@ -36,6 +36,7 @@ from blip_lite.processing.images import IMAGE_SUFFIXES
 from blip_lite.processing.picture import Picture
 from blip_lite.processing.text import NULLS
 from blip_lite.settings import DataSettings
+from blip_lite.storage import lines_of
 
 PROBE = 50  # rows that are looked at to find the columns, and the folder of the images
 
@@ -436,7 +437,7 @@ def read_json(path: Path) -> Any:
         return json.loads(text, object_pairs_hook=without_repeats)
     except (ValueError, RecursionError) as error:
         with contextlib.suppress(ValueError, RecursionError):
-            rows = [json.loads(line, object_pairs_hook=without_repeats) for line in text.split("\n") if line.strip()]
+            rows = [json.loads(line, object_pairs_hook=without_repeats) for line in lines_of(text)]
             if rows and all(isinstance(row, dict) for row in rows):
                 return rows
         raise DataError(f"{path}: cannot be read as JSON ({error})") from error
