@@ -23,10 +23,8 @@ def trained(hf_dir: Path) -> tuple:
 
 
 def write(run: Path, step: int, state: tuple, keep: int = 2) -> Path:
-    model, processor, optimizer = state
-    return checkpoint.save(
-        run, step, model, processor, optimizer, {"cpu.0": torch.get_rng_state()}, {"step": step}, keep
-    )
+    fill = checkpoint.snapshot(*state, {"cpu.0": torch.get_rng_state()}, {"step": step})
+    return checkpoint.save(run, step, fill, keep)
 
 
 def test_what_is_saved_comes_back(hf_dir: Path, tmp_path: Path) -> None:

@@ -208,7 +208,8 @@ def test_a_save_that_fails_anywhere_harms_nothing(
     before = storage.newest(run)
 
     def save(step: int) -> bool:
-        return checkpoint.on_disk("x", lambda: checkpoint.save(run, step, model, processor, optimizer, {}, {}, 2))
+        fill = checkpoint.snapshot(model, processor, optimizer, {}, {})
+        return checkpoint.on_disk("x", lambda: checkpoint.save(run, step, fill, 2))
 
     failures = 0
     for module, name in (

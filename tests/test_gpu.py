@@ -16,19 +16,22 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from safetensors.torch import load_file
 
 from blip_lite.captioner import Captioner, pick_dtype
 from blip_lite.captioning.bulk import caption_files
 from blip_lite.cli import main
 from blip_lite.data.batches import Batch, Captions, loader
 from blip_lite.data.sources.shapes import draw_scene, scene_ids
+from blip_lite.errors import TrainingError
 from blip_lite.model import graphs
 from blip_lite.model.flops import training_flops
 from blip_lite.model.generation import STEPS_A_LOOK, GenerationSettings, generate
 from blip_lite.processing.picture import Picture
 from blip_lite.storage import read_metrics
+from blip_lite.training import checkpoint
 from blip_lite.training.log import RunLog
-from blip_lite.training.loop import SKIPS_IN_A_ROW, epoch, train_step
+from blip_lite.training.loop import SKIPS_IN_A_ROW, epoch, train, train_step
 from blip_lite.training.preflight import plan
 from blip_lite.training.run import Run
 from blip_lite.training.setup import prepare, start
@@ -257,6 +260,58 @@ def test_validation_begins_when_the_steps_before_it_are_done(tmp_path: Path, mon
         monkeypatch.setattr(time, "perf_counter", lambda: (events.append("clock"), clock())[1])
         validate(run)
     assert events[:2] == ["done", "clock"]
+
+
+def test_a_checkpoint_is_written_while_the_loop_goes_on_and_is_that_of_its_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one is written only when two more steps are done; to the bit it is that of a run on the CPU, and what
+    resumes from it ends as that run did."""
+    options = {"mixed_precision": "no", "max_steps": 4, "save_every": 1, "save_total_limit": 9, "ema": 0.9}
+    here = tiny_config(tmp_path, **options, eval_every=4)
+    train(here)
+    steps, save, overtaken = [0], checkpoint.save, []
+
+    def counted(*args: Any) -> Any:
+        steps[0] += 1
+        return train_step(*args)
+
+    def late(run: Path, step: int, *args: Any) -> Path:
+        until = time.monotonic() + 20
+        while step == 1 and steps[0] < 2 and time.monotonic() < until:
+            time.sleep(0.01)
+        overtaken.append(steps[0] > step)
+        return save(run, step, *args)
+
+    monkeypatch.setattr("blip_lite.training.loop.train_step", counted)
+    monkeypatch.setattr(checkpoint, "save", late)
+    there = here.replace(output_dir=str(tmp_path / "gpu"))
+    with EmulatedGPU(), mock.patch.object(Accelerator, "device", CUDA):
+        train(there)
+        for step in (1, 2, 3, 4):
+            one, other = (tmp_path / run / f"checkpoint-{step:06d}" for run in ("run", "gpu"))
+            for name in ("model.safetensors", "state/tensors.safetensors"):
+                a, b = load_file(one / name), load_file(other / name)
+                assert a.keys() == b.keys() - {"random.cuda.0"}
+                assert all(torch.equal(a[key], b[key]) for key in a), (step, name)
+        monkeypatch.setattr(checkpoint, "save", save)
+        train(there.replace(resume=True, resume_from=str(tmp_path / "gpu" / "checkpoint-000002")))
+    assert overtaken[0] and len(overtaken) == 4
+    ends = [load_file(tmp_path / run / "checkpoint-000004" / "model.safetensors") for run in ("run", "gpu")]
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), ZeroDivisionError("a fault of ours")])
+def test_a_thread_that_cannot_write_is_heard(
+    tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(checkpoint, "save", mock.Mock(side_effect=error))
+    with EmulatedGPU(), mock.patch.object(Accelerator, "device", CUDA):
+        expected = TrainingError if isinstance(error, OSError) else ZeroDivisionError
+        with pytest.raises(expected, match="the last checkpoint could not be written|a fault of ours"):
+            train(tiny_config(tmp_path, mixed_precision="no", max_steps=2, save_every=1))
+    warned = capsys.readouterr().err.count("could not be written")
+    assert warned == (2 if isinstance(error, OSError) else 0)
 
 
 def test_steps_that_fp16_leaves_out_are_counted_in_a_row_too(tmp_path: Path) -> None:

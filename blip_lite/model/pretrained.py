@@ -413,14 +413,25 @@ def open_to_others(file: Path) -> None:
         os.chmod(file, 0o666 & ~umask)
 
 
-def save_pretrained(model: Blip, processor: Processor, directory: str | Path) -> None:
+def weights_on_host(model: Blip, copy: bool = False) -> dict[str, Tensor]:
+    """What `model.safetensors` holds, tied tensors once. A CPU's are the model's own tensors unless `copy`."""
+    state = {name: value for name, value in model.state_dict().items() if name not in DERIVED}
+    return {name: value.detach().to("cpu", copy=copy).contiguous() for name, value in state.items()}
+
+
+def save_pretrained(
+    model: Blip, processor: Processor, directory: str | Path, weights: dict[str, Tensor] | None = None
+) -> None:
     """Write a directory that loads here and in `transformers` (4 and 5), tied tensors once.
 
     Weights are stored in the model's dtype. For a write that is whole or not at all see `checkpoint.save`.
+
+    Args:
+        weights: `weights_on_host` of an earlier moment; default: the present ones.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items() if k not in DERIVED}
+    weights = weights_on_host(model) if weights is None else weights
     safetensors.torch.save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
     open_to_others(directory / "model.safetensors")
 

@@ -12,6 +12,7 @@ import math
 import secrets
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,43 +25,50 @@ from tqdm import tqdm
 
 from blip_lite.errors import CheckpointError, ConfigError
 from blip_lite.model.blip import Blip
-from blip_lite.model.pretrained import Unfilled, load_weights, read_weights, save_pretrained
+from blip_lite.model.pretrained import Unfilled, load_weights, read_weights, save_pretrained, weights_on_host
 from blip_lite.processing.processor import Processor
 from blip_lite.storage import checkpoints, newest, step_of, write_directory
 from blip_lite.training.run import Progress, Run
 
 
-def save(
-    run: Path,
-    step: int,
+def snapshot(
     model: Blip,
     processor: Processor,
     optimizer: torch.optim.Optimizer,
     random_states: dict[str, Tensor],
     progress: dict[str, Any],
-    keep: int,
     average: Blip | None = None,
-) -> Path:
-    """Write `checkpoint-STEP`, then remove all but the newest `keep`.
+    copy: bool = False,
+) -> Callable[[Path], None]:
+    """What a checkpoint holds, taken now.
 
     Args:
         random_states: by name; see `save_checkpoint`.
         progress: JSON, all else that resuming needs.
         average: of the weights, with `--ema`.
+        copy: also what is on the CPU already, so that training may go on before it is written.
+
+    Returns:
+        what writes it into a directory.
     """
+    weights, state = weights_on_host(model, copy), optimizer.state_dict()
+    moments = {f"optimizer.{i}.{k}": v for i, values in state["state"].items() for k, v in values.items()}
+    averages = {f"average.{name}": p.detach() for name, p in average.named_parameters()} if average else {}
+    tensors = {name: value.to("cpu", copy=copy) for name, value in (moments | averages).items()}
+    tensors |= {f"random.{name}": value for name, value in random_states.items()}
+    settings = json.dumps({**progress, "param_groups": state["param_groups"]}, indent=1)
 
     def fill(work: Path) -> None:
-        save_pretrained(model, processor, work)
-        state = optimizer.state_dict()
-        tensors = {f"optimizer.{i}.{k}": v.cpu() for i, values in state["state"].items() for k, v in values.items()}
-        tensors.update({f"random.{name}": value for name, value in random_states.items()})
-        if average:
-            tensors.update({f"average.{name}": p.detach().cpu() for name, p in average.named_parameters()})
+        save_pretrained(model, processor, work, weights)
         (work / "state").mkdir()
         safetensors.torch.save_file(tensors, work / "state" / "tensors.safetensors")
-        settings = {**progress, "param_groups": state["param_groups"]}
-        (work / "state" / "progress.json").write_text(json.dumps(settings, indent=1), "utf-8")
+        (work / "state" / "progress.json").write_text(settings, "utf-8")
 
+    return fill
+
+
+def save(run: Path, step: int, fill: Callable[[Path], None], keep: int) -> Path:
+    """Write `checkpoint-STEP`, of what `snapshot` took, then remove all but the newest `keep`."""
     path = run / f"checkpoint-{step:06d}"
     write_directory(path, fill)
     for old in checkpoints(run)[:-keep]:
@@ -130,34 +138,39 @@ def on_disk(what: str, write: Callable[[], object]) -> bool:
         return False
 
 
-def save_checkpoint(run: Run) -> bool:
-    """Write a checkpoint: all that `resume` needs. False, after a warning, if the disk did not take it."""
-    accelerator, progress = run.accelerator, run.progress
+def save_checkpoint(run: Run) -> None:
+    """A checkpoint: all that `resume` needs. What a GPU holds is copied to the host, and a thread writes it while the
+    loop goes on: `wait_for_checkpoint`. A CPU's is written at once, as its copy would take as much memory again."""
+    accelerator, progress, began = run.accelerator, run.progress, time.perf_counter()
+    in_thread = accelerator.device.type != "cpu"
     # torch's random states of every process; they only matter to models with dropout
     mine = {f"cpu.{accelerator.process_index}": torch.get_rng_state()}
     if torch.cuda.is_available():
         mine[f"cuda.{accelerator.process_index}"] = torch.cuda.get_rng_state()
     random_states = {name: value for each in gather_object([mine]) for name, value in each.items()}
-    done = True
     if accelerator.is_main_process:
         scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
-        saved, keep = {**dataclasses.asdict(progress), "scaler": scaler}, run.config.run.save_total_limit
-        done = on_disk(
-            f"checkpoint-{progress.step:06d}",
-            lambda: save(
-                run.folder,
-                progress.step,
-                run.model,
-                run.processor,
-                run.optimizer,
-                random_states,
-                saved,
-                keep,
-                run.average.model if run.average else None,
-            ),
-        )
+        state = {**dataclasses.asdict(progress), "scaler": scaler}
+        average = run.average.model if run.average else None
+        fill = snapshot(run.model, run.processor, run.optimizer, random_states, state, average, copy=in_thread)
+        folder, step, keep = run.folder, progress.step, run.config.run.save_total_limit
+
+        def write() -> None:
+            run.saved = on_disk(f"checkpoint-{step:06d}", lambda: save(folder, step, fill, keep))
+            run.saving_seconds = time.perf_counter() - began
+
+        if in_thread:
+            run.writing = run.writer.submit(write)
+        else:
+            write()
     accelerator.wait_for_everyone()
-    return done
+
+
+def wait_for_checkpoint(run: Run) -> None:
+    """Until the last one is on disk, or `run.saved` says that it is not. Raises what else its thread raised."""
+    if run.writing:
+        run.writing.result()
+        run.writing = None
 
 
 def resume(run: Run) -> Progress:

@@ -26,7 +26,7 @@ from blip_lite.reports.model_card import model_card
 from blip_lite.settings import OptimisationSettings, TrainConfig
 from blip_lite.storage import command, newest, read_metrics, write_text
 from blip_lite.training.bad_images import BadImages
-from blip_lite.training.checkpoint import on_disk, resume, save_best, save_checkpoint
+from blip_lite.training.checkpoint import on_disk, resume, save_best, save_checkpoint, wait_for_checkpoint
 from blip_lite.training.feature_cache import cache_features
 from blip_lite.training.log import RunLog
 from blip_lite.training.run import Progress, Run
@@ -58,7 +58,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     run = prepare(config, accelerator)
     lock = open_run(run, hardware(accelerator)) if accelerator.is_main_process else None
     accelerator.wait_for_everyone()
-    with stop:  # before, a signal ends the process: there is nothing to save
+    with stop, run.writer:  # before, a signal ends the process: there is nothing to save
         log, bad_images = begin(run, stop), BadImages(run)
 
         if run.progress.validation_due and not run.stopped:  # the run was stopped before it
@@ -172,8 +172,8 @@ def begin(run: Run, stop: Stop) -> RunLog:
         show_augmentation(run, run.folder / "augmented.png")
     if accelerator.is_main_process:
         run.meter, run.co2_before = co2_meter(config.run.country), run.progress.co2_kg
+        run.saving_seconds = 3 * 4 * sum(p.numel() for p in run.model.parameters()) / 2e8  # at first, as at 200 MB/s
     run.begun = time.perf_counter() - run.progress.seconds
-    run.saving_seconds = 3 * 4 * sum(p.numel() for p in run.model.parameters()) / 2e8  # at first, as at 200 MB/s
     run.stopped = stop.asked(0)
     return RunLog(run)
 
@@ -215,6 +215,7 @@ def validate_and_save(run: Run, log: RunLog, stop: Stop, end_of_epoch: bool, beg
 
 def evaluate_and_keep_best(run: Run, log: RunLog, stop: Stop) -> None:
     """Validate; keep the best. If asked to stop meanwhile, leave it due."""
+    wait_for_checkpoint(run)  # from an epoch ago; validation forks workers, which threads at work do not bear
     found = validate(run, lambda: stop.asked(2 * run.saving_seconds))
     if found is None:
         return
@@ -250,19 +251,20 @@ def best_metric(run: Run) -> str:
 
 def save(run: Run, log: RunLog) -> None:
     """A checkpoint of the run as it stands."""
-    began, progress = time.perf_counter(), run.progress
+    wait_for_checkpoint(run)  # there is memory on the host for one
+    progress = run.progress
     progress.skipped += run.skips.take()  # waits for a GPU
     progress.seconds = time.perf_counter() - run.begun
     progress.co2_kg = run.co2_before + (run.meter.flush() or 0.0 if run.meter else 0.0)
     progress.logged_loss = run.accelerator.reduce(log.loss, "sum").item()
     progress.logged_targets = int(log.targets)
-    run.saved = save_checkpoint(run)
-    run.saving_seconds = time.perf_counter() - began
+    save_checkpoint(run)
 
 
 def close(run: Run, log: RunLog, lock: Any) -> dict[str, Any]:
     """The last words of a run. Raises TrainingError if its last checkpoint is not on disk, Stopped if it
     was stopped."""
+    wait_for_checkpoint(run)
     progress, main = run.progress, run.accelerator.is_main_process
     said = of_log(read_metrics(run.folder)) if main else []
     log.close(said)

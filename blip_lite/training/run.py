@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,9 @@ class Run:
     begun: float = field(default_factory=time.perf_counter)  # of this segment, less the seconds of those before
     stopped: int = 0  # why the run ends early: a signal's number, or TIME_UP
     saved: bool = True  # whether the last checkpoint could be written
-    saving_seconds: float = 0.0  # that this took
+    writer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))  # of checkpoints
+    writing: Future[None] | None = None  # the one that it is at
+    saving_seconds: float = 0.0  # that this took, in the main process
     changed: list[str] = field(default_factory=list)  # what is not as it was before --resume, in words
     meter: Any = None  # of CO2
     co2_before: float = 0.0
