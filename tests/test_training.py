@@ -304,6 +304,17 @@ def test_validation_computes_as_the_best_will_be_used(tmp_path: Path, monkeypatc
     assert [text for _, text in samples] == [row[0] for row in expected]
 
 
+def test_validation_encodes_each_image_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config(tmp_path, max_eval_images=6).resolved()
+    run, images = prepare(config, start(config)), []
+    encoder = run.model.vision_model.forward
+    monkeypatch.setattr(
+        run.model.vision_model, "forward", lambda x, apply: (images.append(len(x)), encoder(x, apply))[1]
+    )
+    found = validate(run)
+    assert sum(images) == 6 == found.numbers["val_images"]
+
+
 TWO_VIEWS = """
 import sys
 from pathlib import Path

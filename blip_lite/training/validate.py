@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
+import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -50,7 +50,7 @@ def validate(run: Run, stopping: Callable[[], int] = lambda: 0) -> Validation | 
     """Loss, sacreBLEU and CIDEr on the validation images, shared out among the processes. None if `stopping()` said so
     meanwhile.
 
-    Under mixed precision on a GPU it computes as `Captioner` and `evaluate` do: the best is the best as it is used.
+    Under mixed precision it computes as `Captioner` and `evaluate` do: the best is the best as it is used.
     The captions are made from pixels alone: `caption_batch` has no argument for a reference.
     """
     if run.accelerator.device.type == "cuda":
@@ -72,11 +72,12 @@ def validate(run: Run, stopping: Callable[[], int] = lambda: 0) -> Validation | 
         if stopping():
             return None
         pixels, *captioned = batch.to(accelerator.device, processor)
-        with accelerator.autocast() if model is run.shown else contextlib.nullcontext():
-            loss, targets = model(pixels.to(model.dtype), *captioned)
-            sums[0] += loss
-            sums[1] += targets
-            mine += caption_batch(captioner, batch, indices, run.generation, prompt)
+        features = model.encode(pixels.to(model.dtype))  # once, for the loss and the captions
+        loss, targets = model(features, *captioned)
+        sums[0] += loss
+        sums[1] += targets
+        batch = dataclasses.replace(batch, pixel_values=features)
+        mine += caption_batch(captioner, batch, indices, run.generation, prompt)
     loss_sum, num_targets = accelerator.reduce(sums, "sum").tolist()
     captions, failures = gather_captions(mine, failed, [e.image_id for e in examples])
     if not captions:
