@@ -197,6 +197,16 @@ def test_a_bad_image_is_an_answer(client: TestClient, monkeypatch: pytest.Monkey
         ({"files": [("image", SCENE), ("top_k", (None, "1")), ("top_k", (None, "2"))]}, 422, "top_k: given twice"),
         ({"content": SCENE, "headers": RAW, "params": [("top_k", 1), ("top_k", 2)]}, 422, "top_k: given twice"),
         (
+            {"content": b'{"top_k": 1, "images": ["x"], "top_k": 2}', "headers": {"Content-Type": "application/json"}},
+            422,
+            "top_k: given twice",
+        ),
+        (
+            {"content": b'{"images": ["x"], "images": ["y"]}', "headers": {"Content-Type": "application/json"}},
+            422,
+            "images: given twice",
+        ),
+        (
             {"files": {"image": SCENE}, "data": {f"field{i}": "x" for i in range(99)}},
             422,
             "field0, field1, field2: unknown; known are",

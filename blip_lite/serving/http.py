@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import codecs
 import importlib.util
+import json
 import math
 import os
 import re
@@ -61,8 +62,10 @@ async def read(request: Request, options: Options) -> tuple[list[Picture], dict[
     parameters: dict[str, Any] = {}
     try:
         if kind == "application/json":
+            content = (await limited.body()).removeprefix(codecs.BOM_UTF8)
             with told():
-                body = Body.model_validate_json((await limited.body()).removeprefix(codecs.BOM_UTF8), strict=True)
+                body = Body.model_validate_json(content, strict=True)
+            json.loads(content, object_pairs_hook=once)  # pydantic keeps the last of two
             pictures = [picture_of(text, options) for text in body.images]
             parameters = body.model_dump(exclude={"images"}, exclude_none=True)
         elif kind == "multipart/form-data":
@@ -91,7 +94,7 @@ async def read(request: Request, options: Options) -> tuple[list[Picture], dict[
     return pictures, parameters
 
 
-def once(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
+def once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     """Parameters by name. Raises HTTPException 422 for one that is there twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
