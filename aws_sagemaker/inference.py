@@ -55,7 +55,6 @@ class Request:
     """Images of one JSON object (or the reason why it is refused), and how to caption them."""
 
     images: list[bytes]
-    settings: GenerationSettings
     prompt: str | None = None  # None: the checkpoint's own
     parameters: dict[str, Any] = dataclasses.field(
         default_factory=dict
@@ -80,7 +79,7 @@ def input_fn(body: bytes | bytearray | str, content_type: str) -> list[Request]:
     kind = (content_type or "").split(";")[0].strip().lower()
     if kind.startswith(IMAGE_TYPES):
         data = bytes(body) if not isinstance(body, str) else body.encode("latin-1")
-        return [Request([checked(lambda: data, "the image")], GenerationSettings())]
+        return [Request([checked(lambda: data, "the image")])]
     deadline = time.monotonic() + ALL_URLS_SECONDS
     if kind in ("application/jsonlines", "application/jsonl"):
         found, room = list[Request](), MAX_IMAGES_A_BODY
@@ -115,7 +114,7 @@ def line_request(line: str, deadline: float, room: int) -> Request:
             raise refuse(f"more than {MAX_IMAGES_A_BODY} images in one body")
         return dataclasses.replace(request_of(parse(line), deadline, room), is_line=True)
     except BaseInferenceToolkitError as error:
-        return Request([], GenerationSettings(), error=error.message, is_line=True)
+        return Request([], error=error.message, is_line=True)
 
 
 def request_of(content: Any, deadline: float, room: int = MAX_IMAGES) -> Request:
@@ -138,13 +137,13 @@ def request_of(content: Any, deadline: float, room: int = MAX_IMAGES) -> Request
     prompt, parameters = content.get("prompt"), content.get("parameters") or {}
     if prompt is not None and (not isinstance(prompt, str) or len(prompt) > MAX_PROMPT):
         raise refuse(f'"prompt" is to be a text of at most {MAX_PROMPT} characters')
-    settings = settings_of(parameters)
-    return Request(
-        [image_of(item, f"image {i}", deadline) for i, item in enumerate(instances)], settings, prompt, parameters
-    )
+    check(parameters)
+    images = [image_of(item, f"image {i}", deadline) for i, item in enumerate(instances)]
+    return Request(images, prompt, parameters)
 
 
-def settings_of(parameters: Any) -> GenerationSettings:
+def check(parameters: Any) -> None:
+    """Their names, kinds and limits. Whether they make sense together the checkpoint's own decide, in `predict`."""
     if not isinstance(parameters, dict):
         raise refuse('"parameters" is to be an object')
     if unknown := parameters.keys() - PARAMETERS:
@@ -156,10 +155,6 @@ def settings_of(parameters: Any) -> GenerationSettings:
             raise refuse(f"parameter {name}: {value!r} is no {'number' if kind is not bool else 'true or false'}")
         if name in LIMITS and value > LIMITS[name]:
             raise refuse(f"parameter {name}: {value} is more than {LIMITS[name]}")
-    try:
-        return GenerationSettings(**parameters)
-    except ValueError as error:
-        raise refuse(str(error)) from error
 
 
 def image_of(item: Any, name: str, deadline: float) -> bytes:
@@ -189,7 +184,7 @@ def predict_fn(requests: list[Request], captioner: Captioner) -> list[dict[str, 
 
     def alike(request: Request) -> tuple[Any, ...]:  # what is drawn depends on the batch
         asked = json.dumps(request.parameters, sort_keys=True)
-        return request.error, request.prompt, asked, request.settings.do_sample and id(request)
+        return request.error, request.prompt, asked, request.parameters.get("do_sample") and id(request)
 
     groups = [list(group) for _, group in itertools.groupby(requests, alike)]
     return [answer for group in groups for answer in predict(captioner, group)]
@@ -204,7 +199,7 @@ def predict(captioner: Captioner, requests: list[Request]) -> list[dict[str, Any
         images = [image for request in requests for image in request.images]
         found = iter(captioner(images, prompt=first.prompt, **first.parameters))
         return [{"predictions": [prediction(next(found)) for _ in request.images]} for request in requests]
-    except ValueError as error:  # an image that breaks while it is decoded; a prompt that leaves no room
+    except ValueError as error:  # an image that breaks while it is decoded; a prompt that leaves no room; settings
         if len(requests) > 1:
             half = len(requests) // 2
             return predict(captioner, requests[:half]) + predict(captioner, requests[half:])

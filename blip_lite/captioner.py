@@ -244,11 +244,11 @@ class Captioner:
 
     def settings(self, **explicit: Any) -> GenerationSettings:
         """How to decode: as told, else as the checkpoint's run did. Raises ConfigError."""
-        own = dict(self.processor.decoding)
-        if explicit.get("do_sample") or explicit.get("num_return_sequences", 1) > own.get("num_beams", 1):
-            own.pop("num_beams", None)  # it would not fit what is asked for
+        own = {"num_beams": GenerationSettings.num_beams, **self.processor.decoding}
         if explicit.get("do_sample"):
             own["num_beams"] = 1
+        elif (several := explicit.get("num_return_sequences", 1)) > own["num_beams"]:  # which have to grow
+            own["num_beams"] = max(GenerationSettings.num_beams, several)
         if explicit.get("max_new_tokens", math.inf) < own.get("min_new_tokens", 0):
             own.pop("min_new_tokens")
         return GenerationSettings(**{**own, **explicit})

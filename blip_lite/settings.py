@@ -244,7 +244,9 @@ class DecodingSettings:
     max_new_tokens: int = setting(30, "longest generated caption in tokens, [SEP] included, prompt not", least=1)
     min_new_tokens: int = setting(0, "shortest generated caption in tokens", least=0)
     num_beams: int = setting(5, "beams; 1 is greedy", least=1)
-    length_penalty: float = setting(1.0, "beam score = sum of log-probabilities / length ** length_penalty")
+    length_penalty: float = setting(
+        1.0, "beam score = sum of log-probabilities / length ** length_penalty", least=-10, most=10
+    )
     repetition_penalty: float = setting(
         1.0, "above 1 a token that was said, in the prompt too, is less likely again", least=0.1, most=10
     )

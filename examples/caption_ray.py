@@ -108,7 +108,7 @@ def main() -> int:
         id_column=id_column, checkpoint_path=f"{args.output.rstrip('/')}-done", delete_checkpoint_on_success=False
     )
     settings = {
-        "num_beams": max(args.num_beams or 5, args.num_captions) if args.num_captions > 1 else args.num_beams,
+        "num_beams": args.num_beams and max(args.num_beams, args.num_captions),
         "num_return_sequences": args.num_captions,
         "max_new_tokens": args.max_new_tokens,
         "prompt": args.prompt,

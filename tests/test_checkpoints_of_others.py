@@ -3,6 +3,7 @@ run, which are the same through every door."""
 
 from __future__ import annotations
 
+import base64
 import importlib.util
 import json
 import math
@@ -26,6 +27,7 @@ from blip_lite.data.sources.shapes import draw_scene, scene_captions, scene_ids
 from blip_lite.errors import CheckpointError
 from blip_lite.model.foreign import ORIGINAL
 from blip_lite.model.from_scratch import from_scratch
+from blip_lite.model.generation import generate
 from blip_lite.model.pretrained import load_pretrained, save_pretrained
 from blip_lite.settings import EvalConfig, TrainConfig
 from blip_lite.training.run import Progress
@@ -331,6 +333,34 @@ def test_what_is_asked_for_wins_and_fits(run: Path) -> None:
     assert captioner.settings(do_sample=True).num_beams == 1
     assert captioner.settings(num_return_sequences=5).num_beams == 5
     assert len(captioner(PICTURES[0], num_return_sequences=3)) == 3
+
+
+def test_several_captions_are_of_the_beams_that_the_checkpoint_has(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the command line, too, and through SageMaker."""
+    from blip_lite.cli import main
+
+    monkeypatch.syspath_prepend(str(ROOT / "aws_sagemaker"))
+    import inference
+
+    model, processor = load_pretrained(tiny)
+    processor.decoding = {"num_beams": 8, "max_new_tokens": 40}
+    save_pretrained(model, processor, tmp_path / "eight")
+    draw_scene(scene_ids(1, 11)[0]).save(tmp_path / "a.png")
+    asked: list[tuple[int, int]] = []
+
+    def noted(model: Any, pixels: Any, prompt: Any, settings: Any, forbidden: Any) -> Any:
+        asked.append((settings.num_beams, settings.num_return_sequences))
+        return generate(model, pixels, prompt, settings, forbidden)
+
+    monkeypatch.setattr("blip_lite.captioner.generate", noted)
+    assert main(["caption", str(tmp_path / "a.png"), "--ckpt", str(tmp_path / "eight"), "--num_captions", "2"]) == 0
+    captioner, image = inference.model_fn(str(tmp_path / "eight")), (tmp_path / "a.png").read_bytes()
+    for parameters in ({"num_return_sequences": 7}, {"min_new_tokens": 35}, {"do_sample": True}):
+        body = json.dumps({"inputs": base64.b64encode(image).decode(), "parameters": parameters})
+        inference.predict_fn(inference.input_fn(body, "application/json"), captioner)
+    assert asked == [(8, 2), (8, 7), (8, 1), (1, 1)]
 
 
 @pytest.mark.long

@@ -305,6 +305,21 @@ def test_a_sweep_draws_quality_against_speed(run: Path, tmp_path: Path, capsys: 
         sweep(config.replace(sweep=["num_beams=0"]))
 
 
+@pytest.mark.parametrize(
+    "grid, told",
+    [
+        (["num_beams=1", "num_beams=3"], "num_beams comes twice"),
+        (["length_penalty=1,20"], "--length_penalty must be between -10 and 10"),
+    ],
+)
+def test_a_sweep_that_would_lose_values_or_break_off_captions_nothing(
+    run: Path, tmp_path: Path, grid: list[str], told: str
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        sweep(EvalConfig.of(run=str(run), max_eval_images=5, output_dir=str(tmp_path), sweep=grid))
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.long
 def test_two_processes_evaluate_as_one(run: Path, tmp_path: Path) -> None:
     whole = evaluate(EvalConfig.of(run=str(run), max_eval_images=9, output_dir=str(tmp_path / "one")))

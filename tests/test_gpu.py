@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +31,7 @@ from blip_lite.model import graphs
 from blip_lite.model.flops import training_flops
 from blip_lite.model.generation import STEPS_A_LOOK, GenerationSettings, generate
 from blip_lite.processing.picture import Picture
-from blip_lite.storage import read_metrics
+from blip_lite.storage import newest, read_metrics
 from blip_lite.training import checkpoint
 from blip_lite.training.log import RunLog
 from blip_lite.training.loop import SKIPS_IN_A_ROW, epoch, train, train_step
@@ -312,6 +315,54 @@ def test_a_thread_that_cannot_write_is_heard(
             train(tiny_config(tmp_path, mixed_precision="no", max_steps=2, save_every=1))
     warned = capsys.readouterr().err.count("could not be written")
     assert warned == (2 if isinstance(error, OSError) else 0)
+
+
+def test_a_second_ctrl_c_waits_for_no_disk_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, over, waited = threading.Event(), threading.Event(), []
+
+    def stuck(*_: Any) -> None:
+        begun.set()
+        waited.append(not over.wait(20))
+
+    def twice(run: Run, *args: Any) -> Any:
+        if run.progress.step:
+            assert begun.wait(20)
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        return train_step(run, *args)
+
+    monkeypatch.setattr(checkpoint, "save", stuck)
+    monkeypatch.setattr("blip_lite.training.loop.train_step", twice)
+    with EmulatedGPU(), mock.patch.object(Accelerator, "device", CUDA):
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny_config(tmp_path, mixed_precision="no", save_every=1))
+        over.set()
+    assert True not in waited
+
+
+def test_an_error_of_the_loop_loses_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(*args: Any) -> Path:
+        time.sleep(3)  # more than `Threads` waits
+        return save(*args)
+
+    def fails(run: Run, *args: Any) -> Any:
+        return train_step(run, *args) if not run.progress.step else 1 / 0
+
+    save = checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", slow)
+    monkeypatch.setattr("blip_lite.training.loop.train_step", fails)
+    with EmulatedGPU(), mock.patch.object(Accelerator, "device", CUDA), pytest.raises(ZeroDivisionError):
+        train(tiny_config(tmp_path, mixed_precision="no", save_every=1))
+    assert newest(tmp_path / "run") == tmp_path / "run" / "checkpoint-000001"
+
+
+def test_no_workers_are_forked_while_a_checkpoint_is_written(tmp_path: Path) -> None:
+    """After a validation that was due when the run was resumed."""
+    run = tiny_run(tmp_path)
+    run.writing = Future()
+    threading.Timer(0.2, run.writing.set_result, [None]).start()
+    epoch(run)
+    assert run.writing is None
 
 
 def test_steps_that_fp16_leaves_out_are_counted_in_a_row_too(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -12,8 +13,9 @@ from accelerate import Accelerator
 
 from blip_lite.data import batches as data
 from blip_lite.data.sources.shapes import draw_scene, scene_captions, scene_ids
-from blip_lite.errors import TrainingError
+from blip_lite.errors import DataError, TrainingError
 from blip_lite.model.blip import Blip
+from blip_lite.settings import TrainConfig
 from blip_lite.training import preflight
 from blip_lite.training.preflight import plan, sanity
 from blip_lite.training.setup import prepare, start
@@ -67,6 +69,22 @@ def test_sanity_fails_on_other_mistakes(tmp_path: Path, monkeypatch: pytest.Monk
         sanity(tiny_config(tmp_path), seconds=15)
 
 
+def test_sanity_blames_neither_dropout_nor_a_clock_on_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With --dropout the loss stayed above what was wanted; and captions that nobody had looked at were called wrong."""
+    configs = []
+
+    def noted(config: TrainConfig, *args: Any, **options: Any) -> Any:
+        configs.append(config)
+        raise DataError("seen")
+
+    monkeypatch.setattr(preflight, "prepare", noted)
+    with pytest.raises(DataError, match="seen"):
+        sanity(tiny_config(tmp_path, dropout=0.3, label_smoothing=0.1))
+    assert (configs[0].regularisation.dropout, configs[0].optimisation.label_smoothing) == (0, 0)
+    told = preflight.why_not_learnt(["a dog"], [], [4.0] * 120 + [0.09], 60)
+    assert told.endswith("too slow to tell") and "differ" not in told
+
+
 def test_plan_measures_and_refuses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -76,6 +94,7 @@ def test_plan_measures_and_refuses(
     assert "min an epoch" in told and "/s trained on: " in told and not (tmp_path / "run").exists()
     page = (tmp_path / "run-plan.html").read_text("utf-8")
     assert page.count("data:image/webp") == 3 * 3 and '<th scope="row">validation</th><td>6</td>' in page
+    assert plan(tiny_config(tmp_path, ema=0.9))["disk_gb"] > 1.15 * result["disk_gb"]  # three of the average, too
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(TrainingError, match="the checkpoints need"):

@@ -76,8 +76,9 @@ def run(args: argparse.Namespace) -> int:
     names = [name for name in (*DECODING, "seed") if hasattr(args, name)]  # else as the checkpoint says
     settings: dict[str, Any] = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if args.num_captions != 1:
-        settings |= {"num_return_sequences": args.num_captions}
-        settings |= {"num_beams": max(5 if args.num_beams is None else args.num_beams, args.num_captions)}
+        settings["num_return_sequences"] = args.num_captions
+        if args.num_beams is not None:
+            settings["num_beams"] = max(args.num_beams, args.num_captions)
     if args.do_sample:
         settings |= {"do_sample": True, "num_beams": 1, "temperature": args.temperature, "top_p": args.top_p}
     if args.banned_words:

@@ -121,6 +121,8 @@ def parse_grid(texts: list[str]) -> list[dict[str, Any]]:
     lists: dict[str, list[Any]] = {}
     for text in texts:
         name, _, values = text.partition("=")
+        if name in lists:
+            raise ConfigError(f"--sweep {text}: {name} comes twice; all of its values go into one, {name}=1,2")
         try:
             lists[name] = [SWEPT[name](value) for value in values.split(",")]
         except (KeyError, ValueError) as error:

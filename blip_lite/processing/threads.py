@@ -33,6 +33,7 @@ class Threads(Executor):
                     future.set_result(call())
                 except BaseException as error:
                     future.set_exception(error)
+            del job, future, call  # and the memory that they hold, which an idle thread would keep
 
     def submit(self, call: Callable[..., T], /, *args: Any, **options: Any) -> Future[T]:
         future = Future[T]()

@@ -6,6 +6,7 @@ AdamW's moments and the random states in safetensors, everything else in JSON. N
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -13,7 +14,7 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from blip_lite.errors import CheckpointError, ConfigError
 from blip_lite.model.blip import Blip
 from blip_lite.model.pretrained import Unfilled, load_weights, read_weights, save_pretrained, weights_on_host
 from blip_lite.processing.processor import Processor
+from blip_lite.processing.threads import Threads
 from blip_lite.storage import checkpoints, newest, step_of, write_directory
 from blip_lite.training.run import Progress, Run
 
@@ -142,7 +144,6 @@ def save_checkpoint(run: Run) -> None:
     """A checkpoint: all that `resume` needs. What a GPU holds is copied to the host, and a thread writes it while the
     loop goes on: `wait_for_checkpoint`. A CPU's is written at once, as its copy would take as much memory again."""
     accelerator, progress, began = run.accelerator, run.progress, time.perf_counter()
-    in_thread = accelerator.device.type != "cpu"
     # torch's random states of every process; they only matter to models with dropout
     mine = {f"cpu.{accelerator.process_index}": torch.get_rng_state()}
     if torch.cuda.is_available():
@@ -152,18 +153,34 @@ def save_checkpoint(run: Run) -> None:
         scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
         state = {**dataclasses.asdict(progress), "scaler": scaler}
         average = run.average.model if run.average else None
-        fill = snapshot(run.model, run.processor, run.optimizer, random_states, state, average, copy=in_thread)
+        fill = snapshot(run.model, run.processor, run.optimizer, random_states, state, average, copy=bool(run.writer))
         folder, step, keep = run.folder, progress.step, run.config.run.save_total_limit
 
         def write() -> None:
             run.saved = on_disk(f"checkpoint-{step:06d}", lambda: save(folder, step, fill, keep))
             run.saving_seconds = time.perf_counter() - began
 
-        if in_thread:
+        if run.writer:
             run.writing = run.writer.submit(write)
         else:
             write()
     accelerator.wait_for_everyone()
+
+
+@contextlib.contextmanager
+def writer(run: Run) -> Iterator[None]:
+    """With a GPU, a thread that writes checkpoints. An error in the loop waits for the one that it is at; a second
+    Ctrl-C does not, as the disk may be one that is gone."""
+    if run.accelerator.device.type == "cpu":
+        yield
+        return
+    with Threads(1) as run.writer:
+        try:
+            yield
+        except Exception:
+            if run.writing:
+                run.writing.exception()
+            raise
 
 
 def wait_for_checkpoint(run: Run) -> None:

@@ -26,7 +26,7 @@ from blip_lite.reports.model_card import model_card
 from blip_lite.settings import OptimisationSettings, TrainConfig
 from blip_lite.storage import command, newest, read_metrics, write_text
 from blip_lite.training.bad_images import BadImages
-from blip_lite.training.checkpoint import on_disk, resume, save_best, save_checkpoint, wait_for_checkpoint
+from blip_lite.training.checkpoint import on_disk, resume, save_best, save_checkpoint, wait_for_checkpoint, writer
 from blip_lite.training.feature_cache import cache_features
 from blip_lite.training.log import RunLog
 from blip_lite.training.run import Progress, Run
@@ -58,7 +58,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     run = prepare(config, accelerator)
     lock = open_run(run, hardware(accelerator)) if accelerator.is_main_process else None
     accelerator.wait_for_everyone()
-    with stop, run.writer:  # before, a signal ends the process: there is nothing to save
+    with stop, writer(run):  # before, a signal ends the process: there is nothing to save
         log, bad_images = begin(run, stop), BadImages(run)
 
         if run.progress.validation_due and not run.stopped:  # the run was stopped before it
@@ -138,6 +138,7 @@ def epoch(run: Run) -> DataLoader[Batch]:
     rank, world = accelerator.process_index, accelerator.num_processes
     run.batches[:] = epoch_batches(order, run.config.loading.batch_size, rank, world)
     if run.loader is None:
+        wait_for_checkpoint(run)  # of a validation that was due; workers are forked, which threads at work do not bear
         run.loader = loader(train_set, run.batches, run.num_workers, accelerator.device.type == "cuda", lasting=True)
     del run.batches[: run.progress.batches]
     train_set.epoch = run.progress.epoch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from blip_lite.data.dataset import DataSet
 from blip_lite.model.blip import Blip
 from blip_lite.model.generation import GenerationSettings
 from blip_lite.processing.processor import Processor
+from blip_lite.processing.threads import Threads
 from blip_lite.settings import TrainConfig
 
 
@@ -117,7 +118,7 @@ class Run:
     begun: float = field(default_factory=time.perf_counter)  # of this segment, less the seconds of those before
     stopped: int = 0  # why the run ends early: a signal's number, or TIME_UP
     saved: bool = True  # whether the last checkpoint could be written
-    writer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))  # of checkpoints
+    writer: Threads | None = None  # of checkpoints, in the loop on a GPU
     writing: Future[None] | None = None  # the one that it is at
     saving_seconds: float = 0.0  # that this took, in the main process
     changed: list[str] = field(default_factory=list)  # what is not as it was before --resume, in words

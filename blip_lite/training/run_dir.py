@@ -42,8 +42,8 @@ MUST_NOT_CHANGE = (
     "vision_learning_rate_factor",
     "layer_decay",
 )
-# Of these, those with which the optimizer holds its moments in other groups.
-OTHER_MOMENTS = ("freeze_vision", "vision_learning_rate_factor", "layer_decay")
+# Of these, those with which the optimizer's moments are of other weights, in other groups, or of another shape.
+OTHER_MOMENTS = ("freeze_vision", "vision_learning_rate_factor", "layer_decay", "image_size")
 
 
 FORGETTABLE = (
@@ -87,7 +87,7 @@ def check_output(run: Path, config: TrainConfig) -> TrainConfig | None:
     if wrong and (not config.run.allow_config_change or any(earlier[n] != now[n] for n in OTHER_MOMENTS)):
         raise ConfigError(
             f"--resume: {run} would become another run: {'; '.join(wrong)}. --allow_config_change does "
-            "it all the same (not for freeze_vision and rates of layers: other weights have moments)"
+            "it all the same (not for freeze_vision, image_size and rates of layers: other weights have moments)"
         )
     return before
 
