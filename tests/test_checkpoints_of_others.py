@@ -395,12 +395,23 @@ def test_an_older_run_goes_on_to_choose_by_score(monkeypatch: pytest.MonkeyPatch
     assert chosen(before, [1.0, 0.5, 0.1], monkeypatch, tmp_path, bleus=[6.0, 5.5, 5.0]) == 1
 
 
+def test_a_run_that_is_to_choose_by_loss_from_now_on_keeps_a_best_that_is_better(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "best").mkdir()
+    (tmp_path / "best" / "best.json").write_text('{"step": 1, "val_loss": 0.7}')
+    before = Progress(best_step=1, best_bleu=5.0)  # chosen by its score
+    assert chosen(before, [1.0, 0.8, 0.75], monkeypatch, tmp_path, metric="loss") == 0
+    assert chosen(before, [1.0, 0.5, 0.6], monkeypatch, tmp_path, metric="loss") == 2
+
+
 def chosen(
     progress: Progress,
     losses: list[float],
     monkeypatch: pytest.MonkeyPatch,
     folder: Path,
     bleus: list[float] | None = None,
+    metric: str = "auto",
 ) -> int:
     """Which validation (from 1) of a run with 5 images was kept as the best."""
     import blip_lite.training.loop as loop
@@ -409,7 +420,8 @@ def chosen(
     accelerator = SimpleNamespace(is_main_process=True)
     run: Any = SimpleNamespace(
         progress=progress, accelerator=accelerator, folder=folder, shown=None, processor=None, saving_seconds=0.0,
-        config=SimpleNamespace(run=SimpleNamespace(best_metric="auto")),
+        config=SimpleNamespace(run=SimpleNamespace(best_metric=metric)),
+        writing=None,
         data=SimpleNamespace(splits={"validation": [None] * 5}),
     )  # fmt: skip
     log: Any = SimpleNamespace(evaluation=lambda *a: None)

@@ -24,7 +24,7 @@ from blip_lite.errors import Stopped, TrainingError
 from blip_lite.evaluation.verdicts import of_log, say
 from blip_lite.reports.model_card import model_card
 from blip_lite.settings import OptimisationSettings, TrainConfig
-from blip_lite.storage import command, newest, read_metrics, write_text
+from blip_lite.storage import command, newest, read_best, read_metrics, write_text
 from blip_lite.training.bad_images import BadImages
 from blip_lite.training.checkpoint import on_disk, resume, save_best, save_checkpoint, wait_for_checkpoint, writer
 from blip_lite.training.feature_cache import cache_features
@@ -223,6 +223,8 @@ def evaluate_and_keep_best(run: Run, log: RunLog, stop: Stop) -> None:
     run.evaluation = found.numbers
     progress, metric, evaluation = run.progress, best_metric(run), run.evaluation
     bleu, cider, loss = evaluation["val_bleu"], evaluation["val_cider"], evaluation["val_loss"]
+    if metric == "loss" and progress.best_step and progress.best_loss == math.inf:  # a score chose it before --resume
+        progress.best_loss = read_best(run.folder / "best").get("val_loss", math.inf)
     better = {
         "sacrebleu": bleu > progress.best_bleu,
         "cider": cider > progress.best_cider,

@@ -36,9 +36,8 @@ def sanity(config: TrainConfig, seconds: float = 60) -> dict[str, Any]:
         TrainingError: it could not; the message says what went wrong.
         ConfigError, DataError, CheckpointError: as in `train`.
     """
-    config = config.resolved().replace(
-        label_smoothing=0.0, dropout=0.0, max_grad_norm=1.0
-    )  # both keep the loss above 0
+    # smoothing and dropout keep the loss above 0
+    config = config.resolved().replace(label_smoothing=0.0, dropout=0.0, max_grad_norm=1.0)
     config.validate()
     run = prepare(config, start(config), needed=("train",))
     processor, prompt = run.processor, run.processor.prompt_ids(config.decoding.prompt)
