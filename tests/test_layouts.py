@@ -1046,3 +1046,23 @@ def test_several_images_of_a_sample_are_counted(tmp_path: Path) -> None:
     data = load(tmp_path / "0.tar")
     assert set(splits_of(data)) == set(caption_to_scene)
     assert "3 samples hold several images; the first of each is taken" in data.notes
+
+
+@given(there=st.integers(0, 12), layout=st.sampled_from(["train/{}.png", "images/{}.png", "{}.png"]))
+@FEW_EXAMPLES
+def test_where_most_images_are_not_there_their_folder_is_asked_for(
+    tmp_path_factory: pytest.TempPathFactory, there: int, layout: str
+) -> None:
+    """As of TextCaps, whose pictures are unpacked elsewhere; a few that lie about change nothing."""
+    folder, rows = tmp_path_factory.mktemp("textcaps"), []
+    for n, (caption, scene) in enumerate(caption_to_scene.items()):
+        rows.append({"image_name": str(n), "image_path": f"train/{n}.png", "set_name": "train", "caption_str": caption})
+        draw(folder, layout.format(n) if n < there else f"elsewhere/a/b/{n}.png", scene)
+    (folder / "c.json").write_text(json.dumps({"dataset_type": "train", "data": rows}))
+    if there == 12:
+        assert set(splits_of(load(folder / "c.json"))) == set(caption_to_scene)
+        return
+    with pytest.raises(DataError) as refused:
+        load(folder / "c.json")
+    assert ("name the folder of the images with --image_root" in str(refused.value)) == (there < 6)
+    assert ("--max_bad_images SHARE leaves such rows out" in str(refused.value)) == (there >= 6)
