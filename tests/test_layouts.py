@@ -244,7 +244,8 @@ def lists(folder: Path, rows: list[Row], pattern: str) -> Path:
         (folder / "splits.json").write_text(json.dumps(parts))
     else:
         for split, names in parts.items():
-            (folder / pattern.removeprefix("token").format(split)).write_text("\n".join(names))
+            text = json.dumps(names, indent=1) if pattern.endswith(".json") else "\n".join(names)
+            (folder / pattern.removeprefix("token").format(split)).write_text(text)
     return folder
 
 
@@ -260,6 +261,7 @@ LAYOUTS = [
     (objects, "label studio"),
     *((flags, kind) for kind in ("is_{}", "{}", "in {}", "usage", "type", "what it is for")),
     *((lists, pattern) for pattern in ("{}.txt", "Flickr_8k.{}Images.txt", "splits.json", "token{}.txt")),
+    *((lists, pattern) for pattern in ("{}.json", "names of {}.json", "{}_split.json")),
     *((lists, pattern) for pattern in ("{}.lst", "my {} list.csv", "split.csv", "split_by_name.json")),
 ]
 
@@ -1012,6 +1014,27 @@ def test_a_file_beside_the_table_that_only_sounds_like_a_list_of_a_split_is_name
         assert found.drawn and set(splits_of(found)) == set(caption_to_scene)
         for name in ("test_results.csv", "train_log.txt"):
             assert f"{name} is not read: it names no images of a split" in found.notes
+
+
+@given(
+    name=st.sampled_from([lambda n: f"{n}.png", lambda n: f"images/{n}.png", str, int]),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-16-le"]),
+    indent=st.sampled_from([None, 0, 2]),
+)
+@FEW_EXAMPLES
+def test_lists_of_names_as_json_beside_texts(
+    tmp_path_factory: pytest.TempPathFactory, name: Any, encoding: str, indent: int | None
+) -> None:
+    folder = tmp_path_factory.mktemp("names")
+    for n, (caption, scene) in enumerate(caption_to_scene.items()):
+        draw(folder, f"images/{n}.png", scene)
+        (folder / f"images/{n}.txt").write_text(caption)
+    for r, split in enumerate(("train", "val", "test")):
+        (folder / f"{split}.json").write_bytes(json.dumps([*map(name, range(r, 12, 3))], indent=indent).encode(encoding))
+    assert splits_of(load(folder)) == {c: SPLITS[n % 3] for n, c in enumerate(caption_to_scene)}
+    (folder / "train.json").write_text("[]")
+    with pytest.raises(DataError, match="train.json is not read: it names no images of a split"):
+        load(folder)
 
 
 def test_a_key_of_json_that_comes_twice_is_refused(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,9 @@ LISTS = (".txt", ".lst", ".list")
 
 
 def split_lists(folder: Path, files: Iterable[Path], notes: list[str]) -> dict[str, str]:
-    """The split of each image that lists beside a table name: `train.txt` and `test.txt` with a name a line,
-    `{"train": [names], ...}`, `{name: "train", ...}`, or a table of images and splits. Raises DataError for a name in
-    two of them."""
+    """The split of each image that lists beside a table name: `train.txt` and `test.txt` with a name a line, the same
+    as JSON, `{"train": [names], ...}`, `{name: "train", ...}`, or a table of images and splits. Raises DataError for a
+    name in two of them."""
     lists: dict[str, str] = {}
     for path in sorted(files):
         named = [*named_in(path, notes)] if split_of_name(path.stem) or may_be_about_splits(path.stem) else []
@@ -46,18 +47,18 @@ def named_in(path: Path, notes: list[str]) -> Iterator[tuple[str, Any]]:
         return
     if suffix in LISTS:
         with open(path, encoding="utf-8", errors="replace") as file:
-            names = [line.strip() for line in file if line.strip()]
-        if all(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in names) or split_of_name(path.stem, strict=True):
-            found = [(own, name) for name in names]
+            found = [*in_names([line.strip() for line in file if line.strip()], path)]
     elif suffix in (".csv", ".tsv"):
         rows = [row for _, row in read_table(path, strict=False)]
         if not rows or caption_columns([c for c in rows[0] if c is not None]):
             return
         found = [*in_rows(rows, own, path)]
-    elif suffix == ".json" and "split" in path.stem.casefold():
+    elif suffix == ".json" and ("split" in path.stem.casefold() or begins_as_names(path)):
         content = read_json(path)
         if isinstance(content, list) and all(isinstance(row, Mapping) for row in content):
             found = [*in_rows(content, own, path)]
+        elif isinstance(content, list) and all(isinstance(name, (str, int)) for name in content):
+            found = [*in_names([*map(str, content)], path)]
         elif isinstance(content, Mapping) and all(map(split_of_name, content)):
             parts = {key: names for key, names in content.items() if isinstance(names, list)}
             found = [(split_of_name(key), name) for key, names in parts.items() for name in names]
@@ -69,6 +70,19 @@ def named_in(path: Path, notes: list[str]) -> Iterator[tuple[str, Any]]:
     if not named:
         notes.append(f"{path.name} is not read: it names no images of a split")
     yield from named
+
+
+def begins_as_names(path: Path) -> bool:
+    """Whether JSON is a list of texts or numbers, by its first signs: one of captions may be large, and is not read."""
+    with open(path, "rb") as file:
+        return re.match(rb'[\xef\xbb\xbf\xff\xfe\0\s]*\[[\0\s]*["\d\]]', file.read(1024)) is not None
+
+
+def in_names(names: Sequence[str], path: Path) -> Iterator[tuple[str | None, str]]:
+    """(split, name) of what is nothing but names: all of images, unless the file's name is nothing but that of a
+    split."""
+    if all(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in names) or split_of_name(path.stem, strict=True):
+        yield from ((split_of_name(path.stem), name) for name in names)
 
 
 def in_rows(rows: Iterable[Mapping[Any, Any]], own: str | None, path: Path) -> Iterator[tuple[str | None, Any]]:
