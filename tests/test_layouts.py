@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from blip_lite.data.dataset import split_by_image
 from blip_lite.data.look import first_look, refuse_what_is_no_caption
-from blip_lite.data.names import SPLIT_WORDS, find_column, split_of_name, split_of_path
+from blip_lite.data.names import REJECTED, SPLIT_WORDS, find_column, plain, split_of_name, split_of_path
+from blip_lite.data.sources.marks import lone_word
 from blip_lite.data.sources.shapes import draw_scene, scene_captions, scene_ids
 from blip_lite.data.sources.table import captions_in, delimiter_of
 from blip_lite.errors import DataError
@@ -1089,3 +1090,15 @@ def test_where_most_images_are_not_there_their_folder_is_asked_for(
         load(folder / "c.json")
     assert ("name the folder of the images with --image_root" in str(refused.value)) == (there < 6)
     assert ("--max_bad_images SHARE leaves such rows out" in str(refused.value)) == (there >= 6)
+
+
+@given(
+    word=st.sampled_from(["rejected", "Skip", "junk", "TEST", "held out", "held-out", "photo", "train", "val", "7", "x1"]),
+    before=st.text(st.sampled_from(" -_.\"'(½７１1é"), max_size=3),
+    after=st.text(st.sampled_from(" -_.\"')½７１1é\n"), max_size=3),
+)
+def test_a_lone_word_is_told_as_if_every_cell_were_read_in_full(word: str, before: str, after: str) -> None:
+    cell = before + word + after
+    test, rejected = SPLIT_WORDS.get(cell.strip().casefold()) == "test", plain(cell) in REJECTED
+    expected = None if len(cell) > 11 else "test" if test else "rejected" if rejected else None
+    assert lone_word(cell) == expected and lone_word(7) is lone_word("") is lone_word(None) is None

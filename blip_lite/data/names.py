@@ -49,10 +49,12 @@ REJECTED = {
 }
 ACCEPTED = {"accept", "accepted", "approve", "approved", "keep", "kept", "include", "included", "usable", "ok", "good"}
 
+_SIGNS = re.compile(r"[\W_]+")
+
 
 def plain(name: object) -> str:
     """A name without case, blanks, signs and accents' spelling: `File Name`, `file_name` and `FILE-NAME` are one."""
-    return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", str(name)).casefold())
+    return _SIGNS.sub("", unicodedata.normalize("NFKC", str(name)).casefold())
 
 
 def find_column(columns: Sequence[str], names: Iterable[str]) -> str | None:

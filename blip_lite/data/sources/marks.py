@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from blip_lite.data.names import (
@@ -112,12 +113,26 @@ def holds_splits(values: Iterable[Any]) -> bool:
 def no_late_test(row: Mapping[str, Any], columns: Iterable[str], where: str) -> None:
     """Raises DataError for a cell that says test in a column that held no split in the first rows."""
     for column in columns:
-        value = row[column]
-        if isinstance(value, str) and len(value) < 12 and SPLIT_WORDS.get(value.strip().casefold()) == "test":
+        if lone_word(row[column]) == "test":
             raise DataError(
-                f"{where}: column {column!r} says {value!r}, but no split in the rows before. If it names splits, call "
-                "it `split`; else take it out"
+                f"{where}: column {column!r} says {row[column]!r}, but no split in the rows before. If it names "
+                "splits, call it `split`; else take it out"
             )
+
+
+def lone_word(cell: Any) -> str | None:
+    """`test` or `rejected`, if that is all that a cell of any column says. Asked of every cell, so what is none of
+    these is told first by what costs little: they are short, and end in no digit."""
+    if not isinstance(cell, str) or not 0 < len(cell) < 12 or cell[-1].isdecimal():
+        return None
+    return known_word(cell)
+
+
+@lru_cache(10_000)
+def known_word(text: str) -> str | None:
+    if SPLIT_WORDS.get(text.strip().casefold()) == "test":
+        return "test"
+    return "rejected" if plain(text) in REJECTED else None
 
 
 def rejected_reader(said: Mapping[str, Sequence[Any]]) -> RejectedReader:
@@ -131,11 +146,11 @@ def rejected_reader(said: Mapping[str, Sequence[Any]]) -> RejectedReader:
     flags = {column: verdict for column, verdict in flags.items() if verdict is not None}
 
     def rejected(row: Mapping[str, Any], where: str) -> str | None:
-        for column, value in row.items():
+        for column in said:
             if column in flags:
-                if is_true(value, column, where) != flags[column]:
+                if is_true(row[column], column, where) != flags[column]:
                     return column
-            elif isinstance(value, str) and len(value) < 12 and column in said and plain(value) in REJECTED:
+            elif lone_word(row[column]) == "rejected":
                 return column
         return None
 
