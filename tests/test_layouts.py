@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from blip_lite.captioning.review_table import wrong_with
 from blip_lite.data.dataset import split_by_image
 from blip_lite.data.look import first_look, refuse_what_is_no_caption
 from blip_lite.data.names import REJECTED, SPLIT_WORDS, find_column, plain, split_of_name, split_of_path
@@ -1102,3 +1103,49 @@ def test_a_lone_word_is_told_as_if_every_cell_were_read_in_full(word: str, befor
     test, rejected = SPLIT_WORDS.get(cell.strip().casefold()) == "test", plain(cell) in REJECTED
     expected = None if len(cell) > 11 else "test" if test else "rejected" if rejected else None
     assert lone_word(cell) == expected and lone_word(7) is lone_word("") is lone_word(None) is None
+
+
+def twice_in_a_shard(folder: Path, said: str, text: bool) -> Path:
+    """`said`: the object of the fourth sample; `text`: its caption is in a `.txt` beside it."""
+    with tarfile.open(folder / "0.tar", "w") as tar:
+        for n, caption in enumerate(caption_to_scene):
+            about = said if n == 3 else json.dumps({"caption": caption})
+            pieces = [(".png", png(caption)), (".json", about.encode()), *([(".txt", b"a dog")] if text else [])]
+            for end, content in pieces:
+                info = tarfile.TarInfo(f"{n}{end}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    return folder / "0.tar"
+
+
+def twice_in_a_cell(folder: Path, said: str, listed: bool) -> Path:
+    caption_all(folder, {f"{n}.png": f"{n}.png" for n in range(12)}, to="unused.csv")
+    rows = {f"{n}.png": caption for n, caption in enumerate(caption_to_scene)}
+    rows["3.png"] = f"[{said}]" if listed else said
+    lines = [json.dumps({"image": name, "captions": caption}) for name, caption in rows.items()]
+    (folder / "c.jsonl").write_text("\n".join(lines))
+    return folder / "c.jsonl"
+
+
+def twice_in_what_a_name_says(folder: Path, said: str, listed: bool) -> Path:
+    path = twice_in_a_cell(folder, said, listed)
+    rows = map(json.loads, path.read_text().splitlines())
+    (folder / "c.json").write_text(json.dumps({row["image"]: row["captions"] for row in rows}))
+    return folder / "c.json"
+
+
+@given(
+    write=st.sampled_from([twice_in_a_shard, twice_in_a_cell, twice_in_what_a_name_says]),
+    way=st.booleans(),
+    key=st.sampled_from(["caption", "split", "id"]),
+    deep=st.booleans(),
+)
+@settings(FEW_EXAMPLES, max_examples=12)
+def test_a_key_that_comes_twice_in_a_shard_or_a_cell_is_refused(
+    tmp_path_factory: pytest.TempPathFactory, write: Any, way: bool, key: str, deep: bool
+) -> None:
+    pairs = f'"{key}": "a dog", "{key}": "a cat"'
+    said = f'{{"caption": "a bird", "more": {{{pairs}}}}}' if deep else f'{{"text": "a bird", {pairs}}}'
+    with pytest.raises(DataError, match=f"(3|line 4).*the key '{key}' comes twice"):
+        load(write(tmp_path_factory.mktemp("twice"), said, way))
+    assert f"the key '{key}' comes twice" in str(wrong_with([said]))

@@ -9,7 +9,7 @@ from typing import Any
 from blip_lite.data.dataset import Listing
 from blip_lite.data.sources.hub import hub
 from blip_lite.data.sources.marks import Marks
-from blip_lite.data.sources.table import captions_in, inside, read_json
+from blip_lite.data.sources.table import captions_of, inside, read_json
 from blip_lite.errors import DataError
 from blip_lite.processing.download import cache_dir
 from blip_lite.processing.picture import Picture
@@ -54,7 +54,7 @@ def karpathy_rows(images: Any, root: Path, where: str, download_missing: bool = 
             url = None
             if download_missing:
                 url = image.get("url") or f"http://images.cocodataset.org/{name}"
-            image_id, captions = str(image.get("cocoid", name)), tuple(captions_in(image["sentences"]))
+            image_id, captions = str(image.get("cocoid", name)), captions_of(image["sentences"], at)
             yield Picture(image_id, inside(root, name, at), captions, at, marks.split(image, at), url)
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{where}: not in Karpathy's form: {type(error).__name__} {error}") from error
