@@ -1149,3 +1149,20 @@ def test_a_key_that_comes_twice_in_a_shard_or_a_cell_is_refused(
     with pytest.raises(DataError, match=f"(3|line 4).*the key '{key}' comes twice"):
         load(write(tmp_path_factory.mktemp("twice"), said, way))
     assert f"the key '{key}' comes twice" in str(wrong_with([said]))
+
+
+@given(numbers=st.lists(st.uuids().map(str) | st.integers(1, 999).map(str), min_size=12, max_size=12, unique=True))
+@settings(FEW_EXAMPLES, max_examples=8)
+def test_the_numbered_lists_of_cub_share_the_images_out(
+    tmp_path_factory: pytest.TempPathFactory, numbers: list[str]
+) -> None:
+    folder, names = tmp_path_factory.mktemp("cub"), {n: f"{n % 3:03d}.A Bird/{n}_a.png" for n in range(12)}
+    caption_all(folder, {f"images/{name}": name for name in names.values()})
+    (folder / "images.txt").write_text("".join(f"{numbers[n]} {name}\n" for n, name in names.items()))
+    (folder / "train_test_split.txt").write_text("".join(f"{numbers[n]} {int(n % 4 > 0)}\n" for n in names))
+    for dataset in (folder, folder / "captions.csv"):
+        found = splits_of(load(dataset))
+        assert {c for c, split in found.items() if split == "test"} == set([*caption_to_scene][::4])
+    (folder / "train_test_split.txt").write_text(f"{numbers[0]} 2\n")
+    with pytest.raises(DataError, match="expected a number of images.txt, and 1 .training. or 0 .test."):
+        load(folder)

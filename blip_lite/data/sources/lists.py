@@ -15,6 +15,7 @@ from blip_lite.data.names import (
     caption_columns,
     find_column,
     may_be_about_splits,
+    plain,
     split_of_name,
 )
 from blip_lite.data.sources.marks import agreed, split_in
@@ -28,8 +29,8 @@ LISTS = (".txt", ".lst", ".list")
 
 def split_lists(folder: Path, files: Iterable[Path], notes: list[str]) -> dict[str, str]:
     """The split of each image that lists beside a table name: `train.txt` and `test.txt` with a name a line, the same
-    as JSON, `{"train": [names], ...}`, `{name: "train", ...}`, or a table of images and splits. Raises DataError for a
-    name in two of them."""
+    as JSON, `{"train": [names], ...}`, `{name: "train", ...}`, a table of images and splits, or CUB-200's numbers.
+    Raises DataError for a name in two of them."""
     lists: dict[str, str] = {}
     for path in sorted(files):
         named = [*named_in(path, notes)] if split_of_name(path.stem) or may_be_about_splits(path.stem) else []
@@ -46,8 +47,9 @@ def named_in(path: Path, notes: list[str]) -> Iterator[tuple[str, Any]]:
     if any(path.with_suffix(image).exists() for image in IMAGE_SUFFIXES):  # a caption
         return
     if suffix in LISTS:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            found = [*in_names([line.strip() for line in file if line.strip()], path)]
+        images = path.with_name("images.txt")
+        cub = plain(path.stem) == "traintestsplit" and images.is_file()
+        found = [*(by_number(path, images) if cub else in_names(lines_in(path), path))]
     elif suffix in (".csv", ".tsv"):
         rows = [row for _, row in read_table(path, strict=False)]
         if not rows or caption_columns([c for c in rows[0] if c is not None]):
@@ -70,6 +72,22 @@ def named_in(path: Path, notes: list[str]) -> Iterator[tuple[str, Any]]:
     if not named:
         notes.append(f"{path.name} is not read: it names no images of a split")
     yield from named
+
+
+def lines_in(path: Path) -> list[str]:
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return [line.strip() for line in file if line.strip()]
+
+
+def by_number(path: Path, images: Path) -> Iterator[tuple[str, str]]:
+    """(split, name) as CUB-200 and NABirds have them: lines of an image's number and 1 for training or 0 for the test,
+    and `images.txt` with the name of each number. Raises DataError for a line that is none."""
+    names = {number: name for number, _, name in (line.partition(" ") for line in lines_in(images))}
+    for line in lines_in(path):
+        number, _, said = line.partition(" ")
+        if number not in names or said not in ("0", "1"):
+            raise DataError(f"{path}: {line!r}; expected a number of {images.name}, and 1 (training) or 0 (test)")
+        yield ("train" if said == "1" else "test"), names[number]
 
 
 def begins_as_names(path: Path) -> bool:
