@@ -20,7 +20,7 @@ from blip_lite.captioning.review_table import wrong_with
 from blip_lite.data.dataset import split_by_image
 from blip_lite.data.look import first_look, refuse_what_is_no_caption
 from blip_lite.data.names import REJECTED, SPLIT_WORDS, find_column, plain, split_of_name, split_of_path
-from blip_lite.data.sources.marks import lone_word
+from blip_lite.data.sources.marks import Marks, lone_word
 from blip_lite.data.sources.shapes import draw_scene, scene_captions, scene_ids
 from blip_lite.data.sources.table import captions_in, delimiter_of
 from blip_lite.errors import DataError
@@ -813,6 +813,19 @@ def as_shard(folder: Path, rows: list[dict[str, Any]]) -> Path:
             *(("approved", "no", "yes"), ("is_ok", "0", "1"), ("keep", "FALSE", "TRUE"), ("accepted", "", "x")),
             *(("answer", "reject", "accept"), ("answer", "ignore", "accept"), ("status", "Rejected", "Approved")),
             ("decision", "discard", ""),
+            *(
+                ("use", "no", "yes"),
+                ("do_not_use", "1", "0"),
+                ("is_valid_image", "0", "1"),
+                ("is_correct", "no", "yes"),
+            ),
+            *(
+                ("bad caption", "x", ""),
+                ("invalid", "TRUE", "FALSE"),
+                ("quality", "bad", "good"),
+                ("status", "deleted", "x"),
+            ),
+            *(("Caption Quality", "Poor", "OK"), ("review_status", "wrong", "correct"), ("rating", "bad", "")),
         ]
     ),
     which=st.sets(st.integers(0, 11), min_size=1, max_size=8),
@@ -1032,7 +1045,9 @@ def test_lists_of_names_as_json_beside_texts(
         draw(folder, f"images/{n}.png", scene)
         (folder / f"images/{n}.txt").write_text(caption)
     for r, split in enumerate(("train", "val", "test")):
-        (folder / f"{split}.json").write_bytes(json.dumps([*map(name, range(r, 12, 3))], indent=indent).encode(encoding))
+        (folder / f"{split}.json").write_bytes(
+            json.dumps([*map(name, range(r, 12, 3))], indent=indent).encode(encoding)
+        )
     assert splits_of(load(folder)) == {c: SPLITS[n % 3] for n, c in enumerate(caption_to_scene)}
     (folder / "train.json").write_text("[]")
     with pytest.raises(DataError, match="train.json is not read: it names no images of a split"):
@@ -1094,7 +1109,9 @@ def test_where_most_images_are_not_there_their_folder_is_asked_for(
 
 
 @given(
-    word=st.sampled_from(["rejected", "Skip", "junk", "TEST", "held out", "held-out", "photo", "train", "val", "7", "x1"]),
+    word=st.sampled_from(
+        ["rejected", "Skip", "junk", "TEST", "held out", "held-out", "photo", "train", "val", "7", "x1"]
+    ),
     before=st.text(st.sampled_from(" -_.\"'(½７１1é"), max_size=3),
     after=st.text(st.sampled_from(" -_.\"')½７１1é\n"), max_size=3),
 )
@@ -1166,3 +1183,69 @@ def test_the_numbered_lists_of_cub_share_the_images_out(
     (folder / "train_test_split.txt").write_text(f"{numbers[0]} 2\n")
     with pytest.raises(DataError, match="expected a number of images.txt, and 1 .training. or 0 .test."):
         load(folder)
+
+
+@pytest.mark.parametrize(
+    ("column", "cells", "told"),
+    [
+        ("quality", ["good", "bad", "medium"], "column 'quality' says 'bad', but also 'medium'; nothing is left out"),
+        ("label", ["good", "bad", "good"], None),
+        ("condition", ["valid", "wrong", "poor"], None),
+        ("image_quality", ["good", "poor", "good"], None),
+        ("rating", ["1", "0", "5"], None),
+        ("use", ["kitchen", "garden", "no"], None),
+    ],
+)
+def test_what_may_be_no_verdict_is_left_alone(tmp_path: Path, column: str, cells: list[str], told: str | None) -> None:
+    rows = []
+    for n, (caption, scene) in enumerate(caption_to_scene.items()):
+        draw(tmp_path, f"{n}.png", scene)
+        rows.append({"image": f"{n}.png", "caption": caption, column: cells[n % 3]})
+    found = load(as_csv(tmp_path, rows))
+    assert set(splits_of(found)) == set(caption_to_scene)
+    assert [told in note for note in found.notes].count(True) == 1 if told else len(found.notes) == 1, found.notes
+
+
+def test_a_verdict_that_is_not_understood_is_no_default(tmp_path: Path) -> None:
+    draw(tmp_path, "0.png", SCENES[0])
+    said = [*["good", "bad", ""] * 20, "so-so"]
+    table(tmp_path, "c.csv", [("0.png", f"a dog {n}", word) for n, word in enumerate(said)], "image,caption,quality")
+    with pytest.raises(DataError, match="line 62: column 'quality' says 'so-so', where the rows before say good or"):
+        load(tmp_path / "c.csv")
+
+
+@given(
+    name=st.sampled_from(["valid", "is_valid", "IsValid", "Valid?"]),
+    yes=st.integers(0, 60),
+    order=st.randoms(),
+    beside=st.sampled_from([None, "is_test", "split", "what it is for"]),
+)
+@settings(FEW_EXAMPLES, max_examples=40)
+def test_valid_is_about_validation_or_about_what_can_be_used_or_is_asked_about(
+    name: str, yes: int, order: Any, beside: str | None
+) -> None:
+    """Of sixty rows the first fifty are looked at before; in the end all must say the same of the column."""
+    says = [n < yes for n in range(60)]
+    order.shuffle(says)
+    split = {"is_test": "0", "split": "train", "what it is for": "train"}
+    rows = [{"image": n, name: str(said)} | ({beside: split[beside]} if beside else {}) for n, said in enumerate(says)]
+
+    def meaning(part: list[bool]) -> str:
+        few = plain(name) == "isvalid" and 3 * sum(part) <= len(part)
+        return "usable" if 3 * sum(part) >= 2 * len(part) else "validation" if few else "open"
+
+    def read() -> list[tuple[bool, str | None]]:
+        marks = Marks(["image"], [], rows[:50])
+        found = [(marks.is_rejected(row, "here"), marks.split(row, "here")) for row in rows]
+        marks.tell()
+        return found
+
+    first = meaning(says[:50]) if plain(name) == "isvalid" else "usable"
+    is_open = meaning(says) == "open" or meaning(says) != first
+    if is_open and not beside:
+        with pytest.raises(DataError, match="Call it `is_validation`, or `is_usable`"):
+            read()
+    elif beside == "is_test" or (meaning(says) == "validation" and not beside):
+        assert read() == [(False, "validation" if said else "train") for said in says]
+    else:
+        assert read() == [(not said, "train" if beside else None) for said in says]

@@ -236,7 +236,7 @@ def object_rows(
                 notes.append(f"{path}: its images have no captions; left out")
                 return ()
             raise DataError(f"{path}: its images have no captions (neither `sentences` nor `annotations`)")
-        return karpathy_rows(content["images"], root, str(path))
+        return karpathy_rows(content["images"], root, str(path), notes)
     tables = {key: content[key] for key in ("data", "annotations", "rows", "items") if are_rows(content.get(key))}
     parts = {key: split_of_name(key) for key in content if are_rows(content[key])}
     if any(parts.values()):  # a part that is called something else must not be lost, or trained on
