@@ -16,9 +16,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from blip_lite.captioning.review_table import wrong_with
 from blip_lite.data.dataset import split_by_image
 from blip_lite.data.look import first_look, refuse_what_is_no_caption
-from blip_lite.data.names import SPLIT_WORDS, find_column, split_of_name, split_of_path
+from blip_lite.data.names import REJECTED, SPLIT_WORDS, find_column, plain, split_of_name, split_of_path
+from blip_lite.data.sources.marks import Marks, lone_word
 from blip_lite.data.sources.shapes import draw_scene, scene_captions, scene_ids
 from blip_lite.data.sources.table import captions_in, delimiter_of
 from blip_lite.errors import DataError
@@ -244,7 +246,8 @@ def lists(folder: Path, rows: list[Row], pattern: str) -> Path:
         (folder / "splits.json").write_text(json.dumps(parts))
     else:
         for split, names in parts.items():
-            (folder / pattern.removeprefix("token").format(split)).write_text("\n".join(names))
+            text = json.dumps(names, indent=1) if pattern.endswith(".json") else "\n".join(names)
+            (folder / pattern.removeprefix("token").format(split)).write_text(text)
     return folder
 
 
@@ -260,6 +263,7 @@ LAYOUTS = [
     (objects, "label studio"),
     *((flags, kind) for kind in ("is_{}", "{}", "in {}", "usage", "type", "what it is for")),
     *((lists, pattern) for pattern in ("{}.txt", "Flickr_8k.{}Images.txt", "splits.json", "token{}.txt")),
+    *((lists, pattern) for pattern in ("{}.json", "names of {}.json", "{}_split.json")),
     *((lists, pattern) for pattern in ("{}.lst", "my {} list.csv", "split.csv", "split_by_name.json")),
 ]
 
@@ -809,6 +813,19 @@ def as_shard(folder: Path, rows: list[dict[str, Any]]) -> Path:
             *(("approved", "no", "yes"), ("is_ok", "0", "1"), ("keep", "FALSE", "TRUE"), ("accepted", "", "x")),
             *(("answer", "reject", "accept"), ("answer", "ignore", "accept"), ("status", "Rejected", "Approved")),
             ("decision", "discard", ""),
+            *(
+                ("use", "no", "yes"),
+                ("do_not_use", "1", "0"),
+                ("is_valid_image", "0", "1"),
+                ("is_correct", "no", "yes"),
+            ),
+            *(
+                ("bad caption", "x", ""),
+                ("invalid", "TRUE", "FALSE"),
+                ("quality", "bad", "good"),
+                ("status", "deleted", "x"),
+            ),
+            *(("Caption Quality", "Poor", "OK"), ("review_status", "wrong", "correct"), ("rating", "bad", "")),
         ]
     ),
     which=st.sets(st.integers(0, 11), min_size=1, max_size=8),
@@ -1014,6 +1031,29 @@ def test_a_file_beside_the_table_that_only_sounds_like_a_list_of_a_split_is_name
             assert f"{name} is not read: it names no images of a split" in found.notes
 
 
+@given(
+    name=st.sampled_from([lambda n: f"{n}.png", lambda n: f"images/{n}.png", str, int]),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-16-le"]),
+    indent=st.sampled_from([None, 0, 2]),
+)
+@FEW_EXAMPLES
+def test_lists_of_names_as_json_beside_texts(
+    tmp_path_factory: pytest.TempPathFactory, name: Any, encoding: str, indent: int | None
+) -> None:
+    folder = tmp_path_factory.mktemp("names")
+    for n, (caption, scene) in enumerate(caption_to_scene.items()):
+        draw(folder, f"images/{n}.png", scene)
+        (folder / f"images/{n}.txt").write_text(caption)
+    for r, split in enumerate(("train", "val", "test")):
+        (folder / f"{split}.json").write_bytes(
+            json.dumps([*map(name, range(r, 12, 3))], indent=indent).encode(encoding)
+        )
+    assert splits_of(load(folder)) == {c: SPLITS[n % 3] for n, c in enumerate(caption_to_scene)}
+    (folder / "train.json").write_text("[]")
+    with pytest.raises(DataError, match="train.json is not read: it names no images of a split"):
+        load(folder)
+
+
 def test_a_key_of_json_that_comes_twice_is_refused(tmp_path: Path) -> None:
     """Python's own reader keeps the last of its values without a word."""
     for n, scene in enumerate(SCENES):
@@ -1046,3 +1086,166 @@ def test_several_images_of_a_sample_are_counted(tmp_path: Path) -> None:
     data = load(tmp_path / "0.tar")
     assert set(splits_of(data)) == set(caption_to_scene)
     assert "3 samples hold several images; the first of each is taken" in data.notes
+
+
+@given(there=st.integers(0, 12), layout=st.sampled_from(["train/{}.png", "images/{}.png", "{}.png"]))
+@FEW_EXAMPLES
+def test_where_most_images_are_not_there_their_folder_is_asked_for(
+    tmp_path_factory: pytest.TempPathFactory, there: int, layout: str
+) -> None:
+    """As of TextCaps, whose pictures are unpacked elsewhere; a few that lie about change nothing."""
+    folder, rows = tmp_path_factory.mktemp("textcaps"), []
+    for n, (caption, scene) in enumerate(caption_to_scene.items()):
+        rows.append({"image_name": str(n), "image_path": f"train/{n}.png", "set_name": "train", "caption_str": caption})
+        draw(folder, layout.format(n) if n < there else f"elsewhere/a/b/{n}.png", scene)
+    (folder / "c.json").write_text(json.dumps({"dataset_type": "train", "data": rows}))
+    if there == 12:
+        assert set(splits_of(load(folder / "c.json"))) == set(caption_to_scene)
+        return
+    with pytest.raises(DataError) as refused:
+        load(folder / "c.json")
+    assert ("name the folder of the images with --image_root" in str(refused.value)) == (there < 6)
+    assert ("--max_bad_images SHARE leaves such rows out" in str(refused.value)) == (there >= 6)
+
+
+@given(
+    word=st.sampled_from(
+        ["rejected", "Skip", "junk", "TEST", "held out", "held-out", "photo", "train", "val", "7", "x1"]
+    ),
+    before=st.text(st.sampled_from(" -_.\"'(½７１1é"), max_size=3),
+    after=st.text(st.sampled_from(" -_.\"')½７１1é\n"), max_size=3),
+)
+def test_a_lone_word_is_told_as_if_every_cell_were_read_in_full(word: str, before: str, after: str) -> None:
+    cell = before + word + after
+    test, rejected = SPLIT_WORDS.get(cell.strip().casefold()) == "test", plain(cell) in REJECTED
+    expected = None if len(cell) > 11 else "test" if test else "rejected" if rejected else None
+    assert lone_word(cell) == expected and lone_word(7) is lone_word("") is lone_word(None) is None
+
+
+def twice_in_a_shard(folder: Path, said: str, text: bool) -> Path:
+    """`said`: the object of the fourth sample; `text`: its caption is in a `.txt` beside it."""
+    with tarfile.open(folder / "0.tar", "w") as tar:
+        for n, caption in enumerate(caption_to_scene):
+            about = said if n == 3 else json.dumps({"caption": caption})
+            pieces = [(".png", png(caption)), (".json", about.encode()), *([(".txt", b"a dog")] if text else [])]
+            for end, content in pieces:
+                info = tarfile.TarInfo(f"{n}{end}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    return folder / "0.tar"
+
+
+def twice_in_a_cell(folder: Path, said: str, listed: bool) -> Path:
+    caption_all(folder, {f"{n}.png": f"{n}.png" for n in range(12)}, to="unused.csv")
+    rows = {f"{n}.png": caption for n, caption in enumerate(caption_to_scene)}
+    rows["3.png"] = f"[{said}]" if listed else said
+    lines = [json.dumps({"image": name, "captions": caption}) for name, caption in rows.items()]
+    (folder / "c.jsonl").write_text("\n".join(lines))
+    return folder / "c.jsonl"
+
+
+def twice_in_what_a_name_says(folder: Path, said: str, listed: bool) -> Path:
+    path = twice_in_a_cell(folder, said, listed)
+    rows = map(json.loads, path.read_text().splitlines())
+    (folder / "c.json").write_text(json.dumps({row["image"]: row["captions"] for row in rows}))
+    return folder / "c.json"
+
+
+@given(
+    write=st.sampled_from([twice_in_a_shard, twice_in_a_cell, twice_in_what_a_name_says]),
+    way=st.booleans(),
+    key=st.sampled_from(["caption", "split", "id"]),
+    deep=st.booleans(),
+)
+@settings(FEW_EXAMPLES, max_examples=12)
+def test_a_key_that_comes_twice_in_a_shard_or_a_cell_is_refused(
+    tmp_path_factory: pytest.TempPathFactory, write: Any, way: bool, key: str, deep: bool
+) -> None:
+    pairs = f'"{key}": "a dog", "{key}": "a cat"'
+    said = f'{{"caption": "a bird", "more": {{{pairs}}}}}' if deep else f'{{"text": "a bird", {pairs}}}'
+    with pytest.raises(DataError, match=f"(3|line 4).*the key '{key}' comes twice"):
+        load(write(tmp_path_factory.mktemp("twice"), said, way))
+    assert f"the key '{key}' comes twice" in str(wrong_with([said]))
+
+
+@given(numbers=st.lists(st.uuids().map(str) | st.integers(1, 999).map(str), min_size=12, max_size=12, unique=True))
+@settings(FEW_EXAMPLES, max_examples=8)
+def test_the_numbered_lists_of_cub_share_the_images_out(
+    tmp_path_factory: pytest.TempPathFactory, numbers: list[str]
+) -> None:
+    folder, names = tmp_path_factory.mktemp("cub"), {n: f"{n % 3:03d}.A Bird/{n}_a.png" for n in range(12)}
+    caption_all(folder, {f"images/{name}": name for name in names.values()})
+    (folder / "images.txt").write_text("".join(f"{numbers[n]} {name}\n" for n, name in names.items()))
+    (folder / "train_test_split.txt").write_text("".join(f"{numbers[n]} {int(n % 4 > 0)}\n" for n in names))
+    for dataset in (folder, folder / "captions.csv"):
+        found = splits_of(load(dataset))
+        assert {c for c, split in found.items() if split == "test"} == set([*caption_to_scene][::4])
+    (folder / "train_test_split.txt").write_text(f"{numbers[0]} 2\n")
+    with pytest.raises(DataError, match="expected a number of images.txt, and 1 .training. or 0 .test."):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("column", "cells", "told"),
+    [
+        ("quality", ["good", "bad", "medium"], "column 'quality' says 'bad', but also 'medium'; nothing is left out"),
+        ("label", ["good", "bad", "good"], None),
+        ("condition", ["valid", "wrong", "poor"], None),
+        ("image_quality", ["good", "poor", "good"], None),
+        ("rating", ["1", "0", "5"], None),
+        ("use", ["kitchen", "garden", "no"], None),
+    ],
+)
+def test_what_may_be_no_verdict_is_left_alone(tmp_path: Path, column: str, cells: list[str], told: str | None) -> None:
+    rows = []
+    for n, (caption, scene) in enumerate(caption_to_scene.items()):
+        draw(tmp_path, f"{n}.png", scene)
+        rows.append({"image": f"{n}.png", "caption": caption, column: cells[n % 3]})
+    found = load(as_csv(tmp_path, rows))
+    assert set(splits_of(found)) == set(caption_to_scene)
+    assert [told in note for note in found.notes].count(True) == 1 if told else len(found.notes) == 1, found.notes
+
+
+def test_a_verdict_that_is_not_understood_is_no_default(tmp_path: Path) -> None:
+    draw(tmp_path, "0.png", SCENES[0])
+    said = [*["good", "bad", ""] * 20, "so-so"]
+    table(tmp_path, "c.csv", [("0.png", f"a dog {n}", word) for n, word in enumerate(said)], "image,caption,quality")
+    with pytest.raises(DataError, match="line 62: column 'quality' says 'so-so', where the rows before say good or"):
+        load(tmp_path / "c.csv")
+
+
+@given(
+    name=st.sampled_from(["valid", "is_valid", "IsValid", "Valid?"]),
+    yes=st.integers(0, 60),
+    order=st.randoms(),
+    beside=st.sampled_from([None, "is_test", "split", "what it is for"]),
+)
+@settings(FEW_EXAMPLES, max_examples=40)
+def test_valid_is_about_validation_or_about_what_can_be_used_or_is_asked_about(
+    name: str, yes: int, order: Any, beside: str | None
+) -> None:
+    """Of sixty rows the first fifty are looked at before; in the end all must say the same of the column."""
+    says = [n < yes for n in range(60)]
+    order.shuffle(says)
+    split = {"is_test": "0", "split": "train", "what it is for": "train"}
+    rows = [{"image": n, name: str(said)} | ({beside: split[beside]} if beside else {}) for n, said in enumerate(says)]
+
+    def meaning(part: list[bool]) -> str:
+        few = plain(name) == "isvalid" and 3 * sum(part) <= len(part)
+        return "usable" if 3 * sum(part) >= 2 * len(part) else "validation" if few else "open"
+
+    def read() -> list[tuple[bool, str | None]]:
+        marks = Marks(["image"], [], rows[:50])
+        found = [(marks.is_rejected(row, "here"), marks.split(row, "here")) for row in rows]
+        marks.tell()
+        return found
+
+    first = meaning(says[:50]) if plain(name) == "isvalid" else "usable"
+    is_open = meaning(says) == "open" or meaning(says) != first
+    if is_open and not beside:
+        with pytest.raises(DataError, match="Call it `is_validation`, or `is_usable`"):
+            read()
+    elif beside == "is_test" or (meaning(says) == "validation" and not beside):
+        assert read() == [(False, "validation" if said else "train") for said in says]
+    else:
+        assert read() == [(not said, "train" if beside else None) for said in says]

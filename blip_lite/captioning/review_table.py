@@ -81,7 +81,11 @@ def wrong_with(captions: Sequence[str]) -> str | None:
     for caption in captions:
         if not has_words(caption):
             return f"{caption!r} has no letter and no digit"
-        if captions_in(caption) != [caption]:
+        try:
+            read = captions_in(caption)
+        except ValueError as error:
+            return f"a table cannot read {caption!r} ({error})"
+        if read != [caption]:
             return f"a table reads {caption!r} as empty, or as a list"
     return None
 

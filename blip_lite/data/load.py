@@ -128,7 +128,7 @@ def assemble(listing: Listing, settings: DataSettings, seed: int) -> DataSet:
     problems = settle_splits(images, files, others, notes)
     if problems or len(unusable) > settings.max_bad_images * max(1, len(images)):
         listed = problems + [unusable[number] for number in sorted(unusable)]
-        raise DataError(reasons(listed, len(problems), len(absent) == len(images), notes))
+        raise DataError(reasons(listed, len(problems), len(absent), len(images), notes))
     if unusable:
         notes.append(
             f"{len(unusable)} rows cannot be used; left out:\n"
@@ -234,14 +234,15 @@ def split_problems(rows: Collection[Picture]) -> list[str]:
     ]
 
 
-def reasons(problems: list[str], firm: int, all_absent: bool, notes: Sequence[str]) -> str:
+def reasons(problems: list[str], firm: int, absent: int, images: int, notes: Sequence[str]) -> str:
     """The first problems, how many more there are, the notes that may explain them, and the remedy; `firm` of the
-    problems cannot be allowed."""
+    problems cannot be allowed. Where most images are absent, a few that are there may be of another folder."""
     more = len(problems) - MAX_PROBLEMS
     text = "\n".join(problems[:MAX_PROBLEMS]) + (f"\nand {more} more such rows" if more > 0 else "")
     text += "".join(f"\nnote: {note}" for note in notes[:MAX_PROBLEMS])
-    if all_absent:
-        text += "\nNo image is there: name the folder of the images with --image_root (unpack it first). "
+    if 2 * absent > images:
+        count = "No image is" if absent == images else f"{absent} of {images} images are not"
+        text += f"\n{count} there: name the folder of the images with --image_root (unpack it first). "
         return text + "If these are no names of files, --image_column names another column"
     return text if firm else f"{text}\n--max_bad_images SHARE leaves such rows out"
 

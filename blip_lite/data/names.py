@@ -48,11 +48,19 @@ REJECTED = {
     *("ignore", "ignored", "delete", "deleted", "drop", "dropped", "junk", "unusable"),
 }
 ACCEPTED = {"accept", "accepted", "approve", "approved", "keep", "kept", "include", "included", "usable", "ok", "good"}
+# The same, but only in a column of verdicts or as its name: elsewhere these may be about what is seen.
+BAD = REJECTED | {"bad", "poor", "wrong", "incorrect", "invalid", "unacceptable"}
+GOOD = ACCEPTED | {"use", "useful", "valid", "correct", "acceptable"}
+_VERDICTS = {"quality", "rating", "review", "status", "verdict", "decision", "answer", "judgement", "feedback"}
+# Words that may stand beside these in a column's name: `is_caption_ok`, `do_not_use`, `text_quality`.
+_BESIDE = {"is", "do", "to", "be", "caption", "captions", "text", "annotation", "row", "sample", "item"}
+
+_SIGNS = re.compile(r"[\W_]+")
 
 
 def plain(name: object) -> str:
     """A name without case, blanks, signs and accents' spelling: `File Name`, `file_name` and `FILE-NAME` are one."""
-    return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", str(name)).casefold())
+    return _SIGNS.sub("", unicodedata.normalize("NFKC", str(name)).casefold())
 
 
 def find_column(columns: Sequence[str], names: Iterable[str]) -> str | None:
@@ -86,9 +94,26 @@ def may_be_about_splits(column: str) -> bool:
 
 def verdict_of_flag(column: str) -> bool | None:
     """What a column of yes and no says of a caption with its yes: False for `rejected` and `is_spam`, which speak
-    against it, True for `approved` and `is_ok`; None for any other."""
-    word = plain(column).removeprefix("is")
-    return word in ACCEPTED if word in REJECTED | ACCEPTED else None
+    against it, True for `approved`, `use` and `is_ok`; None for any other. `not` turns it round."""
+    words = [word for word in words_in(column) if word not in _BESIDE and word != "image"]
+    word = "".join(word for word in words if word != "not").removeprefix("is")
+    return (word in GOOD) != ("not" in words) if word in BAD | GOOD else None
+
+
+def is_about_verdicts(column: str) -> bool:
+    """Whether a column's name says that its cells judge the caption: `quality`, `review_status`."""
+    words = set(words_in(column))
+    return bool(words & _VERDICTS) and words <= _VERDICTS | _BESIDE
+
+
+def may_be_usable(column: str) -> bool:
+    """Whether a column of yes and no may be about the validation part, as fastai's, or about what can be used."""
+    return plain(column) in ("valid", "isvalid")
+
+
+def words_in(name: str) -> list[str]:
+    """`isOk_2` -> `is`, `ok`, `2`."""
+    return re.findall(r"[^\W_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", unicodedata.normalize("NFKC", name)).casefold())
 
 
 @lru_cache(100_000)

@@ -27,7 +27,7 @@ from blip_lite.data.sources.marks import Marks, agreed
 from blip_lite.data.sources.table import (
     ANNOTATIONS,
     PROBE,
-    captions_in,
+    captions_of,
     delimiter_of,
     image_path,
     inside,
@@ -236,7 +236,7 @@ def object_rows(
                 notes.append(f"{path}: its images have no captions; left out")
                 return ()
             raise DataError(f"{path}: its images have no captions (neither `sentences` nor `annotations`)")
-        return karpathy_rows(content["images"], root, str(path))
+        return karpathy_rows(content["images"], root, str(path), notes)
     tables = {key: content[key] for key in ("data", "annotations", "rows", "items") if are_rows(content.get(key))}
     parts = {key: split_of_name(key) for key in content if are_rows(content[key])}
     if any(parts.values()):  # a part that is called something else must not be lost, or trained on
@@ -326,7 +326,7 @@ def named_rows(
         if marks.is_rejected(about, where):
             continue
         part = agreed(marks.split(about, where), split, where)
-        yield Picture(image_id, file, tuple(captions_in(value)), where, part)
+        yield Picture(image_id, file, captions_of(value, where), where, part)
     marks.tell()
 
 
@@ -354,7 +354,7 @@ def coco_rows(
             precanned += bool(one.get("is_precanned"))
             if "caption" not in one:
                 raise DataError(f"{where}: has no caption, but {', '.join(one)}. Name a file of captions")
-            captions, name = tuple(captions_in(one["caption"])), images[key]["file_name"]
+            captions, name = captions_of(one["caption"], where), images[key]["file_name"]
             own = agreed(marks.split(one, where), of_image.split(images[key], where), where)
             part = agreed(own, split, where) or split_of_path(PurePosixPath(name))
             yield Picture(key, image_path(root, name, where)[1], captions, where, part)

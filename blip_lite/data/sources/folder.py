@@ -19,7 +19,7 @@ from blip_lite.data.sources.hub import datasets_rows, hub, parquet_columns, save
 from blip_lite.data.sources.lists import LISTS, in_lists, split_lists
 from blip_lite.data.sources.marks import Marks
 from blip_lite.data.sources.shards import tar_rows
-from blip_lite.data.sources.table import captions_in, read_json
+from blip_lite.data.sources.table import captions_of, read_json
 from blip_lite.errors import DataError
 from blip_lite.processing.images import IMAGE_SUFFIXES
 from blip_lite.processing.picture import Picture
@@ -174,7 +174,7 @@ def jsons_beside(found: Found) -> dict[Path, Path]:
     if 2 * len(beside) < max(1, len(found.images)):
         return {}
     found.tables = [table for table in found.tables if table not in set(beside.values())]
-    return beside if any(captions_in(read_json(path)) for path in list(beside.values())[:20]) else {}
+    return beside if any(captions_of(read_json(path), str(path)) for path in list(beside.values())[:20]) else {}
 
 
 def fold(path: Path) -> str:
@@ -299,7 +299,7 @@ def sidecar_rows(folder: Path, found: Found, texts: dict[Path, list[Path]], note
         if text.suffix.lower() == ".json":
             about = read_json(text)
             if isinstance(about, Mapping) and not marks.is_rejected(about, str(text)):
-                yield Picture(name, image, tuple(captions_in(about)), str(text), marks.split(about, str(text)))
+                yield Picture(name, image, captions_of(about, str(text)), str(text), marks.split(about, str(text)))
             continue
         lines = [line.strip() for line in utf8(text, iter_lines(text, notes))]
         captions = tuple(line for line in lines if line)

@@ -9,7 +9,7 @@ from typing import Any
 from blip_lite.data.dataset import Listing
 from blip_lite.data.sources.hub import hub
 from blip_lite.data.sources.marks import Marks
-from blip_lite.data.sources.table import captions_in, inside, read_json
+from blip_lite.data.sources.table import captions_of, inside, read_json
 from blip_lite.errors import DataError
 from blip_lite.processing.download import cache_dir
 from blip_lite.processing.picture import Picture
@@ -40,21 +40,27 @@ def load_karpathy(name: str, settings: DataSettings, images: Path | None = None)
         if guess is None:
             raise DataError(f"{name}: name the folder of its images with --image_root")
         root = guess
-    found = karpathy_rows(rows, root or cache_dir() / "coco", where, download_missing=root is None)
-    return Listing(name, found, [], published=True)
+    notes: list[str] = []
+    found = karpathy_rows(rows, root or cache_dir() / "coco", where, notes, download_missing=root is None)
+    return Listing(name, found, notes, published=True)
 
 
-def karpathy_rows(images: Any, root: Path, where: str, download_missing: bool = False) -> Iterator[Picture]:
+def karpathy_rows(
+    images: Any, root: Path, where: str, notes: list[str], download_missing: bool = False
+) -> Iterator[Picture]:
     """Objects with filename, split, sentences, and for COCO filepath, cocoid and url -> rows."""
-    marks = Marks(("filepath", "filename", "url", "cocoid", "sentences"), [])
+    marks = Marks(("filepath", "filename", "url", "cocoid", "sentences"), notes)
     try:
         for number, image in enumerate(images):
             at = f"{where}, image {number}"
+            if marks.is_rejected(image, at):
+                continue
             name = f"{image['filepath']}/{image['filename']}" if image.get("filepath") else image["filename"]
             url = None
             if download_missing:
                 url = image.get("url") or f"http://images.cocodataset.org/{name}"
-            image_id, captions = str(image.get("cocoid", name)), tuple(captions_in(image["sentences"]))
+            image_id, captions = str(image.get("cocoid", name)), captions_of(image["sentences"], at)
             yield Picture(image_id, inside(root, name, at), captions, at, marks.split(image, at), url)
+        marks.tell()
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{where}: not in Karpathy's form: {type(error).__name__} {error}") from error

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from blip_lite.data.names import (
     caption_columns,
     find_column,
     may_be_about_splits,
+    plain,
     split_of_name,
 )
 from blip_lite.data.sources.marks import agreed, split_in
@@ -26,9 +28,9 @@ LISTS = (".txt", ".lst", ".list")
 
 
 def split_lists(folder: Path, files: Iterable[Path], notes: list[str]) -> dict[str, str]:
-    """The split of each image that lists beside a table name: `train.txt` and `test.txt` with a name a line,
-    `{"train": [names], ...}`, `{name: "train", ...}`, or a table of images and splits. Raises DataError for a name in
-    two of them."""
+    """The split of each image that lists beside a table name: `train.txt` and `test.txt` with a name a line, the same
+    as JSON, `{"train": [names], ...}`, `{name: "train", ...}`, a table of images and splits, or CUB-200's numbers.
+    Raises DataError for a name in two of them."""
     lists: dict[str, str] = {}
     for path in sorted(files):
         named = [*named_in(path, notes)] if split_of_name(path.stem) or may_be_about_splits(path.stem) else []
@@ -45,19 +47,20 @@ def named_in(path: Path, notes: list[str]) -> Iterator[tuple[str, Any]]:
     if any(path.with_suffix(image).exists() for image in IMAGE_SUFFIXES):  # a caption
         return
     if suffix in LISTS:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            names = [line.strip() for line in file if line.strip()]
-        if all(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in names) or split_of_name(path.stem, strict=True):
-            found = [(own, name) for name in names]
+        images = path.with_name("images.txt")
+        cub = plain(path.stem) == "traintestsplit" and images.is_file()
+        found = [*(by_number(path, images) if cub else in_names(lines_in(path), path))]
     elif suffix in (".csv", ".tsv"):
         rows = [row for _, row in read_table(path, strict=False)]
         if not rows or caption_columns([c for c in rows[0] if c is not None]):
             return
         found = [*in_rows(rows, own, path)]
-    elif suffix == ".json" and "split" in path.stem.casefold():
+    elif suffix == ".json" and ("split" in path.stem.casefold() or begins_as_names(path)):
         content = read_json(path)
         if isinstance(content, list) and all(isinstance(row, Mapping) for row in content):
             found = [*in_rows(content, own, path)]
+        elif isinstance(content, list) and all(isinstance(name, (str, int)) for name in content):
+            found = [*in_names([*map(str, content)], path)]
         elif isinstance(content, Mapping) and all(map(split_of_name, content)):
             parts = {key: names for key, names in content.items() if isinstance(names, list)}
             found = [(split_of_name(key), name) for key, names in parts.items() for name in names]
@@ -69,6 +72,35 @@ def named_in(path: Path, notes: list[str]) -> Iterator[tuple[str, Any]]:
     if not named:
         notes.append(f"{path.name} is not read: it names no images of a split")
     yield from named
+
+
+def lines_in(path: Path) -> list[str]:
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return [line.strip() for line in file if line.strip()]
+
+
+def by_number(path: Path, images: Path) -> Iterator[tuple[str, str]]:
+    """(split, name) as CUB-200 and NABirds have them: lines of an image's number and 1 for training or 0 for the test,
+    and `images.txt` with the name of each number. Raises DataError for a line that is none."""
+    names = {number: name for number, _, name in (line.partition(" ") for line in lines_in(images))}
+    for line in lines_in(path):
+        number, _, said = line.partition(" ")
+        if number not in names or said not in ("0", "1"):
+            raise DataError(f"{path}: {line!r}; expected a number of {images.name}, and 1 (training) or 0 (test)")
+        yield ("train" if said == "1" else "test"), names[number]
+
+
+def begins_as_names(path: Path) -> bool:
+    """Whether JSON is a list of texts or numbers, by its first signs: one of captions may be large, and is not read."""
+    with open(path, "rb") as file:
+        return re.match(rb'[\xef\xbb\xbf\xff\xfe\0\s]*\[[\0\s]*["\d\]]', file.read(1024)) is not None
+
+
+def in_names(names: Sequence[str], path: Path) -> Iterator[tuple[str | None, str]]:
+    """(split, name) of what is nothing but names: all of images, unless the file's name is nothing but that of a
+    split."""
+    if all(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in names) or split_of_name(path.stem, strict=True):
+        yield from ((split_of_name(path.stem), name) for name in names)
 
 
 def in_rows(rows: Iterable[Mapping[Any, Any]], own: str | None, path: Path) -> Iterator[tuple[str | None, Any]]:

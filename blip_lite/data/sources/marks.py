@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from blip_lite.data.names import (
+    BAD,
+    GOOD,
     MAYBE_SPLIT_COLUMNS,
     REJECTED,
     SPLIT_COLUMNS,
     SPLIT_WORDS,
     find_column,
+    is_about_verdicts,
     may_be_about_splits,
+    may_be_usable,
     plain,
     split_of_flag,
     split_of_name,
@@ -43,46 +49,106 @@ class Marks:
                 if not is_empty(value):
                     self.said.setdefault(column, []).append(value)
         self.readers: dict[tuple[str, ...], tuple[SplitReader, RejectedReader]] = {}
+        self.doubtful: dict[str, Doubt] = {}
 
-    def of(self, row: Mapping[str, Any]) -> tuple[SplitReader, RejectedReader]:
+    def of(self, row: Mapping[str, Any], where: str) -> tuple[SplitReader, RejectedReader]:
         """What reads rows that have the columns of this one."""
         keys = tuple(row)
         if keys not in self.readers:
             columns = [key for key in keys if key is not None and key not in self.taken]
             said = {c: self.said.get(c) or [v for v in [row[c]] if not is_empty(v)] for c in columns}
-            self.readers[keys] = split_reader(said, self.notes), rejected_reader(said)
+            flags = self.split_flags(said, where)
+            about_splits = {c: values for c, values in said.items() if c in flags or not judges(c, values)}
+            about_verdicts = {c: values for c, values in said.items() if c not in flags}
+            readers = split_reader(about_splits, flags, self.notes), rejected_reader(about_verdicts, self.notes)
+            self.readers[keys] = readers
         return self.readers[keys]
 
+    def split_flags(self, said: Mapping[str, Sequence[Any]], where: str) -> dict[str, str]:
+        """The columns of yes and no that are about splits. One called `valid` is about the validation part beside
+        another one about splits, or where few rows have it and it is `is_valid`, as fastai writes it; about what can
+        be used where another column names the splits, or most rows have it. Raises DataError for what is neither."""
+        columns = [c for c in said if may_be_usable(c) and said[c] and all(map(is_flag, said[c]))]
+        flags = split_flags({c: values for c, values in said.items() if c in columns or not judges(c, values)})
+        if not columns or flags.keys() - {*columns}:
+            return flags
+        others = [c for c in said if c not in columns]
+        if find_column(others, SPLIT_COLUMNS) or any(holds_splits(said[c]) for c in others):
+            return {}
+        for column in columns:
+            if column not in self.doubtful:
+                first = Doubt(where, sum(map(is_yes, said[column])), len(said[column]))
+                self.doubtful[column] = Doubt(where, usable=plain(column) != "isvalid" or first.settle(column))
+        return {c: "validation" for c in columns if not self.doubtful[c].usable}
+
     def split(self, row: Mapping[str, Any], where: str) -> str | None:
-        return self.of(row)[0](row, where)
+        return self.of(row, where)[0](row, where)
 
     def is_rejected(self, row: Mapping[str, Any], where: str) -> bool:
         """Whether somebody rejected the row: VizWiz's judges, a label tool, `blip-lite review`."""
-        reason = self.of(row)[1](row, where)
+        reason = self.of(row, where)[1](row, where)
         self.rejected.update([reason] if reason else [])
+        for column, doubt in self.doubtful.items():
+            doubt.rows += column in row
+            doubt.yes += is_yes(row.get(column))
         return reason is not None
 
     def tell(self) -> None:
-        """The note of the rejected rows."""
+        """The note of the rejected rows. Raises DataError where all rows say otherwise of a column `valid` than the
+        first ones did."""
+        for column, doubt in self.doubtful.items():
+            doubt.settle(column)
         for column, count in sorted(self.rejected.items()):
             self.notes.append(f"column {column!r}: {count} captions are marked as rejected; left out")
 
 
-def split_reader(said: Mapping[str, Sequence[Any]], notes: list[str]) -> SplitReader:
+@dataclass
+class Doubt:
+    """How many of the `rows` from `where` on have a yes in a column `valid`; `usable`, what it was taken for."""
+
+    where: str
+    yes: int = 0
+    rows: int = 0
+    usable: bool | None = None
+
+    def settle(self, column: str) -> bool:
+        """Whether most have it, so that it is about what can be used. Raises DataError where it is neither that nor
+        like a validation part, or not what it was taken for."""
+        usable = 3 * self.yes >= 2 * self.rows
+        few = 3 * self.yes <= self.rows and plain(column) == "isvalid"
+        if not (usable or few) or self.usable not in (None, usable):
+            raise DataError(
+                f"{self.where}: column {column!r} says yes of {self.yes} of {self.rows} rows: are they the validation "
+                "part, or rows that can be used? Call it `is_validation`, or `is_usable`"
+            )
+        return usable
+
+
+def split_flags(said: Mapping[str, Sequence[Any]]) -> dict[str, str]:
+    """The columns of yes and no that are about splits: `is_test`, and `train` beside `val`."""
+    called = {c: split for c in said if (split := split_of_flag(c))}
+    named = {c: split for c in said if all(map(is_flag, said[c])) and (split := split_of_name(c, strict=True))}
+    found = {**named, **called}
+    return found if called or {"train", "test"} & {*found.values()} else {}  # `val` alone may be a value
+
+
+def judges(column: str, values: Iterable[Any]) -> bool:
+    """Whether a column of yes and no says whether a caption is to be used: `is_rejected`, `valid_caption`."""
+    return verdict_of_flag(column) is not None and all(map(is_flag, values))
+
+
+def split_reader(said: Mapping[str, Sequence[Any]], flags: Mapping[str, str], notes: list[str]) -> SplitReader:
     """What tells the split of a row: a column called so, flags (`is_test`), a column of any name that holds names of
     splits, or one whose name may be about splits (`subset`).
 
     Args:
         said: the columns, with what the first rows hold in each.
+        flags: of them, those that `split_flags` found.
         notes: what is no plain `split` is told here.
     """
     columns = [*said]
     if named := find_column(columns, SPLIT_COLUMNS):
         return lambda row, where: split_in(row[named], where)
-    flags = {column: split for column in columns if (split := split_of_flag(column))}
-    if not flags:
-        flags = {c: split for c in columns if all(map(is_flag, said[c])) and (split := split_of_name(c, strict=True))}
-        flags = flags if {"train", "test"} & set(flags.values()) else {}  # `val` alone may be a value
     if flags:
         tell(notes, f"splits are in column {', '.join(map(repr, flags))}")
         return lambda row, where: flagged(flags, row, where)
@@ -112,34 +178,75 @@ def holds_splits(values: Iterable[Any]) -> bool:
 def no_late_test(row: Mapping[str, Any], columns: Iterable[str], where: str) -> None:
     """Raises DataError for a cell that says test in a column that held no split in the first rows."""
     for column in columns:
-        value = row[column]
-        if isinstance(value, str) and len(value) < 12 and SPLIT_WORDS.get(value.strip().casefold()) == "test":
+        if lone_word(row[column]) == "test":
             raise DataError(
-                f"{where}: column {column!r} says {value!r}, but no split in the rows before. If it names splits, call "
-                "it `split`; else take it out"
+                f"{where}: column {column!r} says {row[column]!r}, but no split in the rows before. If it names "
+                "splits, call it `split`; else take it out"
             )
 
 
-def rejected_reader(said: Mapping[str, Sequence[Any]]) -> RejectedReader:
-    """What tells the column that rejects a row: a flag (`is_rejected`, `approved`), or a cell of any column that says
-    `rejected`, as label tools have a `status` or an `answer`.
+def lone_word(cell: Any) -> str | None:
+    """`test` or `rejected`, if that is all that a cell of any column says. Asked of every cell, so what is none of
+    these is told first by what costs little: they are short, and end in no digit."""
+    if not isinstance(cell, str) or not 0 < len(cell) < 12 or cell[-1].isdecimal():
+        return None
+    return known_word(cell)
+
+
+@lru_cache(10_000)
+def known_word(text: str) -> str | None:
+    if SPLIT_WORDS.get(text.strip().casefold()) == "test":
+        return "test"
+    return "rejected" if plain(text) in REJECTED else None
+
+
+def rejected_reader(said: Mapping[str, Sequence[Any]], notes: list[str]) -> RejectedReader:
+    """What tells the column that rejects a row: a flag (`is_rejected`, `approved`), a verdict (`quality`, where all
+    first rows say good or bad), or a cell of any column that says `rejected`, as label tools have a `status` or an
+    `answer`.
 
     Args:
         said: the columns, with what the first rows hold in each.
+        notes: verdicts that are not understood are told here.
     """
     flags = {c: verdict_of_flag(c) for c in said if plain(c).startswith("is") or all(map(is_flag, said[c]))}
     flags = {column: verdict for column, verdict in flags.items() if verdict is not None}
+    verdicts = {c for c in said if c not in flags and is_about_verdicts(c) and are_verdicts(c, said[c], notes)}
 
     def rejected(row: Mapping[str, Any], where: str) -> str | None:
-        for column, value in row.items():
+        for column in said:
             if column in flags:
-                if is_true(value, column, where) != flags[column]:
+                if is_true(row[column], column, where) != flags[column]:
                     return column
-            elif isinstance(value, str) and len(value) < 12 and column in said and plain(value) in REJECTED:
+            elif column in verdicts:
+                if is_bad(row[column], column, where):
+                    return column
+            elif lone_word(row[column]) == "rejected":
                 return column
         return None
 
     return rejected
+
+
+def are_verdicts(column: str, values: Sequence[Any], notes: list[str]) -> bool:
+    """Whether all of a column's first cells say good or bad. A note where only some do, and one is bad."""
+    words = {plain(value): value for value in values}
+    odd = [value for word, value in words.items() if word not in BAD and word not in GOOD]
+    bad = [value for word, value in words.items() if word in BAD - REJECTED]
+    if odd and bad:
+        tell(notes, f"column {column!r} says {bad[0]!r}, but also {odd[0]!r}; nothing is left out for {bad[0]!r}")
+    return bool(words) and not odd
+
+
+def is_bad(value: Any, column: str, where: str) -> bool:
+    """Whether a verdict is against a caption; an empty one is not. Raises DataError for what is not understood."""
+    word = plain(value)
+    if not (word in BAD or word in GOOD or is_empty(value)):
+        raise DataError(
+            f"{where}: column {column!r} says {value!r}, where the rows before say good or bad. Mend the cell, or call "
+            "the column otherwise if it does not judge captions"
+        )
+    return word in BAD
 
 
 def is_empty(value: Any) -> bool:
@@ -169,6 +276,10 @@ def is_true(value: Any, column: str, where: str) -> bool:
     """Whether a cell says yes; an empty one says no. Raises DataError for what is neither."""
     if not is_flag(value):
         raise DataError(f"{where}: column {column} says {value!r}; expected true or false, 1 or 0. Mend the cell")
+    return is_yes(value)
+
+
+def is_yes(value: Any) -> bool:
     return str(value).strip().casefold() in TRUE
 
 

@@ -91,7 +91,8 @@ def is_url(value: Any) -> bool:
 
 def captions_in(value: Any) -> list[str]:
     """All captions in a cell: a text, a list of them (as JSON, pandas or numpy write it, too), Karpathy's
-    `{"raw": ...}`, or a conversation with one answer. Raises ValueError for one with several."""
+    `{"raw": ...}`, or a conversation with one answer. Raises ValueError for one with several, and for a key that comes
+    twice."""
     if isinstance(value, str):
         return list_in(value.strip())
     if isinstance(value, Mapping):
@@ -111,22 +112,37 @@ def captions_in(value: Any) -> list[str]:
 def list_in(text: str) -> list[str]:
     """`['a dog', "two dogs"]`, `["a dog"]`, `('a dog', 'two dogs')`, numpy's `['a dog' 'two dogs']` with or without
     `array(...)`, and `{"text": ["a dog"]}` are lists; any other text is itself."""
-    if text[:1] == "{" and text[-1:] == "}":
-        with contextlib.suppress(ValueError, RecursionError):
-            if captions := captions_in(json.loads(text)):
-                return captions
+    if text[:1] == "{" and text[-1:] == "}" and (captions := captions_in_json(text)):
+        return captions
     if text[-1:] not in "])" or not text:
         return [""] if text.casefold() in NULLS else [text]  # empty: to be counted, not to vanish
     inner = re.fullmatch(r"(?:array\()?[\[(](.*?),?\s*[\])](?:,\s*dtype=\w+)?\)?", text, re.DOTALL)
     if inner:
-        if text[0] == "[":
-            with contextlib.suppress(ValueError, RecursionError):
-                return captions_in(json.loads(text))
+        if text[0] == "[" and (captions := captions_in_json(text)) is not None:
+            return captions
         found, rest = _QUOTED.findall(inner[1]), _QUOTED.sub("", inner[1])
         if not re.sub(r"\b(?:nan|None|null)\b|[\s,]", "", rest) and (found or text[0] != "("):
             with contextlib.suppress(ValueError, SyntaxError):
                 return [str(ast.literal_eval(one)).strip() for one in found]
     return [text]
+
+
+def captions_in_json(text: str) -> list[str] | None:
+    """The captions in a cell that holds JSON; None if it holds none. Raises ValueError for a key that comes twice."""
+    try:
+        return captions_in(json.loads(text, object_pairs_hook=without_repeats))
+    except RepeatedKey:
+        raise
+    except (ValueError, RecursionError):
+        return None
+
+
+def captions_of(cell: Any, where: str) -> tuple[str, ...]:
+    """All captions in a cell. Raises DataError that names the place."""
+    try:
+        return tuple(captions_in(cell))
+    except ValueError as error:
+        raise DataError(f"{where}: {error}") from error
 
 
 def answer_in(turns: Sequence[Mapping[str, Any]]) -> str:
@@ -258,10 +274,7 @@ def table_rows(
         if marks.is_rejected(row, where):
             continue
         value = row.get(image)
-        try:
-            captions = tuple(c for name in names for c in captions_in(row.get(name)))
-        except ValueError as error:
-            raise DataError(f"{where}: {error}") from error
+        captions = tuple(c for name in names for c in captions_of(row.get(name), where))
         if joined and len(captions) == 1:
             captions = tuple(part.strip() for caption in captions for part in caption.split("|"))
         in_split = agreed(marks.split(row, where), split, where)
@@ -443,11 +456,15 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path}: cannot be read as JSON ({error})") from error
 
 
+class RepeatedKey(ValueError):
+    """A key that comes twice in an object of JSON."""
+
+
 def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON. Raises ValueError for a key that comes twice, of which Python would keep the last without a
+    """An object of JSON. Raises RepeatedKey for one that comes twice, of which Python would keep the last without a
     word."""
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"the key {twice!r} comes twice; several captions of an image are a list")
+        raise RepeatedKey(f"the key {twice!r} comes twice; several captions of an image are a list")
     return found
