@@ -140,9 +140,7 @@ def shards(folder: Path, rows: list[Row], pattern: str) -> Path:
                 about = {"caption": caption} | ({"split": split} if pattern == "json" else {})
                 pieces = {name: png(caption), name.replace(".png", ".json"): json.dumps(about).encode()}
                 for member, content in pieces.items():
-                    info = tarfile.TarInfo(f"{split}/{member}" if pattern == "member" else member)
-                    info.size = len(content)
-                    tar.addfile(info, io.BytesIO(content))
+                    put(tar, f"{split}/{member}" if pattern == "member" else member, content)
     return folder
 
 
@@ -773,6 +771,12 @@ def test_cocos_objects_may_name_the_split_in_any_way(tmp_path: Path, place: str,
     assert splits_of(load(tmp_path / "c.json")) == expected
 
 
+def put(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    tar.addfile(info, io.BytesIO(content))
+
+
 def as_csv(folder: Path, rows: list[dict[str, Any]]) -> Path:
     lines = [",".join(map(str, row.values())) for row in rows]
     (folder / "c.csv").write_text("\n".join([",".join(rows[0]), *lines]))
@@ -800,34 +804,21 @@ def as_shard(folder: Path, rows: list[dict[str, Any]]) -> Path:
     return folder / "c.tar"
 
 
+# A column, what it says of a caption that is not to be used, and of one that is.
+JUDGED = [
+    ("is_rejected", "true", "false"), ("Rejected?", "yes", "no"), ("is_spam", "1", "0"), ("exclude", "1", ""),
+    ("approved", "no", "yes"), ("is_ok", "0", "1"), ("keep", "FALSE", "TRUE"), ("accepted", "", "x"),
+    ("answer", "reject", "accept"), ("answer", "ignore", "accept"), ("status", "Rejected", "Approved"),
+    ("decision", "discard", ""), ("use", "no", "yes"), ("do_not_use", "1", "0"), ("is_valid_image", "0", "1"),
+    ("is_correct", "no", "yes"), ("bad caption", "x", ""), ("invalid", "TRUE", "FALSE"), ("quality", "bad", "good"),
+    ("status", "deleted", "x"), ("Caption Quality", "Poor", "OK"), ("review_status", "wrong", "correct"),
+    ("rating", "bad", ""),
+]  # fmt: skip
+
+
 @given(
     write=st.sampled_from([as_csv, as_named, as_coco, as_shard]),
-    says=st.sampled_from(
-        [
-            *(
-                ("is_rejected", "true", "false"),
-                ("Rejected?", "yes", "no"),
-                ("is_spam", "1", "0"),
-                ("exclude", "1", ""),
-            ),
-            *(("approved", "no", "yes"), ("is_ok", "0", "1"), ("keep", "FALSE", "TRUE"), ("accepted", "", "x")),
-            *(("answer", "reject", "accept"), ("answer", "ignore", "accept"), ("status", "Rejected", "Approved")),
-            ("decision", "discard", ""),
-            *(
-                ("use", "no", "yes"),
-                ("do_not_use", "1", "0"),
-                ("is_valid_image", "0", "1"),
-                ("is_correct", "no", "yes"),
-            ),
-            *(
-                ("bad caption", "x", ""),
-                ("invalid", "TRUE", "FALSE"),
-                ("quality", "bad", "good"),
-                ("status", "deleted", "x"),
-            ),
-            *(("Caption Quality", "Poor", "OK"), ("review_status", "wrong", "correct"), ("rating", "bad", "")),
-        ]
-    ),
+    says=st.sampled_from(JUDGED),
     which=st.sets(st.integers(0, 11), min_size=1, max_size=8),
 )
 @FEW_EXAMPLES
@@ -999,9 +990,7 @@ def test_of_several_texts_in_a_shard_the_caption_is_read(tmp_path: Path) -> None
     with tarfile.open(tmp_path / "0.tar", "w") as tar:
         for n, caption in enumerate(caption_to_scene):
             for end, content in ((".png", png(caption)), (".caption.txt", caption.encode()), (".tags.txt", b"1girl")):
-                info = tarfile.TarInfo(f"{n}{end}")
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
+                put(tar, f"{n}{end}", content)
     assert set(splits_of(load(tmp_path / "0.tar"))) == set(caption_to_scene)
 
 
@@ -1080,9 +1069,7 @@ def test_several_images_of_a_sample_are_counted(tmp_path: Path) -> None:
         for n, caption in enumerate(caption_to_scene):
             second = [(".mask.png", png(caption))] if n < 3 else []
             for end, content in [(".png", png(caption)), *second, (".txt", caption.encode())]:
-                info = tarfile.TarInfo(f"{n}{end}")
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
+                put(tar, f"{n}{end}", content)
     data = load(tmp_path / "0.tar")
     assert set(splits_of(data)) == set(caption_to_scene)
     assert "3 samples hold several images; the first of each is taken" in data.notes
@@ -1129,9 +1116,7 @@ def twice_in_a_shard(folder: Path, said: str, text: bool) -> Path:
             about = said if n == 3 else json.dumps({"caption": caption})
             pieces = [(".png", png(caption)), (".json", about.encode()), *([(".txt", b"a dog")] if text else [])]
             for end, content in pieces:
-                info = tarfile.TarInfo(f"{n}{end}")
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
+                put(tar, f"{n}{end}", content)
     return folder / "0.tar"
 
 

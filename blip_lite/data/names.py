@@ -113,7 +113,12 @@ def may_be_usable(column: str) -> bool:
 
 def words_in(name: str) -> list[str]:
     """`isOk_2` -> `is`, `ok`, `2`."""
-    return re.findall(r"[^\W_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", unicodedata.normalize("NFKC", name)).casefold())
+    return re.findall(r"[^\W_]+", spaced(name))
+
+
+def spaced(name: str) -> str:
+    """`isOk_2` -> `is ok_2`."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", unicodedata.normalize("NFKC", name)).casefold()
 
 
 @lru_cache(100_000)
@@ -125,7 +130,7 @@ def split_of_name(name: str, strict: bool = False) -> str | None:
         name: of a split, a folder, a file without its suffix, a shard.
         strict: nothing else may be said, but words like `images`: for folders, which may be about anything.
     """
-    name = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", unicodedata.normalize("NFKC", name)).casefold()
+    name = spaced(name)
     if found := SPLIT_WORDS.get(re.sub(r"[\W\d_]+", "", name)):  # `hold-out`, `rest_val`, `2014val`
         return found
     words = [part for word in re.findall(r"[^\W\d_]+", name) for part in parted(word)]

@@ -184,7 +184,8 @@ def writer(run: Run) -> Iterator[None]:
 
 
 def wait_for_checkpoint(run: Run) -> None:
-    """Until the last one is on disk, or `run.saved` says that it is not. Raises what else its thread raised."""
+    """Until the last one is on disk, or `run.saved` says that it is not. Raises what else its thread raised.
+    Called before workers are forked, too, which threads at work do not bear."""
     if run.writing:
         run.writing.result()
         run.writing = None

@@ -138,7 +138,7 @@ def epoch(run: Run) -> DataLoader[Batch]:
     rank, world = accelerator.process_index, accelerator.num_processes
     run.batches[:] = epoch_batches(order, run.config.loading.batch_size, rank, world)
     if run.loader is None:
-        wait_for_checkpoint(run)  # of a validation that was due; workers are forked, which threads at work do not bear
+        wait_for_checkpoint(run)  # of a validation that was due
         run.loader = loader(train_set, run.batches, run.num_workers, accelerator.device.type == "cuda", lasting=True)
     del run.batches[: run.progress.batches]
     train_set.epoch = run.progress.epoch
@@ -216,7 +216,7 @@ def validate_and_save(run: Run, log: RunLog, stop: Stop, end_of_epoch: bool, beg
 
 def evaluate_and_keep_best(run: Run, log: RunLog, stop: Stop) -> None:
     """Validate; keep the best. If asked to stop meanwhile, leave it due."""
-    wait_for_checkpoint(run)  # from an epoch ago; validation forks workers, which threads at work do not bear
+    wait_for_checkpoint(run)  # from an epoch ago
     found = validate(run, lambda: stop.asked(2 * run.saving_seconds))
     if found is None:
         return

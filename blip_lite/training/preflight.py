@@ -106,11 +106,12 @@ def few_captions(run: Run) -> Batch:
 
 def why_not_learnt(wanted: list[str], found: list[str], losses: list[float], seconds: float) -> str:
     """What `sanity` says when the captions did not come back."""
-    if losses[-1] < 0.1 and found:
+    low = losses[-1] < 0.1
+    if low and found:
         pair = next(((w, f) for w, f in zip(wanted, found, strict=False) if w != f), ("", "nothing"))
         wrong = f"{pair[0]!r} came back as {pair[1]!r}: training and generation differ"
         return f"the loss fell to {losses[-1]:.3f}, yet {wrong}"
-    slow = len(losses) < 100 or losses[-1] < 0.1  # the time was up before they were looked at
+    slow = len(losses) < 100 or low  # the time was up before they were looked at
     return (
         f"in {len(losses)} steps ({seconds:.0f} s) the loss went from {losses[0]:.2f} to {losses[-1]:.2f}; "
         "below 0.1 was wanted"

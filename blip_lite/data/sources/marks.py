@@ -57,14 +57,14 @@ class Marks:
         if keys not in self.readers:
             columns = [key for key in keys if key is not None and key not in self.taken]
             said = {c: self.said.get(c) or [v for v in [row[c]] if not is_empty(v)] for c in columns}
-            flags = self.split_flags(said, where)
-            about_splits = {c: values for c, values in said.items() if c in flags or not judges(c, values)}
+            flags = self.flags_of(said, where)
+            about_splits = {c: values for c, values in said.items() if not judges(c, values)}
             about_verdicts = {c: values for c, values in said.items() if c not in flags}
             readers = split_reader(about_splits, flags, self.notes), rejected_reader(about_verdicts, self.notes)
             self.readers[keys] = readers
         return self.readers[keys]
 
-    def split_flags(self, said: Mapping[str, Sequence[Any]], where: str) -> dict[str, str]:
+    def flags_of(self, said: Mapping[str, Sequence[Any]], where: str) -> dict[str, str]:
         """The columns of yes and no that are about splits. One called `valid` is about the validation part beside
         another one about splits, or where few rows have it and it is `is_valid`, as fastai writes it; about what can
         be used where another column names the splits, or most rows have it. Raises DataError for what is neither."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import tarfile
@@ -15,7 +14,7 @@ from typing import Any
 from blip_lite.data.dataset import Listing
 from blip_lite.data.names import CAPTION_COLUMNS, split_of_name, split_of_path
 from blip_lite.data.sources.marks import Marks, agreed
-from blip_lite.data.sources.table import RepeatedKey, captions_in, without_repeats
+from blip_lite.data.sources.table import RepeatedKey, captions_in, parse_json
 from blip_lite.errors import DataError
 from blip_lite.processing.images import IMAGE_SUFFIXES
 from blip_lite.processing.picture import Picture
@@ -119,7 +118,7 @@ def tar_captions(pieces: Mapping[str, Callable[[], bytes]], where: str) -> tuple
             captions = [line.strip() for line in kinds[text]().decode("utf-8-sig").splitlines() if line.strip()]
         if "json" in kinds:
             try:
-                about = json.loads(kinds["json"](), object_pairs_hook=without_repeats)
+                about = parse_json(kinds["json"]())
             except (ValueError, RecursionError) as error:
                 if not text or isinstance(error, RepeatedKey):  # beside a text, it need not be JSON
                     raise

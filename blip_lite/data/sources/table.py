@@ -130,7 +130,7 @@ def list_in(text: str) -> list[str]:
 def captions_in_json(text: str) -> list[str] | None:
     """The captions in a cell that holds JSON; None if it holds none. Raises ValueError for a key that comes twice."""
     try:
-        return captions_in(json.loads(text, object_pairs_hook=without_repeats))
+        return captions_in(parse_json(text))
     except RepeatedKey:
         raise
     except (ValueError, RecursionError):
@@ -363,7 +363,7 @@ def read_table(path: Path, strict: bool = True, notes: list[str] | None = None) 
                 continue
             where = f"{path}, line {number}"
             try:
-                row = json.loads(line, object_pairs_hook=without_repeats)
+                row = parse_json(line)
             except (ValueError, RecursionError) as error:
                 yield bad(where, f"not valid JSON ({error})")
                 continue
@@ -447,13 +447,18 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     try:
-        return json.loads(text, object_pairs_hook=without_repeats)
+        return parse_json(text)
     except (ValueError, RecursionError) as error:
         with contextlib.suppress(ValueError, RecursionError):
-            rows = [json.loads(line, object_pairs_hook=without_repeats) for line in lines_of(text)]
+            rows = [parse_json(line) for line in lines_of(text)]
             if rows and all(isinstance(row, dict) for row in rows):
                 return rows
         raise DataError(f"{path}: cannot be read as JSON ({error})") from error
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What JSON holds. Raises ValueError, RepeatedKey among them, or RecursionError."""
+    return json.loads(text, object_pairs_hook=without_repeats)
 
 
 class RepeatedKey(ValueError):
