@@ -38,7 +38,7 @@ from blip_lite.model.flops import training_flops
 from blip_lite.model.pretrained import load_pretrained
 from blip_lite.processing.images import open_image
 from blip_lite.settings import DataSettings, OptimisationSettings, RegularisationSettings
-from blip_lite.training.setup import build_optimizer
+from blip_lite.training.optimizer import build_optimizer
 
 warnings.filterwarnings("ignore")
 

@@ -29,6 +29,8 @@ DATASETS = ("shapes", "flickr8k", "flickr30k", "coco_karpathy")  # data sets wit
 
 # Defaults that depend on the model: a published checkpoint, or a preset that starts from random weights.
 FINE_TUNING: dict[str, Any] = {
+    "optimizer": "adamw",
+    "parallel_prediction": 0.0,
     "learning_rate": 5e-5,
     "epochs": 4,
     "gradient_accumulation_steps": 2,
@@ -39,6 +41,8 @@ DASHBOARDS = ("wandb", "tensorboard", "trackio")
 FROM_SCRATCH: dict[str, dict[str, Any]] = {
     # no workers: on 2 cores they get in the way of a model this small (measured: 129 images/s without, 68 to 99 with)
     "tiny": {
+        "optimizer": "adamw",
+        "parallel_prediction": 0.0,
         "learning_rate": 1e-3,
         "epochs": 13,
         "batch_size": 16,
@@ -184,6 +188,11 @@ class OptimisationSettings:
     gradient_accumulation_steps: int | None = setting(
         None, f"forward passes per optimizer step; default: {defaults('gradient_accumulation_steps')}", least=1
     )
+    optimizer: str | None = setting(
+        None,
+        f"of the matrices between embeddings and vocabulary; default: {defaults('optimizer')}",
+        ("adamw", "muon"),
+    )
     learning_rate: float | None = setting(None, f"peak learning rate; default: {defaults('learning_rate')}", above=0)
     lr_schedule: str = setting("linear", "decay after warm-up", ("linear", "cosine", "constant"))
     warmup_ratio: float = setting(
@@ -195,6 +204,13 @@ class OptimisationSettings:
     seed: int = setting(42, "of the split, the order of images and random weights", least=0, most=2**32 - 1)
     captions_per_image: int | None = setting(
         None, "captions of each image in an epoch, others in the next; default: all, tiny 1", least=1
+    )
+    parallel_prediction: float | None = setting(
+        None,
+        "share of training captions whose words the decoder does not read, so that it must look at the image, 0 to 1; "
+        f"default: {defaults('parallel_prediction')}",
+        least=0,
+        most=1,
     )
     max_length: int = setting(40, "longest caption in tokens, [DEC], prompt and [SEP] included; longer ones are cut")
     max_words: int = setting(

@@ -185,11 +185,15 @@ def newest(run: Path, say: Callable[[str], None] = print) -> Path | None:
     return None
 
 
+# What runs did that do not say it, as they are from before there was a choice.
+BEFORE = {"scenes": 2500, "optimizer": "adamw", "parallel_prediction": 0.0}
+
+
 def read_run_config(run: Path) -> TrainConfig:
     """The settings of a run, from its `config.json`. Raises ConfigError."""
     path = run / "config.json"
     try:
-        values = {"scenes": 2500, **json.loads(path.read_text("utf-8"))["settings"]}  # before 0.2 there were 2,500
+        values = {**BEFORE, **json.loads(path.read_text("utf-8"))["settings"]}
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"{run}: not a run of train.py, {path.name} cannot be read ({error})") from error
     return TrainConfig.of(**check(TrainConfig, values, str(path)))

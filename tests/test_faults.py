@@ -31,8 +31,9 @@ from blip_lite.processing import hub, threads
 from blip_lite.storage import read_run_config
 from blip_lite.training import checkpoint
 from blip_lite.training.loop import train
+from blip_lite.training.optimizer import build_optimizer
 from blip_lite.training.preflight import out_of_memory
-from blip_lite.training.setup import build_model, build_optimizer
+from blip_lite.training.setup import build_model
 from blip_lite.training.signals import Stop
 from conftest import ROOT, free_port, load, tiny_config
 

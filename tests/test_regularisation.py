@@ -23,8 +23,8 @@ from blip_lite.model.pretrained import resize, save_pretrained
 from blip_lite.processing.picture import Picture
 from blip_lite.settings import OptimisationSettings, RegularisationSettings, TrainConfig
 from blip_lite.training.loop import train
+from blip_lite.training.optimizer import build_optimizer, learning_rate_share
 from blip_lite.training.run import Average
-from blip_lite.training.setup import build_optimizer, learning_rate_share
 from blip_lite.training.validate import Validation
 from conftest import real_data, tiny_config
 

@@ -21,7 +21,8 @@ from blip_lite.model.blip import Blip
 from blip_lite.settings import OptimisationSettings, RegularisationSettings
 from blip_lite.training import checkpoint
 from blip_lite.training.loop import learning_rate, train
-from blip_lite.training.setup import build_optimizer, prepare, start
+from blip_lite.training.optimizer import build_optimizer
+from blip_lite.training.setup import prepare, start
 from blip_lite.training.validate import as_used, validate
 from conftest import ROOT, free_port, tiny_config
 
@@ -77,6 +78,8 @@ REGULARISED = {
     "vision_learning_rate_factor": 0.5,
     "image_size": 48,
     "best_metric": "cider",
+    "optimizer": "muon",
+    "parallel_prediction": 0.5,
 }
 
 

@@ -6,6 +6,7 @@ import hashlib
 import math
 import multiprocessing
 import os
+import random
 import shutil
 import signal
 from collections.abc import Sequence
@@ -31,6 +32,9 @@ from blip_lite.processing.upload import upload
 
 LONGEST_WAIT = 1800  # seconds for a batch, after which a worker is given up
 MOST_WORKERS = 8  # of a process unless told; each decodes some 200 images/s at 384 pixels, and a GPU trains on fewer
+
+
+Tokens = tuple[list[int], list[int]]  # of a caption: what the decoder reads, and what it is to say, of equal lengths
 
 
 @dataclass
@@ -68,6 +72,7 @@ class Captions(Dataset[Any]):
         features: a `feature_cache.Features`, from which images come instead of being decoded.
         captions_per_image: how many captions of an image an epoch takes; None: all. `seed` and `epoch` say which.
         augment: whether images are changed, in each epoch otherwise.
+        parallel_prediction: share of captions whose words the decoder does not read, others in each epoch.
         multiple: captions are padded to a multiple of so many tokens.
         epoch: from 0; workers see it change.
     """
@@ -78,6 +83,7 @@ class Captions(Dataset[Any]):
         self.features: Any = None
         self.captions_per_image: int | None = None
         self.augment = False
+        self.parallel_prediction = 0.0
         self.multiple = 1
         self.seed, self._epoch = 0, multiprocessing.RawValue("q", 0)
 
@@ -112,10 +118,20 @@ class Captions(Dataset[Any]):
             image = augment(open_image(image), example.captions, self.processor.image_size, key)
         return self.processor.rgb(image)
 
-    def tokens(self, example: Picture) -> list[list[int]]:
-        return [self.processor.encode(caption, self.prompt, self.max_length) for caption in self.captions(example)]
+    def tokens(self, example: Picture) -> list[Tokens]:
+        said = [self.processor.encode(caption, self.prompt, self.max_length) for caption in self.captions(example)]
+        return [(self.read(tokens, f"{example.image_id}/{k}"), tokens) for k, tokens in enumerate(said)]
 
-    def __getitem__(self, index: int) -> tuple[str, Tensor | str, list[list[int]]]:
+    def read(self, tokens: list[int], key: str) -> list[int]:
+        """What the decoder reads of a caption that it learns to say: all of it, or in parallel prediction (Tschannen et
+        al. 2023, https://arxiv.org/abs/2306.07915) its start and nothing but [MASK], so that each word must come from
+        the image. A function of seed, epoch and key."""
+        if random.Random(f"{self.seed}/{self.epoch}/{key}").random() >= self.parallel_prediction:
+            return tokens
+        start = len(self.processor.prompt_ids(self.prompt))
+        return [*tokens[:start], *[self.processor.mask_token_id] * (len(tokens) - start)]
+
+    def __getitem__(self, index: int) -> tuple[str, Tensor | str, list[Tokens]]:
         # A negative index -1-i asks for a place-holder: image i without captions (see `epoch_batches`).
         position = index if index >= 0 else -1 - index
         example = self.examples[position]
@@ -136,7 +152,7 @@ def draw_captions(captions: Sequence[str], count: int, seed: str, epoch: int) ->
 
 
 def collate(
-    items: Sequence[tuple[str, Tensor | str, list[list[int]]]],
+    items: Sequence[tuple[str, Tensor | str, list[Tokens]]],
     processor: Processor,
     prompt_length: int,
     multiple: int = 1,
@@ -151,15 +167,15 @@ def collate(
     """
     captions = [tokens if isinstance(pixels, Tensor) else [] for _, pixels, tokens in items]
     most = max(1, max(len(rows) for rows in captions))
-    longest = max((len(row) for rows in captions for row in rows), default=2)
+    longest = max((len(said) for rows in captions for _, said in rows), default=2)
     padded = math.ceil(longest / multiple) * multiple
     input_ids = torch.full((len(items), most, padded), processor.pad_token_id)
     input_ids[:, :, 0] = processor.bos_token_id
     labels = torch.full_like(input_ids, IGNORE)
     for i, rows in enumerate(captions):
-        for k, row in enumerate(rows):
-            input_ids[i, k, : len(row)] = torch.tensor(row)
-            labels[i, k, prompt_length : len(row)] = input_ids[i, k, prompt_length : len(row)]
+        for k, (read, said) in enumerate(rows):
+            input_ids[i, k, : len(read)] = torch.tensor(read)
+            labels[i, k, prompt_length : len(said)] = torch.tensor(said[prompt_length:])
     decoded = [pixels for _, pixels, _ in items if isinstance(pixels, Tensor)]
     size = processor.image_size
     blank = torch.zeros_like(decoded[0]) if decoded else torch.zeros(3, size, size, dtype=torch.uint8)

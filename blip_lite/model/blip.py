@@ -76,6 +76,15 @@ def avoid_cudnn_attention(device: torch.device) -> None:
         torch.backends.cuda.enable_cudnn_sdp(False)
 
 
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, **options: Any) -> Tensor:
+    """torch's `[I, H, T, d]`, but of bfloat16 on a CPU that trains in float32: there the way back alone takes five times
+    as long (benchmarks/README.md)."""
+    if torch.is_autocast_enabled("cpu") and q.device.type == "cpu" and q.requires_grad:
+        with torch.autocast("cpu", enabled=False):
+            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask, **options)
+    return F.scaled_dot_product_attention(q, k, v, mask, **options)
+
+
 class VisionEmbeddings(nn.Module):
     def __init__(self, c: VisionConfig) -> None:
         super().__init__()
@@ -98,7 +107,7 @@ class VisionAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (heads(part, self.num_heads) for part in self.qkv(x).chunk(3, dim=-1))  # [I, H, P, d]
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
+        y = attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
         return self.projection(merge(y))
 
 
@@ -197,7 +206,7 @@ class TextLayer(nn.Module):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
         dropout = self.dropout if self.training else 0.0
-        return merge(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal))
+        return merge(attention(q, k, v, mask, dropout_p=dropout, is_causal=causal))
 
     def forward(self, x: Tensor, images: Tensor | KeyValueCache) -> Tensor:
         """One layer for x `[R, T, D]`.

@@ -12,6 +12,7 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from torch import Tensor
 
+from blip_lite.errors import ConfigError
 from blip_lite.processing.images import ImageInput, open_image
 from blip_lite.processing.text import detokenize, normalize_caption
 from blip_lite.processing.upload import upload
@@ -98,6 +99,14 @@ class Processor:
     def pixel_values(self, images: Iterable[ImageInput]) -> Tensor:
         """Images -> `[I, 3, S, S]`. Raises ImageError, which names the image."""
         return torch.stack([self.pixels(image) for image in images])
+
+    @property
+    def mask_token_id(self) -> int:
+        """`[MASK]`. Raises ConfigError where the vocabulary has none."""
+        found = self.tokenizer.token_to_id("[MASK]")
+        if found is None:
+            raise ConfigError("--parallel_prediction: the checkpoint's vocabulary has no [MASK]; leave it at 0")
+        return int(found)
 
     def words(self, text: str) -> list[int]:
         """Token ids of plain text, no special tokens added."""

@@ -15,8 +15,8 @@ from blip_lite.storage import newest, step_in
 
 EXAMPLES = "examples"  # folder of a run: pictures that may be shown, by number, and captions.json
 SETTINGS = (
-    "batch_size", "gradient_accumulation_steps", "learning_rate", "lr_schedule", "warmup_ratio", "weight_decay",
-    "label_smoothing", "max_grad_norm", "max_length", "captions_per_image", "prompt", "freeze_vision",
+    "batch_size", "gradient_accumulation_steps", "optimizer", "learning_rate", "lr_schedule", "warmup_ratio",
+    "weight_decay", "label_smoothing", "parallel_prediction", "max_grad_norm", "max_length", "captions_per_image", "prompt", "freeze_vision",
     "mixed_precision", "seed",
 )  # fmt: skip
 DECODING = [field.name for field in dataclasses.fields(DecodingSettings)]
@@ -80,7 +80,7 @@ def model_card(run: Path, verdicts: Sequence[Mapping[str, Any]] = (), ckpt: str 
             "",
             "## Recipe",
             "",
-            f"{progress.get('step', 0)} optimizer steps, {progress.get('epoch', 0)} whole epochs; AdamW"
+            f"{progress.get('step', 0)} optimizer steps, {progress.get('epoch', 0)} whole epochs"
             f"{best}. "
             f"Precision: {machine.get('precision') or 'not recorded'}.",
             "",

@@ -37,7 +37,7 @@ def sanity(config: TrainConfig, seconds: float = 60) -> dict[str, Any]:
         ConfigError, DataError, CheckpointError: as in `train`.
     """
     # smoothing and dropout keep the loss above 0
-    config = config.resolved().replace(label_smoothing=0.0, dropout=0.0, max_grad_norm=1.0)
+    config = config.resolved().replace(label_smoothing=0.0, dropout=0.0, parallel_prediction=0.0, max_grad_norm=1.0)
     config.validate()
     run = prepare(config, start(config), needed=("train",))
     processor, prompt = run.processor, run.processor.prompt_ids(config.decoding.prompt)

@@ -29,11 +29,13 @@ MUST_NOT_CHANGE = (
     "seed",
     "freeze_vision",
     "mixed_precision",
+    "optimizer",
     "learning_rate",
     "lr_schedule",
     "warmup_ratio",
     "weight_decay",
     "label_smoothing",
+    "parallel_prediction",
     "max_grad_norm",
     "image_size",
     "augment",
@@ -43,7 +45,7 @@ MUST_NOT_CHANGE = (
     "layer_decay",
 )
 # Of these, those with which the optimizer's moments are of other weights, in other groups, or of another shape.
-OTHER_MOMENTS = ("freeze_vision", "vision_learning_rate_factor", "layer_decay", "image_size")
+OTHER_MOMENTS = ("optimizer", "freeze_vision", "vision_learning_rate_factor", "layer_decay", "image_size")
 
 
 FORGETTABLE = (
@@ -87,7 +89,7 @@ def check_output(run: Path, config: TrainConfig) -> TrainConfig | None:
     if wrong and (not config.run.allow_config_change or any(earlier[n] != now[n] for n in OTHER_MOMENTS)):
         raise ConfigError(
             f"--resume: {run} would become another run: {'; '.join(wrong)}. --allow_config_change does "
-            "it all the same (not for freeze_vision, image_size and rates of layers: other weights have moments)"
+            "it all the same (not for optimizer, freeze_vision, image_size and rates of layers: other weights have moments)"
         )
     return before
 

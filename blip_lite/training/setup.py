@@ -8,7 +8,6 @@ import importlib.util
 import math
 import os
 import platform
-import re
 import subprocess
 from collections.abc import Sequence
 from datetime import timedelta
@@ -36,13 +35,12 @@ from blip_lite.processing.text import normalize_caption
 from blip_lite.settings import (
     FROM_SCRATCH,
     LoadingSettings,
-    OptimisationSettings,
-    RegularisationSettings,
     TrainConfig,
     did_you_mean,
 )
 from blip_lite.storage import newest
 from blip_lite.training.checkpoint import on_disk
+from blip_lite.training.optimizer import build_optimizer
 from blip_lite.training.run import Average, Run, Skips
 
 # How long processes wait for one that works alone, on a download or a save; NCCL's own limit is ten minutes.
@@ -143,13 +141,19 @@ def prepare(config: TrainConfig, accelerator: Accelerator, needed: Sequence[str]
     train_set = Captions(data.splits["train"], processor, config.decoding.prompt, optimisation.max_length)
     train_set.captions_per_image, train_set.seed = optimisation.captions_per_image, optimisation.seed
     train_set.augment = config.regularisation.augment
+    train_set.parallel_prediction = optimisation.parallel_prediction or 0.0
     train_set.multiple = 8 if config.model.compile else 1  # few lengths, as each is compiled for itself
     say_workers(config.loading, train_set.image_bytes, accelerator)
 
     # The learning rate is set at each step by `learning_rate`: nothing else is scheduled.
     model.to(accelerator.device)
     average = Average(model, config.regularisation.ema) if config.regularisation.ema else None
-    ddp, optimizer = accelerator.prepare(model, build_optimizer(model, optimisation, config.regularisation))
+    multiplied_in = (
+        torch.bfloat16 if accelerator.device.type == "cuda" or precision(accelerator) == "bfloat16" else torch.float32
+    )
+    ddp, optimizer = accelerator.prepare(
+        model, build_optimizer(model, optimisation, config.regularisation, multiplied_in)
+    )
     rank, world = accelerator.process_index, accelerator.num_processes
     per_epoch = len(epoch_batches(range(len(train_set)), batch_size, rank, world))
     steps_per_epoch = math.ceil(per_epoch / int(optimisation.gradient_accumulation_steps or 1))
@@ -250,6 +254,8 @@ def build_model(config: TrainConfig, data: DataSet) -> tuple[Blip, Processor]:
         resize(model, processor, config.model.image_size)
     if config.regularisation.dropout is not None:
         model.set_dropout(config.regularisation.dropout)
+    if config.optimisation.parallel_prediction:
+        _ = processor.mask_token_id  # refused here, not in a worker
     processor.max_words = config.optimisation.max_words
     decoding = dataclasses.asdict(config.decoding)  # travels with every checkpoint
     processor.prompt, processor.decoding = decoding.pop("prompt"), decoding
@@ -260,36 +266,3 @@ def build_model(config: TrainConfig, data: DataSet) -> tuple[Blip, Processor]:
     if config.model.freeze_vision:
         model.freeze_vision()
     return model, processor
-
-
-def build_optimizer(
-    model: Blip, settings: OptimisationSettings, regularisation: RegularisationSettings
-) -> torch.optim.AdamW:
-    """AdamW; weight decay on matrices and embeddings, none on biases and norms.
-
-    Each group has, besides torch's values, `lr_scale`: its share of the learning rate.
-    """
-    shares = {name: learning_rate_share(name, model, regularisation) for name, _ in model.named_parameters()}
-    groups = []
-    for share in sorted(set(shares.values()), reverse=True):
-        trained = [p for name, p in model.named_parameters() if p.requires_grad and shares[name] == share]
-        matrices, vectors = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
-        groups += [
-            {"params": matrices, "weight_decay": settings.weight_decay, "lr_scale": share},
-            {"params": vectors, "weight_decay": 0.0, "lr_scale": share},
-        ]
-    groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=float(settings.learning_rate or 0), betas=(0.9, 0.999), fused=True)
-
-
-def learning_rate_share(name: str, model: Blip, settings: RegularisationSettings) -> float:
-    """Of the learning rate, that a parameter learns at: each layer `layer_decay` of the one above it (Clark et al.
-    2020, https://arxiv.org/abs/2003.10555), counted in each half from its own top, where embeddings lie below the
-    first layer; the image encoder `vision_learning_rate_factor` of that. Word embeddings are the vocabulary head, too,
-    and learn as it does."""
-    vision = name.startswith("vision_model.")
-    layers = len(model.vision_model.encoder.layers if vision else model.text_decoder.layers)
-    layer = re.search(r"encoder\.layers?\.(\d+)\.", name)
-    below = layers - 1 - int(layer[1]) if layer else layers if ".embeddings." in name else 0
-    below = 0 if "word_embeddings" in name else below
-    return settings.layer_decay**below * (settings.vision_learning_rate_factor if vision else 1)
