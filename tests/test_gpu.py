@@ -127,13 +127,16 @@ def windows(run: Run, steps: int) -> list[list[Batch]]:
     return [batches[at : at + 2] for at in range(0, 2 * steps, 2)]
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_training_step_never_waits_and_gives_the_weights_of_the_cpu(tmp_path: Path, checkpointing: bool) -> None:
+@pytest.mark.parametrize("checkpointing, optimizer", [(False, "adamw"), (True, "adamw"), (False, "muon")])
+def test_a_training_step_never_waits_and_gives_the_weights_of_the_cpu(
+    tmp_path: Path, checkpointing: bool, optimizer: str
+) -> None:
     options = {
         "mixed_precision": "no",
         "batch_size": 3,
         "gradient_checkpointing": checkpointing,
         "label_smoothing": 0.1,
+        "optimizer": optimizer,
     }
     here = tiny_run(tmp_path, **options)
     expected = [train_step(here, window, 1e-3) for window in windows(here, 2)]

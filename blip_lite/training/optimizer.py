@@ -73,7 +73,7 @@ class Muon(torch.optim.AdamW):
 
     Args:
         groups: as torch's, some with `"muon": True`.
-        dtype: to multiply in. bfloat16 is enough (Jordan), float32 faster where the processor knows no bfloat16.
+        dtype: to multiply in; bfloat16 is enough (Jordan).
         values: AdamW's.
     """
 
@@ -104,14 +104,15 @@ class Muon(torch.optim.AdamW):
         ahead = gradient.lerp(state["momentum"], MOMENTUM)  # Nesterov's
         size = RMS * max(p.shape) ** 0.5 * group["lr"] * good
         p.mul_(1 - group["lr"] * group["weight_decay"] * good)
-        p.sub_(orthogonalised(ahead.to(self.dtype)).to(p.dtype) * size)
+        p.sub_(orthogonalised(ahead, self.dtype) * size)
 
 
-def orthogonalised(matrix: Tensor) -> Tensor:
-    """U V^T of a matrix U S V^T, about: singular values between 0.7 and 1.2, by five Newton-Schulz iterations."""
-    x = matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix  # so that x x^T is small
+def orthogonalised(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """U V^T of a matrix U S V^T, about: singular values between 0.7 and 1.2, by five Newton-Schulz iterations, which
+    multiply in `dtype`."""
+    x = (matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix).to(dtype)  # so that x x^T is small
     x = x / (x.norm() + 1e-7)
     for _ in range(5):
         gram = x @ x.mT
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=B, alpha=C), x, beta=A)  # one pass over each matrix
-    return x.mT if matrix.shape[0] > matrix.shape[1] else x
+    return (x.mT if matrix.shape[0] > matrix.shape[1] else x).to(matrix.dtype)

@@ -148,12 +148,9 @@ def prepare(config: TrainConfig, accelerator: Accelerator, needed: Sequence[str]
     # The learning rate is set at each step by `learning_rate`: nothing else is scheduled.
     model.to(accelerator.device)
     average = Average(model, config.regularisation.ema) if config.regularisation.ema else None
-    multiplied_in = (
-        torch.bfloat16 if accelerator.device.type == "cuda" or precision(accelerator) == "bfloat16" else torch.float32
-    )
-    ddp, optimizer = accelerator.prepare(
-        model, build_optimizer(model, optimisation, config.regularisation, multiplied_in)
-    )
+    muon_dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32  # float16 has no range
+    optimizer = build_optimizer(model, optimisation, config.regularisation, muon_dtype)
+    ddp, optimizer = accelerator.prepare(model, optimizer)
     rank, world = accelerator.process_index, accelerator.num_processes
     per_epoch = len(epoch_batches(range(len(train_set)), batch_size, rank, world))
     steps_per_epoch = math.ceil(per_epoch / int(optimisation.gradient_accumulation_steps or 1))
