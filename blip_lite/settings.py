@@ -198,7 +198,7 @@ class OptimisationSettings:
     warmup_ratio: float = setting(
         0.05, "share of all steps in which the learning rate rises linearly, 0 to 1", least=0, most=1
     )
-    weight_decay: float = setting(0.05, "AdamW weight decay, on matrices only", least=0)
+    weight_decay: float = setting(0.05, "weight decay, on matrices only", least=0)
     label_smoothing: float = setting(0.0, "0 to 1; the official COCO recipe uses 0.1", least=0, most=1)
     max_grad_norm: float = setting(1.0, "clip the gradient's norm to this; 0: do not clip", least=0)
     seed: int = setting(42, "of the split, the order of images and random weights", least=0, most=2**32 - 1)

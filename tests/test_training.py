@@ -15,6 +15,7 @@ import torch
 from transformers import BlipForConditionalGeneration
 
 from blip_lite import Captioner
+from blip_lite.data.batches import Captions, collate
 from blip_lite.data.load import load_data
 from blip_lite.errors import ConfigError, TrainingError
 from blip_lite.model.blip import Blip
@@ -281,7 +282,7 @@ def test_two_processes_give_one_processs_losses(tmp_path: Path) -> None:
     one, two = metrics_of(tmp_path / "one"), metrics_of(tmp_path / "two")
     assert [line["step"] for line in one] == [line["step"] for line in two]
     for a, b in zip(one, two, strict=True):
-        for key in ("loss", "val_loss"):
+        for key in ("loss", "val_loss"):  # with other images it differs, as each process pairs its own
             if key in a:
                 assert a[key] == pytest.approx(b[key], abs=1e-5)
     assert [line["val_images"] for line in two if "val_images" in line] == [9] * sum(
@@ -305,6 +306,28 @@ def test_validation_computes_as_the_best_will_be_used(tmp_path: Path, monkeypatc
     pixels = captioner.processor.pixel_values([picture.open() for picture, _ in samples])
     expected = captioner.caption_pixels(pixels, run.generation, [""] * len(samples), with_prompt=False)
     assert [text for _, text in samples] == [row[0] for row in expected]
+
+
+def test_validation_tells_a_model_that_does_not_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three batches, the last of one image. The loss with other images is that of captions moved on by one image."""
+    run = prepare(config := tiny_config(tmp_path, max_eval_images=5, batch_size=2).resolved(), start(config))
+    examples, processor = run.data.splits["validation"], run.processor
+    numbers = validate(run).numbers
+    losses, targets = [], 0
+    for own, other in zip([1, 0, 1, 2, 3], range(5), strict=True):  # the first has the other one of its batch
+        images = Captions(examples, processor, "", 40)
+        batch = collate([images[other]], processor, 1)
+        pixels = processor.normalize(collate([images[own]], processor, 1).pixel_values)
+        with torch.no_grad():
+            loss, count = run.model.eval()(pixels, batch.input_ids, batch.labels)
+        losses.append(loss.item())
+        targets += count
+    assert numbers["val_loss_other_image"] == pytest.approx(sum(losses) / targets, abs=1e-5)
+    assert numbers["val_loss_other_image"] != numbers["val_loss"]
+    encode = Blip.encode
+    monkeypatch.setattr(Blip, "encode", lambda self, pixels: torch.zeros_like(encode(self, pixels)))
+    numbers = validate(run).numbers
+    assert numbers["val_loss_other_image"] == numbers["val_loss"]
 
 
 def test_validation_encodes_each_image_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,7 +132,8 @@ class RunLog:
         if self.dashboards:
             self._show(self.dashboards, found)
         self._say(
-            f"step {progress.step}  validation loss {values['val_loss']:.4f}  sacreBLEU {values['val_bleu']:.2f}  "
+            f"step {progress.step}  validation loss {values['val_loss']:.4f} "
+            f"({values['val_loss_other_image']:.4f} with other images)  sacreBLEU {values['val_bleu']:.2f}  "
             f"CIDEr {values['val_cider']:.3f}"
             f"{'  (best so far)' if improved else ''}  {values['val_seconds']:.0f} s"
         )
