@@ -36,12 +36,12 @@ def build_optimizer(
     shares = {name: learning_rate_share(name, model, regularisation) for name, _ in model.named_parameters()}
     groups: list[dict[str, Any]] = []
     for share in sorted(set(shares.values()), reverse=True):
-        trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad and shares[n] == share]
-        hidden = [p for name, p in trained if muon and p.ndim == 2 and "embedding" not in name]
-        matrices = [p for name, p in trained if p.ndim > 1 and not (muon and p.ndim == 2 and "embedding" not in name)]
-        vectors = [p for _, p in trained if p.ndim <= 1]
+        trained = {n: p for n, p in model.named_parameters() if p.requires_grad and shares[n] == share}
+        between = {n: p for n, p in trained.items() if muon and p.ndim == 2 and "embedding" not in n}
+        matrices = [p for name, p in trained.items() if p.ndim > 1 and name not in between]
+        vectors = [p for p in trained.values() if p.ndim <= 1]
         groups += [
-            {"params": hidden, "weight_decay": settings.weight_decay, "lr_scale": share, "muon": True},
+            {"params": [*between.values()], "weight_decay": settings.weight_decay, "lr_scale": share, "muon": True},
             {"params": matrices, "weight_decay": settings.weight_decay, "lr_scale": share},
             {"params": vectors, "weight_decay": 0.0, "lr_scale": share},
         ]
