@@ -1,6 +1,6 @@
-"""Training steps of `small` on a CPU: float32, bfloat16, and bfloat16 with attention in bfloat16 too, in turn in one process.
+"""Training steps of `small` on a CPU in turn: float32, bfloat16, and bfloat16 with attention in bfloat16, too.
 
-python benchmarks/attention.py [--rounds 5]
+python benchmarks/attention.py [--rounds 7]
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from blip_lite.model.from_scratch import PRESETS, from_scratch
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=7)
     rounds = parser.parse_args().rounds
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)

@@ -190,7 +190,8 @@ class OptimisationSettings:
     )
     optimizer: str | None = setting(
         None,
-        f"of the matrices between embeddings and vocabulary; default: {defaults('optimizer')}",
+        "adamw, or muon for the matrices between embeddings and vocabulary and AdamW for all else; "
+        f"default: {defaults('optimizer')}",
         ("adamw", "muon"),
     )
     learning_rate: float | None = setting(None, f"peak learning rate; default: {defaults('learning_rate')}", above=0)
@@ -207,10 +208,9 @@ class OptimisationSettings:
     )
     parallel_prediction: float | None = setting(
         None,
-        "share of training captions whose words the decoder does not read, so that it must look at the image, 0 to 1; "
+        "share of training captions whose words the decoder does not read, so that it must look at the image, 0 to below 1; "
         f"default: {defaults('parallel_prediction')}",
         least=0,
-        most=1,
     )
     max_length: int = setting(40, "longest caption in tokens, [DEC], prompt and [SEP] included; longer ones are cut")
     max_words: int = setting(
@@ -458,8 +458,9 @@ class TrainConfig(Grouped):
     def problems(self) -> list[str]:
         """What is wrong, with single values and with some together."""
         problems, run, regularisation = super().problems(), self.run, self.regularisation
-        for name in ("dropout", "ema"):
-            if (getattr(regularisation, name) or 0) >= 1:
+        shares = {"dropout": regularisation.dropout, "ema": regularisation.ema}
+        for name, value in {**shares, "parallel_prediction": self.optimisation.parallel_prediction}.items():
+            if (value or 0) >= 1:
                 problems.append(f"--{name} must be below 1")
         if regularisation.augment and self.model.freeze_vision and self.model.feature_cache_gb:
             problems.append(

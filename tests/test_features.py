@@ -61,6 +61,7 @@ def test_each_image_is_encoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
                 "val_bleu": 0.0,
                 "val_cider": 0.0,
                 "val_loss": 0.0,
+                "val_loss_other_image": 0.0,
                 "val_seconds": 0.0,
                 "val_images": 1,
                 "val_commonest_caption": 0.0,

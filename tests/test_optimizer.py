@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,14 @@ from hypothesis import strategies as st
 
 from blip_lite.data.batches import Captions, collate
 from blip_lite.errors import ConfigError
+from blip_lite.model import blip
 from blip_lite.model.blip import IGNORE
 from blip_lite.model.from_scratch import from_scratch
+from blip_lite.reports.model_card import model_card
 from blip_lite.settings import OptimisationSettings, RegularisationSettings
+from blip_lite.storage import BEFORE
 from blip_lite.training.checkpoint import load, save, snapshot
+from blip_lite.training.loop import train
 from blip_lite.training.optimizer import Muon, build_optimizer, orthogonalised
 from blip_lite.training.setup import prepare, start
 from conftest import tiny_config
@@ -107,6 +112,52 @@ def test_a_checkpoint_holds_its_momentum(tmp_path: Path) -> None:
     assert momentum.keys() == found.keys()
     for index, values in momentum.items():
         assert all(torch.equal(value, found[index][key]) for key, value in values.items())
+
+
+def test_the_card_and_the_resumed_run_of_before_there_was_a_choice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tiny_config(tmp_path, max_steps=1))
+    path = tmp_path / "run" / "config.json"
+    about = json.loads(path.read_text())
+    for name in BEFORE:
+        if name != "scenes":
+            del about["settings"][name]
+    path.write_text(json.dumps(about))
+    card = model_card(tmp_path / "run")
+    assert "- `optimizer`: 'adamw'" in card and "- `parallel_prediction`: 0.0" in card
+    capsys.readouterr()
+    train(tiny_config(tmp_path, max_steps=2, resume=True))
+    said = capsys.readouterr().out
+    assert "optimizer was" not in said and "parallel_prediction was" not in said
+
+
+def test_attention_of_a_cpu_that_trains_in_bfloat16_is_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = from_scratch("tiny", ["a dog runs", "two red cats sit"], 0)
+    size, generator = model.config.vision.image_size, torch.Generator().manual_seed(0)
+    pixels = torch.randn(2, 3, size, size, generator=generator)
+    ids = torch.randint(5, 20, (2, 2, 6), generator=generator)
+    seen: list[torch.dtype] = []
+    attend = blip.F.scaled_dot_product_attention
+
+    def noted(q: torch.Tensor, *rest: object, **options: object) -> torch.Tensor:
+        found = attend(q, *rest, **options)
+        seen.append(found.dtype)
+        return found
+
+    monkeypatch.setattr(blip.F, "scaled_dot_product_attention", noted)
+    gradients = []
+    for on in (False, True):
+        model.train().zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, on):
+            model(pixels, ids, ids)[0].backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert seen and set(seen) == {torch.float32}
+    assert (gradients[1] - gradients[0]).norm() < 0.03 * gradients[0].norm()
+    assert not torch.equal(*gradients)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):  # nothing comes back, so nothing is slow
+        model(pixels, ids, ids)
+    assert seen[-1] == torch.bfloat16
 
 
 # ------------------------------------------------------------------------------------------- parallel prediction

@@ -241,7 +241,7 @@ class Scripted:
         self.numbers = iter(numbers)
 
     def __call__(self, run: object, stopping: object) -> Validation:
-        values = {"val_bleu": 1.0, "val_cider": 1.0, "val_loss": 1.0, **next(self.numbers)}
+        values = {"val_bleu": 1.0, "val_cider": 1.0, "val_loss": 1.0, "val_loss_other_image": 1.0, **next(self.numbers)}
         about = {"val_commonest_caption": 0.0, "val_images": 60, "val_seconds": 0.0}
         return Validation({**values, **about}, [], ([], []))
 
@@ -275,11 +275,12 @@ def test_patience_ends_a_run_and_resuming_with_more_goes_on(
 
 def test_settings_that_shape_a_run_cannot_change_on_resume(tmp_path: Path) -> None:
     train(tiny_config(tmp_path, max_steps=1))
-    for name, value in {"augment": True, "dropout": 0.1, "ema": 0.9, "layer_decay": 0.5, "image_size": 32}.items():
+    shaping = {"augment": True, "dropout": 0.1, "ema": 0.9, "layer_decay": 0.5, "image_size": 32, "optimizer": "muon"}
+    for name, value in {**shaping, "parallel_prediction": 0.5}.items():
         with pytest.raises(ConfigError, match=f"another run: {name} was"):
             train(tiny_config(tmp_path, max_steps=2, resume=True, **{name: value}))
     before = (tmp_path / "run" / "config.json").read_text()
-    for name, value in {"layer_decay": 0.5, "image_size": 32}.items():
+    for name, value in {"layer_decay": 0.5, "image_size": 32, "optimizer": "muon"}.items():
         with pytest.raises(ConfigError, match="other weights have moments"):
             train(tiny_config(tmp_path, max_steps=2, resume=True, allow_config_change=True, **{name: value}))
     assert (tmp_path / "run" / "config.json").read_text() == before

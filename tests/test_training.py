@@ -328,6 +328,8 @@ def test_validation_tells_a_model_that_does_not_look(tmp_path: Path, monkeypatch
     monkeypatch.setattr(Blip, "encode", lambda self, pixels: torch.zeros_like(encode(self, pixels)))
     numbers = validate(run).numbers
     assert numbers["val_loss_other_image"] == numbers["val_loss"]
+    run.data.splits["validation"] = examples[:1]
+    assert validate(run).numbers["val_loss_other_image"] is None  # there is none
 
 
 def test_validation_encodes_each_image_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

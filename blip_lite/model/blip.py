@@ -77,8 +77,8 @@ def avoid_cudnn_attention(device: torch.device) -> None:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, **options: Any) -> Tensor:
-    """torch's `[I, H, T, d]`, but of bfloat16 on a CPU that trains in float32: there the way back alone takes five times
-    as long (benchmarks/README.md)."""
+    """torch's, of `[I, H, T, d]`; in float32 where a CPU trains under bfloat16's autocast, as its way back takes five
+    times as long in bfloat16 (on a Xeon with AMX, benchmarks/README.md)."""
     if torch.is_autocast_enabled("cpu") and q.device.type == "cpu" and q.requires_grad:
         with torch.autocast("cpu", enabled=False):
             return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask, **options)

@@ -11,7 +11,7 @@ from typing import Any
 
 from blip_lite.reports.metric_names import METRICS, SYSTEMS, digits, hundredths
 from blip_lite.settings import FROM_SCRATCH, SPLITS, DecodingSettings, TrainConfig
-from blip_lite.storage import newest, step_in
+from blip_lite.storage import BEFORE, newest, step_in
 
 EXAMPLES = "examples"  # folder of a run: pictures that may be shown, by number, and captions.json
 SETTINGS = (
@@ -42,8 +42,8 @@ def model_card(run: Path, verdicts: Sequence[Mapping[str, Any]] = (), ckpt: str 
         OSError, ValueError: `config.json` is missing or damaged.
     """
     about = json.loads((run / "config.json").read_text("utf-8"))
-    # An older run names fewer settings; what came later was not there, as the defaults say.
-    about["settings"] = settings = {**TrainConfig().flat(), **about["settings"]}
+    # An older run names fewer settings; what came later was not there, as the defaults or BEFORE say.
+    about["settings"] = settings = {**TrainConfig().flat(), **BEFORE, **about["settings"]}
     last = newest(run) if ckpt == "best" else run / ckpt
     state = last / "state" / "progress.json" if last else None
     progress = json.loads(state.read_text("utf-8")) if state and state.is_file() else {}

@@ -1,7 +1,7 @@
 """The state of a run on disk: written whole or not at all, rotated, and loaded back exactly.
 
 `checkpoint-000455/` holds a model directory that `Captioner` and `transformers` load, and `state/` for resuming:
-AdamW's moments and the random states in safetensors, everything else in JSON. No pickles.
+the optimizer's moments and the random states in safetensors, everything else in JSON. No pickles.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def save(run: Path, step: int, fill: Callable[[Path], None], keep: int) -> Path:
 def load(
     path: Path, model: Blip, optimizer: torch.optim.Optimizer, average: Blip | None = None
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Put a checkpoint's weights and AdamW moments back, and the average of the weights where there is one; without
+    """Put a checkpoint's weights and the optimizer's moments back, and the average of the weights where there is one; without
     one in the checkpoint, it begins with the weights.
 
     Returns:

@@ -131,9 +131,10 @@ class RunLog:
         self._write(progress.step, {**about, **values, "val_best_so_far": improved, "seconds": seconds})
         if self.dashboards:
             self._show(self.dashboards, found)
+        other = values["val_loss_other_image"]
         self._say(
-            f"step {progress.step}  validation loss {values['val_loss']:.4f} "
-            f"({values['val_loss_other_image']:.4f} with other images)  sacreBLEU {values['val_bleu']:.2f}  "
+            f"step {progress.step}  validation loss {values['val_loss']:.4f}"
+            f"{'' if other is None else f' ({other:.4f} with other images)'}  sacreBLEU {values['val_bleu']:.2f}  "
             f"CIDEr {values['val_cider']:.3f}"
             f"{'  (best so far)' if improved else ''}  {values['val_seconds']:.0f} s"
         )

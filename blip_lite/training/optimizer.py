@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -68,8 +67,9 @@ class Muon(torch.optim.AdamW):
     values brought near 1, so that rare directions are learnt as fast as common ones.
 
     Jordan 2024, https://kellerjordan.github.io/posts/muon/; the size of the step by Liu et al. 2025,
-    https://arxiv.org/abs/2502.16982. torch's own Muon takes no other parameters, and cannot leave out a step whose
-    gradient is not finite without waiting for the GPU, as the fused AdamW does at `found_inf`.
+    https://arxiv.org/abs/2502.16982. The encoder's query, key and value are one matrix in BLIP, and taken as one.
+    torch's own Muon takes no other parameters, and cannot leave out a step whose gradient is not finite without waiting
+    for the GPU, as the fused AdamW does at `found_inf`.
 
     Args:
         groups: as torch's, some with `"muon": True`.
@@ -82,22 +82,22 @@ class Muon(torch.optim.AdamW):
         self.dtype = dtype
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> Any:
-        """Of the gradients, those of `muon` are gone afterwards, so that AdamW passes these matrices by."""
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Of the gradients, those of `muon` are gone afterwards, so that AdamW passes these matrices by. Where `found_inf`
+        is 1, nothing changes. A closure is not called."""
+        found_inf: Tensor = getattr(self, "found_inf", torch.zeros((), device=self.param_groups[0]["params"][0].device))
         for group in self.param_groups:
             for p in group["params"] if group.get("muon") else ():
                 if p.grad is not None:
-                    self.muon(p, group)
+                    self.muon(p, group, 1 - found_inf.view(()))
                     p.grad = None
-        return super().step(closure)
+        super().step()
 
-    def muon(self, p: Tensor, group: dict[str, Any]) -> None:
-        """One step of one matrix; where `found_inf` is 1, nothing changes."""
+    def muon(self, p: Tensor, group: dict[str, Any], good: Tensor) -> None:
+        """One step of one matrix, if `good` is 1; none if it is 0."""
         state = self.state[p]
         if not state:  # torch's load_state_dict wants each to have a step
             state.update(step=torch.zeros((), device=p.device), momentum=torch.zeros_like(p))
-        found_inf = getattr(self, "found_inf", None)
-        good = torch.ones((), device=p.device) if found_inf is None else 1 - found_inf.view(())
         gradient = torch.where(good > 0, p.grad, 0.0)  # type: ignore[arg-type]
         state["step"] += good
         state["momentum"].lerp_(gradient, (1 - MOMENTUM) * good)

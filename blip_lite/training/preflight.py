@@ -37,7 +37,7 @@ def sanity(config: TrainConfig, seconds: float = 60) -> dict[str, Any]:
         ConfigError, DataError, CheckpointError: as in `train`.
     """
     # smoothing and dropout keep the loss above 0
-    config = config.resolved().replace(label_smoothing=0.0, dropout=0.0, parallel_prediction=0.0, max_grad_norm=1.0)
+    config = config.resolved().replace(label_smoothing=0.0, dropout=0.0, max_grad_norm=1.0)
     config.validate()
     run = prepare(config, start(config), needed=("train",))
     processor, prompt = run.processor, run.processor.prompt_ids(config.decoding.prompt)
@@ -231,7 +231,7 @@ def outlook(run: Run, training_seconds: float, images_a_second: float, workers: 
     parameters = list(run.model.parameters())
     weights = sum(p.numel() for p in parameters) * 4
     trained = sum(p.numel() for p in parameters if p.requires_grad) * 4
-    # each checkpoint: weights, two moments and, with --ema, the average; one more is written before the oldest goes;
+    # each checkpoint: weights, AdamW's two moments (Muon's one of most) and, with --ema, the average; one more is written before the oldest goes;
     # and best/, twice while it is replaced
     each = weights + 2 * trained + (weights if run.average else 0)
     disk = (run.config.run.save_total_limit + 1) * each + 2 * weights

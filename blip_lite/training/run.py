@@ -27,7 +27,7 @@ from blip_lite.settings import TrainConfig
 @dataclass
 class Progress:
     """Where a run is. Saved with each checkpoint; the order of images is a function of (seed, epoch), so this,
-    the weights, AdamW's moments and the random states are all there is to resume."""
+    the weights, the optimizer's moments and the random states are all there is to resume."""
 
     step: int = 0  # optimizer steps done
     epoch: int = 0  # the current epoch, from 0

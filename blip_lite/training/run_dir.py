@@ -14,7 +14,7 @@ from typing import Any, TextIO
 import blip_lite
 from blip_lite.errors import CheckpointError, ConfigError
 from blip_lite.settings import TrainConfig
-from blip_lite.storage import checkpoints, lock, problem, read_run_config, recover, write_text
+from blip_lite.storage import BEFORE, checkpoints, lock, problem, read_run_config, recover, write_text
 from blip_lite.training.run import Run
 
 # Settings that a resumed run must share with its beginning, for it to go on as the same run.
@@ -124,7 +124,7 @@ def open_run(of: Run, machine: dict[str, Any]) -> TextIO | None:
                 "their ids: in the epoch that goes on, some images come twice and others not at all"
             )
         now = {**settings, **machine, **versions()}
-        then = {**before["settings"], **before.get("hardware", {}), **before["versions"]}
+        then = {**BEFORE, **before["settings"], **before.get("hardware", {}), **before["versions"]}
         of.changed = [f"{n} was {then.get(n)!r}, is now {v!r}" for n, v in now.items() if then.get(n) != v]
         for line in of.changed:
             print(f"--resume: {line}")

@@ -48,8 +48,8 @@ def as_used(run: Run) -> Blip:
 @torch.no_grad()
 def validate(run: Run, stopping: Callable[[], int] = lambda: 0) -> Validation | None:
     """Loss, sacreBLEU and CIDEr on the validation images, shared out among the processes. None if `stopping()` said so
-    meanwhile. `val_loss_other_image` is the loss of each caption beside another image: if it is no higher, the model
-    speaks without looking.
+    meanwhile. `val_loss_other_image` is the loss of each caption beside the image before its own, None of a single image:
+    if it is no higher, the model speaks without looking.
 
     Under mixed precision it computes as `Captioner` and `evaluate` do: the best is the best as it is used.
     The captions are made from pixels alone: `caption_batch` has no argument for a reference.
@@ -65,8 +65,8 @@ def validate(run: Run, stopping: Callable[[], int] = lambda: 0) -> Validation | 
     batches = epoch_batches(range(len(examples)), config.loading.batch_size, rank, world)
     images = Captions(examples, processor, prompt, config.optimisation.max_length)
     ready = loader(images, batches, run.num_workers, accelerator.device.type == "cuda")
-    # loss, that with other images, targets (float32: Apple's GPUs have no float64)
-    sums = torch.zeros(3, device=accelerator.device)
+    # loss and targets, and both with other images (float32: Apple's GPUs have no float64)
+    sums = torch.zeros(4, device=accelerator.device)
     before: torch.Tensor | None = None
     mine: list[tuple[str, str]] = []
     failed: dict[str, str] = {}
@@ -76,15 +76,16 @@ def validate(run: Run, stopping: Callable[[], int] = lambda: 0) -> Validation | 
             return None
         pixels, *captioned = batch.to(accelerator.device, processor)
         features = model.encode(pixels.to(model.dtype))  # once, for the loss and the captions
-        others = torch.cat([features[-1:] if before is None else before, features[:-1]])  # each has the one before it
-        before = features[-1:]
         loss, targets = model(features, *captioned)
-        sums[0] += loss
-        sums[1] += model(others, *captioned)[0]
-        sums[2] += targets
+        sums[:2] += torch.stack([loss, loss.new_tensor(targets)])
+        others = torch.cat([features[-1:] if before is None else before, features[:-1]])  # each has the one before it
+        if before is not None or len(features) > 1:
+            loss, targets = model(others, *captioned)
+            sums[2:] += torch.stack([loss, loss.new_tensor(targets)])
+        before = features[-1:].clone()
         batch = dataclasses.replace(batch, pixel_values=features)
         mine += caption_batch(captioner, batch, indices, run.generation, prompt)
-    loss_sum, other_sum, num_targets = accelerator.reduce(sums, "sum").tolist()
+    loss_sum, num_targets, other_sum, other_targets = accelerator.reduce(sums, "sum").tolist()
     captions, failures = gather_captions(mine, failed, [e.image_id for e in examples])
     if not captions:
         raise TrainingError(f"no validation image could be decoded, e.g. {next(iter(failures.values()))}")
@@ -94,7 +95,7 @@ def validate(run: Run, stopping: Callable[[], int] = lambda: 0) -> Validation | 
     loss = loss_sum / max(1, num_targets)
     evaluation = {
         "val_loss": loss,
-        "val_loss_other_image": other_sum / max(1, num_targets),
+        "val_loss_other_image": other_sum / other_targets if other_targets else None,
         "val_bleu": bleu["score"],
         "val_bleu_signature": bleu["signature"],
         "val_cider": cider(captions, references),
