@@ -53,7 +53,14 @@ FROM_SCRATCH: dict[str, dict[str, Any]] = {
         "best_metric": "loss",  # which still tells models apart that score 99 of 100
         "num_workers": 0,
     },
-    "small": {**FINE_TUNING, "learning_rate": 6e-4, "epochs": 10, "gradient_checkpointing": False},
+    "small": {
+        **FINE_TUNING,
+        "optimizer": "muon",  # this and the next: 0.24 CIDEr instead of 0.19 in as many steps, docs/quality.md
+        "parallel_prediction": 0.5,
+        "learning_rate": 1.2e-3,
+        "epochs": 5,
+        "gradient_checkpointing": False,
+    },
     "base": {**FINE_TUNING, "learning_rate": 2e-4, "epochs": 40},
 }
 
