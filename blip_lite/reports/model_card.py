@@ -16,8 +16,8 @@ from blip_lite.storage import BEFORE, newest, step_in
 EXAMPLES = "examples"  # folder of a run: pictures that may be shown, by number, and captions.json
 SETTINGS = (
     "batch_size", "gradient_accumulation_steps", "optimizer", "learning_rate", "lr_schedule", "warmup_ratio",
-    "weight_decay", "label_smoothing", "parallel_prediction", "max_grad_norm", "max_length", "captions_per_image", "prompt", "freeze_vision",
-    "mixed_precision", "seed",
+    "weight_decay", "label_smoothing", "parallel_prediction", "max_grad_norm", "max_length", "captions_per_image",
+    "prompt", "freeze_vision", "mixed_precision", "seed",
 )  # fmt: skip
 DECODING = [field.name for field in dataclasses.fields(DecodingSettings)]
 # Of an evaluation's numbers, what may leave this machine: no paths, no names of files, no messages of errors.

@@ -81,8 +81,8 @@ def save(run: Path, step: int, fill: Callable[[Path], None], keep: int) -> Path:
 def load(
     path: Path, model: Blip, optimizer: torch.optim.Optimizer, average: Blip | None = None
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Put a checkpoint's weights and the optimizer's moments back, and the average of the weights where there is one; without
-    one in the checkpoint, it begins with the weights.
+    """Put a checkpoint's weights and the optimizer's moments back, and the average of the weights where there is one;
+    without one in the checkpoint, it begins with the weights.
 
     Returns:
         (progress, random states), as given to `save`.

@@ -83,8 +83,8 @@ class Muon(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Of the gradients, those of `muon` are gone afterwards, so that AdamW passes these matrices by. Where `found_inf`
-        is 1, nothing changes. A closure is not called."""
+        """Of the gradients, those of `muon` are gone afterwards, so that AdamW passes these matrices by. Where
+        `found_inf` is 1, nothing changes. A closure is not called."""
         found_inf: Tensor = getattr(self, "found_inf", torch.zeros((), device=self.param_groups[0]["params"][0].device))
         for group in self.param_groups:
             for p in group["params"] if group.get("muon") else ():

@@ -231,8 +231,8 @@ def outlook(run: Run, training_seconds: float, images_a_second: float, workers: 
     parameters = list(run.model.parameters())
     weights = sum(p.numel() for p in parameters) * 4
     trained = sum(p.numel() for p in parameters if p.requires_grad) * 4
-    # each checkpoint: weights, AdamW's two moments (Muon's one of most) and, with --ema, the average; one more is written before the oldest goes;
-    # and best/, twice while it is replaced
+    # each checkpoint: weights, two moments (at most: Muon has one) and, with --ema, the average; one more is written
+    # before the oldest goes; and best/, twice while it is replaced
     each = weights + 2 * trained + (weights if run.average else 0)
     disk = (run.config.run.save_total_limit + 1) * each + 2 * weights
     folder = run.folder.resolve()

@@ -89,7 +89,8 @@ def check_output(run: Path, config: TrainConfig) -> TrainConfig | None:
     if wrong and (not config.run.allow_config_change or any(earlier[n] != now[n] for n in OTHER_MOMENTS)):
         raise ConfigError(
             f"--resume: {run} would become another run: {'; '.join(wrong)}. --allow_config_change does "
-            "it all the same (not for optimizer, freeze_vision, image_size and rates of layers: other weights have moments)"
+            "it all the same (not for optimizer, freeze_vision, image_size and rates of layers: other weights have "
+            "moments)"
         )
     return before
 

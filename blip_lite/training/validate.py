@@ -48,8 +48,8 @@ def as_used(run: Run) -> Blip:
 @torch.no_grad()
 def validate(run: Run, stopping: Callable[[], int] = lambda: 0) -> Validation | None:
     """Loss, sacreBLEU and CIDEr on the validation images, shared out among the processes. None if `stopping()` said so
-    meanwhile. `val_loss_other_image` is the loss of each caption beside the image before its own, None of a single image:
-    if it is no higher, the model speaks without looking.
+    meanwhile. `val_loss_other_image` is the loss of each caption beside the image before its own, None of a single
+    image: if it is no higher, the model speaks without looking.
 
     Under mixed precision it computes as `Captioner` and `evaluate` do: the best is the best as it is used.
     The captions are made from pixels alone: `caption_batch` has no argument for a reference.
