@@ -266,6 +266,19 @@ LAYOUTS = [
 ]
 
 
+@pytest.mark.parametrize("kind", ["is_{}", "in {}", "in_{}", "for_{}", "{}"])
+def test_flags_of_every_word_for_a_split(tmp_path: Path, kind: str) -> None:
+    """`in valid` was read as `invalid`, and its validation images were left out as rejected."""
+    for number, word in enumerate(w for w in SPLIT_WORDS if w != "train"):
+        split = SPLIT_WORDS[word]
+        others = {"train": "train", "validation": "val", "test": "test"} | {split: word}
+        expected = {caption: SPLITS[n % 3] for n, caption in enumerate(caption_to_scene)}
+        rows = [(f"{n}.png", caption, others[expected[caption]]) for n, caption in enumerate(expected)]
+        (folder := tmp_path / str(number)).mkdir()
+        found = load(flags(folder, rows, kind)).splits
+        assert {c: split for split in SPLITS for e in found[split] for c in e.captions} == expected, (kind, word)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: f"{layout[0].__name__} {layout[1]}")
 @given(case=cases, seed=st.integers(0, 10**6), data=st.data())
 @settings(FEW_EXAMPLES, max_examples=3)
