@@ -94,8 +94,8 @@ def may_be_about_splits(column: str) -> bool:
 
 def verdict_of_flag(column: str) -> bool | None:
     """What a column of yes and no says of a caption with its yes: False for `rejected` and `is_spam`, which speak
-    against it, True for `approved`, `use` and `is_ok`; None for any other, as for `in_valid`, which is about a split and
-    not `invalid`. `not` turns it round."""
+    against it, True for `approved`, `use` and `is_ok`; None for any other, as for `in_valid`, which is about a split
+    and not `invalid`. `not` turns it round."""
     if words_in(column)[:1] in (["in"], ["for"]) and split_of_flag(column):
         return None
     words = [word for word in words_in(column) if word not in _BESIDE and word != "image"]
