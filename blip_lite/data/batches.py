@@ -126,7 +126,8 @@ class Captions(Dataset[Any]):
         """What the decoder reads of a caption that it learns to say: all of it, or in parallel prediction (Tschannen et
         al. 2023, https://arxiv.org/abs/2306.07915) its start and nothing but [MASK], so that each word must come from
         the image. Theirs then looks ahead, too; ours stays causal. A function of seed, epoch and key."""
-        if random.Random(f"{self.seed}/{self.epoch}/{key}").random() >= self.parallel_prediction:
+        share = self.parallel_prediction
+        if not share or random.Random(f"{self.seed}/{self.epoch}/{key}").random() >= share:
             return tokens
         start = len(self.processor.prompt_ids(self.prompt))
         return [*tokens[:start], *[self.processor.mask_token_id] * (len(tokens) - start)]

@@ -77,11 +77,12 @@ def validate(run: Run, stopping: Callable[[], int] = lambda: 0) -> Validation | 
         pixels, *captioned = batch.to(accelerator.device, processor)
         features = model.encode(pixels.to(model.dtype))  # once, for the loss and the captions
         loss, targets = model(features, *captioned)
-        sums[:2] += torch.stack([loss, loss.new_tensor(targets)])
+        sums[0] += loss
+        sums[1] += targets
         others = torch.cat([features[-1:] if before is None else before, features[:-1]])  # each has the one before it
         if before is not None or len(features) > 1:
-            loss, targets = model(others, *captioned)
-            sums[2:] += torch.stack([loss, loss.new_tensor(targets)])
+            sums[2] += model(others, *captioned)[0]
+            sums[3] += targets
         before = features[-1:].clone()
         batch = dataclasses.replace(batch, pixel_values=features)
         mine += caption_batch(captioner, batch, indices, run.generation, prompt)
