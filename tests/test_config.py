@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -48,6 +49,18 @@ def test_the_missions_defaults() -> None:
         "prompt": "",
     }
     assert {name: config.flat()[name] for name in expected} == expected
+
+
+def test_each_optimizer_has_its_own_learning_rate() -> None:
+    def rate(**given: Any) -> float | None:
+        return TrainConfig.of(**given).resolved().optimisation.learning_rate
+
+    assert rate(model="small") == rate(model="small", optimizer="muon") == 1.2e-3
+    assert rate(model="small", optimizer="adamw") == 6e-4
+    assert rate(optimizer="muon") == 2 * rate() and rate(model="base", optimizer="muon") == 2 * rate(model="base")
+    assert rate(model="small", learning_rate=1e-4) == rate(optimizer="muon", learning_rate=1e-4) == 1e-4
+    again = TrainConfig.of(model="small").resolved()
+    assert again.resolved() == again  # a run's config.json is read back as it is
 
 
 def test_command_line_over_yaml_over_defaults(tmp_path: Path) -> None:

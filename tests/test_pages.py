@@ -20,8 +20,8 @@ from blip_lite.data.audit import page as audit_page
 from blip_lite.data.dataset import DataSet
 from blip_lite.evaluation.sweep import page as sweep_page
 from blip_lite.processing.picture import Picture
+from blip_lite.reports import charts, plot, report
 from blip_lite.reports import page as pages
-from blip_lite.reports import plot, report
 from blip_lite.reports.charts import best_step
 from blip_lite.reports.metric_names import digits, hundredths
 from blip_lite.settings import TrainConfig
@@ -52,6 +52,14 @@ def result(text: str = "x", images: int = 2) -> dict[str, Any]:
             "base": {"checkpoint": text, "reason": text},
         },
     }  # fmt: skip
+
+
+def test_a_number_that_a_log_never_had_gets_no_curve() -> None:
+    old, new = LOG[:4], [{**line, "val_cider": 0.1} if "val_loss" in line else line for line in LOG]
+    assert charts.curves("CIDEr", {"old": (old, "val_cider")}) is None
+    made = charts.curves("CIDEr", {"old": (old, "val_cider"), "new": (new, "val_cider")})
+    assert made and [each["label"] for each in made["series"]] == ["new", "new, best: step 10"]
+    assert {each["colour"] for each in made["series"]} == {0}  # the mark is of its curve's colour
 
 
 def row(image_id: str, caption: str, cider: float = 0.5) -> dict[str, Any]:

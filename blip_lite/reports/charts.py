@@ -32,11 +32,13 @@ def chart(title: str, x: str, series: Mapping[str, Points], kind: str = "line") 
 
 
 def curves(title: str, logs: Mapping[str, tuple[Sequence[dict[str, Any]], str]]) -> dict[str, Any] | None:
-    """Numbers against the step, with the best step of validation's marked; None if none was logged.
+    """Numbers against the step, with the best step of validation's marked; None if none was logged. A log that never
+    has the number gets no curve.
 
     Args:
         logs: (lines of a `metrics.jsonl`, a name in them) by the name of the curve.
     """
+    logs = {at: (log, name) for at, (log, name) in logs.items() if any(line.get(name) is not None for line in log)}
     series = {}
     for label, (lines, name) in logs.items():
         found = {line["step"]: line[name] for line in lines if line.get(name) is not None}

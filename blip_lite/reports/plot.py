@@ -14,7 +14,9 @@ from blip_lite.storage import read_metrics, write_text
 CURVES = {
     "loss": "training loss",
     "val_loss": "validation loss",
+    "val_loss_other_image": "validation loss beside other images",
     "val_bleu": "validation sacreBLEU",
+    "val_cider": "validation CIDEr",
     "lr": "learning rate",
     "grad_norm": "gradient norm",
     "images_per_second": "images a second",
@@ -67,7 +69,7 @@ def picture(logs: dict[str, list[dict[str, Any]]], output: Path) -> None:
     """The same charts for a paper, by matplotlib."""
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(2, 3, figsize=(13, 6.5))
+    figure, axes = pyplot.subplots(2, 4, figsize=(17, 6.5))
     for run, lines in logs.items():
         for axis, (name, title) in zip(axes.flat, CURVES.items(), strict=True):
             points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]

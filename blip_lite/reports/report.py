@@ -41,7 +41,14 @@ def page(
     worst = sorted(rows, key=lambda row: row["scores"].get("CIDEr", 0.0))
     shown = worst[: IMAGES // 2] + worst[-IMAGES // 2 :] if len(worst) > IMAGES else worst
     charts = [
-        curves("loss", {"training": (log, "loss"), "validation": (log, "val_loss")}),
+        curves(
+            "loss",
+            {
+                "training": (log, "loss"),
+                "validation": (log, "val_loss"),
+                "validation, beside other images": (log, "val_loss_other_image"),
+            },
+        ),
         curves("validation sacreBLEU", {"sacreBLEU": (log, "val_bleu")}),
         lengths({"this checkpoint": captions, "references": references}),
     ]
