@@ -443,7 +443,7 @@ def test_odd_but_good_tables(tmp_path: Path) -> None:
     [
         ("../../etc/passwd,a dog", r"line 42: ../../etc/passwd lies outside .*photos"),
         ("/etc/passwd,a dog", r"line 42: /etc/passwd lies outside"),
-        ("file:///etc/passwd,a dog", r"line 42: file:///etc/passwd: only paths, http and https"),
+        ("file:///etc/passwd,a dog", r"line 42: /etc/passwd lies outside"),
         ("https://example.org/a.jpg,a dog", r"line 42: the image is a URL.*--allow_urls"),
         ("gone.png,a dog", r"line 42: there is no image .*gone.png"),
         ("00.png,", r"line 42: 00.png has no caption"),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from blip_lite.data.dataset import DataSet, Listing, split_by_image, subsample
 from blip_lite.data.names import split_of_name, splits_of_folders
@@ -92,9 +93,18 @@ def assemble(listing: Listing, settings: DataSettings, seed: int) -> DataSet:
     unusable: dict[int, str] = {}  # by the number of the row
     absent: set[str] = set()  # images that are not there
     numbers: dict[str, int] = {}
-    notes, empty, repeated, nameless = listing.notes, 0, 0, 0
+    notes, empty, repeated, nameless, kept_out = listing.notes, 0, 0, 0, Counter[str]()
     for number, row in enumerate(listing.rows):
         first = images.setdefault(row.image_id, row)
+        if None not in (first.split, row.split) and callable(row.image) and row.image is not no_image:
+            # its id is made of its bytes, so nobody gave it two splits: the same picture came in twice
+            less, more = sorted((first.split, row.split), key=SPLITS.index)
+            kept_out[f"{less} that are in {more}"] += less != more
+            if row.split == less != more:
+                continue
+            if first.split == less != more:
+                first = images[row.image_id] = row
+                del captions[row.image_id]
         if first is row:
             numbers[row.image_id] = number
         elif row.split != first.split:
@@ -116,16 +126,23 @@ def assemble(listing: Listing, settings: DataSettings, seed: int) -> DataSet:
             known += [caption] if caption not in known else []
 
     files = {key: row for key, row in images.items() if isinstance(row.image, Path) and not row.url}
+    keys: dict[Path, str] = {}
     for key, row in files.items():
         path = on_disk(Path(str(row.image)))
-        if path:
+        if path and images[other := keys.setdefault(path, key)].split == row.split and other != key:
+            captions[other] += [caption for caption in captions.pop(key) if caption not in captions[other]]
+            del images[key]  # `1.JPG` and `1.jpg`, where there is one file
+        elif path:
             row.image = path
         else:
             absent.add(key)
             unusable[numbers[key]] = (
                 f"{row.where}: there is no image {Path(str(row.image))}. Add it, or remove the row."
             )
-    problems = settle_splits(images, files, others, notes)
+    for which, count in sorted((+kept_out).items()):
+        notes.append(f"{count} pictures of {which}, too, byte for byte; left out of the first")
+    placed = {key: row for key, row in images.items() if key in files or row.name}
+    problems = settle_splits(images, placed, others, notes)
     if problems or len(unusable) > settings.max_bad_images * max(1, len(images)):
         listed = problems + [unusable[number] for number in sorted(unusable)]
         raise DataError(reasons(listed, len(problems), len(absent), len(images), notes))
@@ -165,30 +182,31 @@ def assemble(listing: Listing, settings: DataSettings, seed: int) -> DataSet:
 
 
 def settle_splits(
-    images: Mapping[str, Picture], files: Mapping[str, Picture], others: Sequence[Picture], notes: list[str]
+    images: Mapping[str, Picture], placed: Mapping[str, Picture], others: Sequence[Picture], notes: list[str]
 ) -> list[str]:
     """Give each image its split: that of its row, else of its folder, else of its file's name. Returns what is wrong:
     an image in two splits, one of a test's folder that is called something else, one without a split among others.
 
     Args:
         images: the first row of each.
-        files: of them, those that lie in a folder.
+        placed: of them, those that have a path, in a folder or a shard.
         others: rows that name another split than the first of their image.
     """
     problems = []
-    of_folders = splits_of_folders({key.rpartition("/")[0] for key in files})
-    for row in (*files.values(), *others):
-        of_path = of_folders[row.image_id.rpartition("/")[0]] if row.image_id in files else None
+    of_folders = splits_of_folders({row.place.rpartition("/")[0] for row in placed.values()})
+    for row in (*placed.values(), *others):
+        of_path = of_folders.get(row.place.rpartition("/")[0]) if row.image_id in placed else None
         if of_path == "test" and row.split not in (None, "test"):
             problems.append(f"{row.where}: {row.image_id} is in {row.split}, but its folder says test")
         row.split = row.split or of_path
         first = images[row.image_id]
         if first.split != row.split:
             problems.append(f"{row.where}: {row.image_id} is in {row.split}, and in {first.split} in {first.where}")
-    if files and len(files) == len(images) and all(row.split is None for row in images.values()):
+    if placed and len(placed) == len(images) and all(row.split is None for row in images.values()):
         splits_of_files(images, notes)
     of_files: dict[str | tuple[int, int], Picture] = {}
-    for row in files.values() if len({row.split for row in files.values()}) > 1 else ():  # one file under two names
+    files = [row for row in placed.values() if isinstance(row.image, Path)]
+    for row in files if len({row.split for row in files}) > 1 else ():  # one file under two names
         first = of_files.setdefault(file_identity(Path(str(row.image))), row)
         if first.split != row.split:
             problems.append(
@@ -209,13 +227,13 @@ def file_identity(path: Path) -> str | tuple[int, int]:
 def splits_of_files(images: Mapping[str, Picture], notes: list[str]) -> None:
     """Where nothing else names a split, the files' own names may (`test_0001.png`, `COCO_val2014_000000000042.jpg`):
     if all do, and not all the same one that may be trained on, they are believed."""
-    found = {key: split_of_name(key.rpartition("/")[2].rpartition(".")[0], strict=True) for key in images}
+    found = {key: split_of_name(PurePosixPath(row.place).stem, strict=True) for key, row in images.items()}
     named = {split for split in found.values() if split}
     if len(named) < 2 and "test" not in named:
         return
     if None in found.values():
-        silent = next(key for key, split in found.items() if not split)
-        odd = next(key for key, split in found.items() if split)
+        silent = next(images[key].place for key, split in found.items() if not split)
+        odd = next(images[key].place for key, split in found.items() if split)
         notes.append(f"some files name a split ({odd}), others do not ({silent}); the names are not looked at")
         return
     notes.append(f"the names of the files say their splits: {', '.join(sorted(named))}")

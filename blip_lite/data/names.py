@@ -10,12 +10,20 @@ from functools import lru_cache
 from pathlib import PurePosixPath
 
 _WORDS = {
-    "train": ("train", "training", "trainset", "trainingset", "restval", "trn"),
+    "train": (
+        *("train", "training", "trainset", "trainingset", "restval", "trn", "imagestr"),  # the last: nnU-Net's
+        *("trainings", "entrenamiento", "treino", "treinamento", "entraînement", "addestramento"),
+        *("训练", "训练集", "訓練"),
+    ),
     "validation": (
         *("validation", "validate", "valid", "val", "dev", "devel", "development", "eval", "evaluation", "valset"),
-        *("validationset", "devset"),
+        *("validationset", "devset", "validierung", "validierungs", "validación", "validação", "validazione"),
+        *("验证", "验证集", "検証"),
     ),
-    "test": ("test", "testing", "testset", "holdout", "heldout"),
+    "test": (
+        *("test", "testing", "testset", "holdout", "heldout", "imagests", "tests", "prueba", "pruebas", "teste"),
+        *("testes", "测试", "测试集", "テスト"),
+    ),
 }
 SPLIT_WORDS = {word: split for split, words in _WORDS.items() for word in words}
 
@@ -23,6 +31,7 @@ SPLIT_WORDS = {word: split for split, words in _WORDS.items() for word in words}
 _PLAIN = {
     *("images", "image", "imgs", "img", "pictures", "photos", "jpegimages", "captions", "caption", "annotations"),
     *("annotation", "data", "dataset", "set", "split", "splits", "part", "files", "coco", "flickr", "folder", "the"),
+    *("list", "lists", "ids", "names", "id", "daten", "bilder", "final", "official", "new", "my", "v", "version"),
 }
 
 # The first name that is there is taken.
@@ -70,13 +79,14 @@ def find_column(columns: Sequence[str], names: Iterable[str]) -> str | None:
 
 
 def caption_columns(columns: Sequence[str]) -> list[str]:
-    """The columns of captions: that with the first usual name, and the numbered ones (`caption_0`, `caption 2`); else
-    the `suffix` that PaliGemma's data have beside a `prefix`."""
-    first = find_column(columns, CAPTION_COLUMNS)
-    numbered = [c for c in columns if re.fullmatch(r"(caption|text|sentence|comment)\d+", plain(c))]
-    found = [*([first] if first else []), *(c for c in numbered if c != first)]
+    """The columns of captions: that with the first usual name, and those that are called so with a number (`caption_0`,
+    `raw 2`); else the `suffix` that PaliGemma's data have beside a `prefix`."""
+    for name in CAPTION_COLUMNS:
+        numbered = [c for c in columns if re.fullmatch(rf"{name}\d+", plain(c))]
+        if (exact := find_column(columns, [name])) or numbered:
+            return [*([exact] if exact else []), *numbered]
     suffix = find_column(columns, ("suffix",)) if find_column(columns, ("prefix",)) else None
-    return found or ([suffix] if suffix else [])
+    return [suffix] if suffix else []
 
 
 def split_of_flag(column: str) -> str | None:
@@ -88,7 +98,7 @@ def split_of_flag(column: str) -> str | None:
 def may_be_about_splits(column: str) -> bool:
     """Whether a column's name has a word about splits, among others: `train_test`, `cv_fold`, `split2`, `kfold`."""
     words = re.findall(r"[^\W\d_]+", column.casefold())
-    about = {*SPLIT_WORDS, *SPLIT_COLUMNS, "fold", "folds", "kfold"}
+    about = {*SPLIT_WORDS, *SPLIT_COLUMNS, "fold", "folds", "kfold", "partition", "partitions", "subset", "subsets"}
     return any(word in about for word in words) or plain(column).startswith(SPLIT_COLUMNS)
 
 

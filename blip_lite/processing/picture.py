@@ -22,6 +22,8 @@ class Picture:
         where: the file and row that named it, for messages.
         split: train, validation or test, where the source says so.
         url: from which `image`, a path, is downloaded.
+        name: its path in the data set, where that is not its id: COCO's images have numbers, those of a shard are
+            called after their bytes.
     """
 
     image_id: str
@@ -30,6 +32,11 @@ class Picture:
     where: str = field(default="", compare=False)
     split: str | None = None
     url: str | None = None
+    name: str = field(default="", compare=False)
+
+    @property
+    def place(self) -> str:
+        return self.name or self.image_id
 
     def open(self) -> ImageInput:
         return self.image() if callable(self.image) else self.image

@@ -17,12 +17,12 @@ from blip_lite.data.names import (
     find_column,
     plain,
     split_of_name,
-    split_of_path,
 )
 from blip_lite.data.sources.encoding import encoding_of, utf8, utf16_of
 from blip_lite.data.sources.hub import datasets_rows, parquet
 from blip_lite.data.sources.karpathy import karpathy_rows
-from blip_lite.data.sources.lists import LISTS, in_lists, split_lists
+from blip_lite.data.sources.lists import FILES as LIST_FILES
+from blip_lite.data.sources.lists import FOLDERS, in_lists, split_lists
 from blip_lite.data.sources.marks import Marks, agreed
 from blip_lite.data.sources.table import (
     ANNOTATIONS,
@@ -44,6 +44,7 @@ from blip_lite.settings import TABLES, DataSettings
 
 _UPLOADED = re.compile(r"^.*/[0-9a-f]{8}-(?=[^/]+$)")
 
+IMAGE_FOLDERS = ("images", "image", "imgs", "photos", "data")  # before others that have files of the same names
 REMEDIES = {
     **dict.fromkeys(
         (".zip", ".7z", ".rar", ".gz", ".tgz", ".bz2", ".xz", ".zst"), "unpack it, and name what was in it"
@@ -82,7 +83,7 @@ def file_rows(
         rows = table_rows(label_studio(content, path), root, settings, notes, split)
     else:
         rows = table_rows(utf8(path, read_table(path, notes=notes)), root, settings, notes, split)
-    return rows if settings.image_root else in_right_folder(rows, root, notes, split)
+    return in_right_folder(rows, root, notes, split)
 
 
 def load_file(path: Path, settings: DataSettings) -> Listing:
@@ -95,15 +96,16 @@ def load_file(path: Path, settings: DataSettings) -> Listing:
     root, notes = Path(settings.image_root).expanduser() if settings.image_root else path.parent, list[str]()
     split = split_of_name(path.stem)
     with os.scandir(path.parent) as entries:
-        beside = sorted(Path(e.path) for e in entries if e.name.endswith((*LISTS, ".json", path.suffix)))
+        beside = sorted(Path(entry.path) for entry in entries)
     others = [p for p in beside if p.suffix == path.suffix and split_of_name(p.stem) not in (None, split)]
+    below = [file for p in beside if p.name.casefold() in FOLDERS and p.is_dir() for file in p.rglob("*")]
+    found = [p for p in (*beside, *below) if p.suffix.lower() in LIST_FILES and p.name != path.name and p.is_file()]
     if split and others:
         notes.append(f"{others[0].name}, beside it, is not read; the name of the folder takes both, as splits")
     elif split == "validation":
         notes.append(f"{path.name} says validation; read alone, it is shared out anew")
     rows = file_rows(path, root, settings, notes, "test" if split == "test" else None)
-    lists = split_lists(path.parent, [p for p in beside if p.name != path.name], notes)
-    return Listing(path.stem, in_lists(rows, lists, notes, keep=split is not None) if lists else rows, notes)
+    return Listing(path.stem, in_lists(rows, split_lists(found, notes), notes, keep=split is not None), notes)
 
 
 def is_text_table(path: Path) -> bool:
@@ -147,39 +149,44 @@ def token_rows(path: Path, folder: Path, notes: list[str], split: str | None = N
 def in_right_folder(
     rows: Iterable[Picture], root: Path, notes: list[str], split: str | None = None
 ) -> Iterator[Picture]:
-    """The rows; where none of the first has its image in `root`, with the folder below or beside it that has them, and
-    without the leading folders that these share, where they are another machine's. Raises DataError where several
-    folders have them, and none is called after images or the table's split."""
+    """The rows; where none of the first has its image in `root`, with the folders below or beside it that have them,
+    and without the leading folders that these share, where they are another machine's. Raises DataError where several
+    folders have images of the same names, and none is called after images or the table's split."""
     rows = iter(rows)
     first = list(islice(rows, PROBE))
     probe = [row.image for row in first if isinstance(row.image, Path) and not row.url]
-    found = right_folder(probe, root, first[0].where, split) if probe and not any(map(on_disk, probe)) else None
+    found = right_folders(probe, root, first[0].where, split) if probe and not any(map(on_disk, probe)) else None
     if not found:
         yield from first
         yield from rows
         return
-    folder, shorter = found
-    notes.append(f"images are in {folder}; --image_root says another folder")
-    of_folder = split_of_name(folder.name, strict=True) if folder != root.parent else None
-    base, paths = os.path.join(os.path.abspath(root), ""), dict[str, Path]()
+    folders, shorter = found
+    base, paths, used = os.path.join(os.path.abspath(root), ""), dict[str, tuple[Path, Path]](), dict[Path, None]()
+    says = {folder: split_of_name(folder.name, strict=True) for folder in folders if folder != root.parent}
     for row in chain(first, rows):
-        if of_folder == "test":
-            if row.split not in (None, "test"):
-                raise DataError(f"{row.where}: {row.image_id} is in {row.split}, but its folder {folder} says test")
-            row.split = "test"
         if isinstance(row.image, Path) and not row.url:
             name = str(row.image)
             if name not in paths:
                 short = shorter(Path(name.removeprefix(base)).as_posix())
-                paths[name] = row.image if short is None else with_suffix(inside(folder, short, row.where))
-            row.image = paths[name]
+                there = [(folder, inside(folder, short, row.where)) for folder in folders if short is not None]
+                has = [(folder, path) for folder, path in there if len(there) == 1 or on_disk(path)] or there[:1]
+                paths[name] = (has[0][0], with_suffix(has[0][1])) if has else (root, row.image)
+                used.setdefault(paths[name][0])
+            folder, row.image = paths[name]
+            of_folder = says.get(folder)
+            if of_folder == "test" and row.split not in (None, "test"):
+                raise DataError(f"{row.where}: {row.image_id} is in {row.split}, but its folder {folder} says test")
+            if of_folder == "test" or len(folders) > 1:
+                row.split = row.split or of_folder
         yield row
+    notes.append(f"images are in {', '.join(map(str, used))}; --image_root says another folder")
 
 
-def right_folder(
+def right_folders(
     probe: Sequence[Path], root: Path, where: str, split: str | None
-) -> tuple[Path, Callable[[str], str | None]] | None:
-    """(the folder that has the files of `probe`, what makes their names in it of those in `root`), or None."""
+) -> tuple[list[Path], Callable[[str], str | None]] | None:
+    """(the folder that has most files of `probe` and those that have others, what makes their names in these of those
+    in `root`), or None."""
     names = [Path(os.path.relpath(path, root)).as_posix() for path in probe]
     beside = [root.parent, *root.parent.glob("*/")] if plain(root.name) in ANNOTATIONS else []  # COCO
     folders = sorted(p for p in {*root.glob("*/"), *root.glob("*/*/"), *beside} if p.is_dir())
@@ -187,22 +194,32 @@ def right_folder(
     if split:  # another split's folder has other images of these names
         folders = [f for f in folders if f == root.parent or split_of_name(f.name, strict=True) in (None, split)]
 
+    def likely(folder: Path) -> tuple[bool, bool, bool]:
+        named = split_of_name(folder.name, strict=True)
+        return folder == root, bool(split) and named == split, plain(folder.name) in IMAGE_FOLDERS
+
     for shorter in shortenings(names):
-
-        def fit(folder: Path, shorter: Callable[[str], str | None] = shorter) -> tuple[int, bool, bool, bool]:
-            has = sum(on_disk(folder / (shorter(name) or name)) is not None for name in names)
-            named = split_of_name(folder.name, strict=True)
-            images = plain(folder.name) in ("images", "image", "imgs", "photos", "data")
-            return has, folder == root, bool(split) and named == split, images
-
-        fits = sorted(((fit(folder), folder) for folder in (root, *folders)), reverse=True)
-        if len(fits) > 1 and fits[0][0][0] and fits[1][0] == fits[0][0]:
+        has = {f: {n for n in names if on_disk(f / (shorter(n) or n))} for f in (root, *folders)}
+        if not (most := max(len(some) for some in has.values())):
+            continue
+        full = sorted((f for f in has if 2 * len(has[f]) >= most), key=lambda f: (likely(f), len(has[f])), reverse=True)
+        best = full[0]
+        if twins := [f for f in full[1:] if likely(f) == likely(best) and has[f] & has[best]]:
             raise DataError(
-                f"{where}: images of these names are in {fits[0][1]} and in {fits[1][1]}; say which with --image_root"
+                f"{where}: images of these names are in {best} and in {twins[0]}; say which with --image_root, or "
+                "write the folder before each name"
             )
-        if fits[0][0][0]:
-            return fits[0][1], shorter
+        chosen, seen = [best], pictures_in(best)
+        for folder in folders:  # a table of several folders names each picture once
+            if folder != best and (more := pictures_in(folder)) and not more & seen:
+                chosen, seen = [*chosen, folder], seen | more
+        return chosen, shorter
     return None
+
+
+def pictures_in(folder: Path) -> set[str]:
+    names = (entry.name for entry in os.scandir(folder))
+    return {name.casefold() for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES}
 
 
 def shortenings(names: Sequence[str]) -> Iterator[Callable[[str], str | None]]:
@@ -230,8 +247,11 @@ def object_rows(
         split = agreed(split, "test", str(path))
     if "annotations" in content and "images" in content:
         return coco_rows(content, root, path, notes, split)
-    if isinstance(content.get("images"), list):
-        if not any("sentences" in image for image in content["images"] if isinstance(image, dict)):
+    if isinstance(content.get("images"), list) and not caption_columns([*content]):
+        images = [image for image in content["images"] if isinstance(image, Mapping)]
+        if any(caption_columns([*image]) and "sentences" not in image for image in images):
+            return table_rows(places(path, "images", content["images"]), root, settings, notes, split)
+        if not any("sentences" in image for image in images):
             if split == "test":  # published without its captions
                 notes.append(f"{path}: its images have no captions; left out")
                 return ()
@@ -241,7 +261,9 @@ def object_rows(
     parts = {key: split_of_name(key) for key in content if are_rows(content[key])}
     if any(parts.values()):  # a part that is called something else must not be lost, or trained on
         if odd := [
-            key for key, value in content.items() if value and not parts.get(key) and key not in (*about, "info")
+            key
+            for key, value in content.items()
+            if value and not parts.get(key) and isinstance(value, (list, Mapping)) and key != "info"
         ]:
             raise DataError(f"{path}: parts {', '.join(parts)}; {odd[0]!r} is no split (train, validation, test)")
         named = ((agreed(part, split, f"{path}, {key}"), content[key], key) for key, part in parts.items())
@@ -257,6 +279,10 @@ def object_rows(
         return table_rows(((f"{path}, {key}", row) for key, row in content.items()), root, settings, notes, split)
     if content and all(is_named(name, value) for name, value in content.items()):
         return named_rows(content, root, path, notes, split)
+    lists = [(key, value) for key, value in content.items() if are_rows(value)]
+    if content and len(lists) == len(content):  # by class, as NWPU-Captions
+        rows = chain.from_iterable(places(path, key, value) for key, value in lists)
+        return table_rows(rows, root, settings, notes, split)
     keys = ", ".join(map(repr, list(content)[:5]))
     raise DataError(
         f"{path}: an object with {keys}; expected COCO's images and annotations, Karpathy's images, "
@@ -275,6 +301,9 @@ def places(path: Path, key: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[
 def transposed(content: Mapping[str, Any], path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Rows of `{"image": [...], "caption": [...]}`, with lists or, as pandas writes them, with `{"0": ...}`."""
     columns = {k: [*v.values()] if isinstance(v, Mapping) else v for k, v in content.items()}
+    columns = {
+        k: v for k, v in columns.items() if isinstance(v, list) or plain(k) in (*IMAGE_COLUMNS, *CAPTION_COLUMNS)
+    }
     lengths = {len(v) if isinstance(v, list) else None for v in columns.values()}
     if len(lengths) > 1 or None in lengths:
         raise DataError(f"{path}: its columns {', '.join(columns)} are not lists of one length")
@@ -292,16 +321,22 @@ def is_label_studio(task: Any) -> bool:
 
 
 def label_studio(tasks: Sequence[Mapping[str, Any]], path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows of Label Studio's JSON export: a task's data, and the texts that were typed in for it."""
-    for number, task in enumerate(tasks, 1):
-        typed = [
-            one["value"]["text"]
-            for annotation in task["annotations"]
-            if not annotation.get("was_cancelled")
-            for one in annotation.get("result", ())
-            if "text" in one.get("value", ())
-        ]
-        yield f"{path}, item {number}", task["data"] | ({"caption": typed} if typed else {})
+    """Rows of Label Studio's JSON export: a task's data, and the texts that were typed in for it; of several fields
+    each is a column of its name."""
+    typed: list[dict[str, list[str]]] = []
+    for task in tasks:
+        typed.append({})
+        for annotation in task["annotations"]:
+            for one in annotation.get("result", ()) if not annotation.get("was_cancelled") else ():
+                if "text" in one.get("value", ()):
+                    text = one["value"]["text"]
+                    typed[-1].setdefault(str(one.get("from_name", "")), []).extend(
+                        [text] if isinstance(text, str) else text
+                    )
+    lone = len({name for fields in typed for name in fields}) == 1
+    for number, (task, fields) in enumerate(zip(tasks, typed, strict=True), 1):
+        said = {"caption" if lone else name: texts for name, texts in fields.items()}
+        yield f"{path}, item {number}", task["data"] | said
 
 
 def is_named(name: str, value: Any) -> bool:
@@ -354,10 +389,10 @@ def coco_rows(
             precanned += bool(one.get("is_precanned"))
             if "caption" not in one:
                 raise DataError(f"{where}: has no caption, but {', '.join(one)}. Name a file of captions")
-            captions, name = captions_of(one["caption"], where), images[key]["file_name"]
+            captions = captions_of(one["caption"], where)
             own = agreed(marks.split(one, where), of_image.split(images[key], where), where)
-            part = agreed(own, split, where) or split_of_path(PurePosixPath(name))
-            yield Picture(key, image_path(root, name, where)[1], captions, where, part)
+            name, file = image_path(root, images[key]["file_name"], where)
+            yield Picture(key, file, captions, where, agreed(own, split, where), name=name)
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: not COCO's annotations: {type(error).__name__} {error}") from error
     marks.tell()

@@ -12,11 +12,20 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from blip_lite.data.dataset import Listing
-from blip_lite.data.names import CAPTION_COLUMNS, caption_columns, find_column, plain, split_of_name, split_of_path
+from blip_lite.data.names import (
+    CAPTION_COLUMNS,
+    IMAGE_COLUMNS,
+    caption_columns,
+    find_column,
+    may_be_about_splits,
+    plain,
+    split_of_name,
+    split_of_path,
+)
 from blip_lite.data.sources.encoding import encoding_of, utf8
 from blip_lite.data.sources.file import REMEDIES, file_rows, header_of, is_text_table
 from blip_lite.data.sources.hub import datasets_rows, hub, parquet_columns, saved
-from blip_lite.data.sources.lists import LISTS, in_lists, split_lists
+from blip_lite.data.sources.lists import LISTS, YAML, in_lists, split_lists
 from blip_lite.data.sources.marks import Marks
 from blip_lite.data.sources.shards import tar_rows
 from blip_lite.data.sources.table import captions_of, read_json
@@ -27,7 +36,7 @@ from blip_lite.settings import TABLES, DataSettings
 
 SIDECARS = (".caption", ".txt")  # beside an image; of two, the first: kohya's .txt holds tags then
 IGNORED = {"__macosx", "thumbs.db", "desktop.ini"}
-QUIET = {".md", ".json", ".py", ".yaml", ".yml", ".html", ".pdf", ".log", ".sh", ""}  # that nobody takes for images
+QUIET = {".md", ".json", ".py", ".html", ".pdf", ".log", ".sh", ""}  # that nobody takes for images
 
 
 @dataclass
@@ -37,6 +46,7 @@ class Found:
     images: list[Path] = field(default_factory=list)
     texts: set[Path] = field(default_factory=set)
     tables: list[Path] = field(default_factory=list)
+    yamls: list[Path] = field(default_factory=list)
     parquets: list[Path] = field(default_factory=list)
     tars: list[Path] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
@@ -62,6 +72,8 @@ def walk(folder: Path) -> Found:
                 found.images.append(path)
             elif suffix in (*SIDECARS, *LISTS):
                 found.texts.add(path)
+            elif suffix in YAML:
+                found.yamls.append(path)
             elif suffix == ".parquet":
                 found.parquets.append(path)
             elif suffix in TABLES or suffix == ".token":
@@ -90,6 +102,7 @@ def load_folder(folder: Path, settings: DataSettings) -> Listing:
     texts = {image: [text] for image, text in about.items()} | sidecars(found)
     mostly = 2 * len(texts) >= max(1, len(found.images))
     extracted = [p for p in found.tables if p.suffix.lower() != ".json" and found.images and looks_like_captions(p)]
+    asked_for = bool(settings.caption_column or settings.image_column)  # a text beside an image has no columns
     boxes = mostly and all(map(says_boxes, [beside[0] for beside in list(texts.values())[:20]]))
     if found.tars or mostly:
         found.parquets = [p for p in found.parquets if p not in logs]  # img2dataset's logs of what it downloaded
@@ -107,14 +120,15 @@ def load_folder(folder: Path, settings: DataSettings) -> Listing:
         rows, published = datasets_rows(hub(str(folder), settings), folder.name, folder, settings, notes), True
     elif captioned := [p for p in found.parquets if settings.caption_column or has_captions(columns[p])]:
         rows, published = parquet_rows(folder, captioned, settings, notes), True
-    elif (not mostly or (boxes and extracted)) and (named := captions_tables(folder, found, settings, notes)):
+    elif (not mostly or (extracted and (boxes or asked_for))) and (
+        named := captions_tables(folder, found, settings, notes)
+    ):
         rows = split_tables(folder, named, settings, notes)
     else:
         rows = sidecar_rows(folder, found, texts, notes)
         notes += [f"{p.name} is not read: most images have a text beside them" for p in extracted]
     used = {*metadata, *named, *(text for beside in texts.values() for text in beside)}
-    if found.images and (lists := split_lists(folder, {*found.texts, *found.tables} - used, notes)):
-        rows = in_lists(rows, lists, notes)
+    rows = in_lists(rows, split_lists({*found.texts, *found.tables, *found.yamls} - used, notes), notes)
     odd = {suffix: n for suffix, n in found.others.items() if suffix not in QUIET}
     if odd and (found.images or found.tables):
         told = {suffix: f" ({REMEDIES[suffix]})" for suffix in odd if suffix in REMEDIES}
@@ -162,7 +176,26 @@ def sidecars(found: Found) -> dict[Path, list[Path]]:
     for image, texts in there.items():
         if not texts and (others := [text for name in names[image] for text in folded.pop(fold(name), ())]):
             there[image] = others
-    return {image: texts for image, texts in there.items() if texts}
+    return {image: texts for image, texts in there.items() if texts} or parallel(found)
+
+
+def parallel(found: Found) -> dict[Path, list[Path]]:
+    """The text of each image in a folder of the same inner structure: `images/a/1.jpg`, `text/a/1.txt` (CUB-200)."""
+    if not found.images or not found.texts:
+        return {}
+    base = Path(os.path.commonpath([*found.images, *found.texts]))
+
+    def inner(path: Path) -> tuple[str, ...]:
+        return Path(fold(path.relative_to(base))).with_suffix("").parts[1:]
+
+    of_inner: dict[tuple[str, ...], list[Path]] = {}
+    for text in sorted(found.texts):
+        of_inner.setdefault(inner(text), []).append(text)
+    of_inner = {place: texts for place, texts in of_inner.items() if place and len(texts) == 1}
+    images = Counter(map(inner, found.images))
+    return {
+        image: of_inner[place] for image in found.images if images[place := inner(image)] == 1 and place in of_inner
+    }
 
 
 def jsons_beside(found: Found) -> dict[Path, Path]:
@@ -191,7 +224,10 @@ def metadata_rows(
     folder: Path, tables: Sequence[Path], found: Found, settings: DataSettings, notes: list[str]
 ) -> Iterator[Picture]:
     """`metadata.*` of the folder itself, else one in each folder of a split."""
-    tables = [p for p in tables if p.parent == folder][:1] or tables
+    tables = [p for p in tables if p.parent == folder] or tables
+    if twins := [name for name, count in Counter(p.parent for p in tables).items() if count > 1]:
+        names = ", ".join(sorted(p.name for p in tables if p.parent == twins[0]))
+        raise DataError(f"{twins[0]}: which of {names}? Name the file with --dataset, or take one away")
     named = set()
     for table in tables:
         inner = PurePosixPath(table.relative_to(folder).as_posix())
@@ -215,7 +251,7 @@ def captions_tables(folder: Path, found: Found, settings: DataSettings, notes: l
     splits, else the only one. Raises DataError where there are several and none says so."""
     headed = [text for text in sorted(found.texts) if is_text_table(text)]
     tables = [table for table in (*found.tables, *headed) if looks_like_captions(table)]
-    lists = [p for p in tables if p.suffix.lower() == ".json" and split_lists(folder, [p], [])]
+    lists = [p for p in tables if (found_in := split_lists([p], [])).names or found_in.unread]
     wanted = settings.caption_column.split(",") if settings.caption_column else None
     tables = [p for p in tables if p not in lists]
     tables = [p for p in tables if names_captions(p, wanted)] or tables
@@ -277,10 +313,14 @@ def names_images(table: Path) -> bool:
 
 
 def looks_like_captions(table: Path) -> bool:
-    """Not the odds and ends that lie about in a data set's folder."""
-    return plain(table.stem) not in (
+    """Not the odds and ends that lie about in a data set's folder, unless they have columns of images and captions."""
+    odd = plain(table.stem) in (
         *("datasetinfo", "config", "classes", "labels", "package", "readme", "info", "stats", "category"),
-    ) and not plain(table.stem).startswith(("instances", "personkeypoints", "imageinfo", "stuff", "panoptic"))
+    ) or plain(table.stem).startswith(("instances", "personkeypoints", "imageinfo", "stuff", "panoptic"))
+    if not odd or table.suffix.lower() not in (".csv", ".tsv"):
+        return not odd
+    columns = header_of(table)
+    return bool(find_column(columns, IMAGE_COLUMNS) and caption_columns(columns))
 
 
 def sidecar_rows(folder: Path, found: Found, texts: dict[Path, list[Path]], notes: list[str]) -> Iterator[Picture]:
@@ -318,7 +358,7 @@ def sidecar_rows(folder: Path, found: Found, texts: dict[Path, list[Path]], note
         notes.append(f"{len(silent)} images have no .txt beside them; left out (e.g. {silent[0].name})")
     if both:
         notes.append(f"{both} images have a .caption and a .txt; the .caption is read")
-    if orphans := found.texts - used:
+    if orphans := {text for text in found.texts - used if not may_be_about_splits(text.stem)}:
         notes.append(f"{len(orphans)} .txt have no image; left out (e.g. {min(orphans).name})")
 
 

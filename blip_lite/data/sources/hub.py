@@ -92,9 +92,21 @@ def datasets_rows(
         part_settings = settings
         if pictures and not settings.image_column and find_column(table.column_names, IMAGE_COLUMNS) not in pictures:
             part_settings = replace(settings, image_column=pictures[0])
-        rows = ((f"{f'{name} {part}'.strip()}, row {number}", row) for number, row in enumerate(table))
+        labels = {column: kind for column, kind in table.features.items() if isinstance(kind, datasets.ClassLabel)}
+        rows = (
+            (f"{f'{name} {part}'.strip()}, row {number}", row | named_labels(row, labels))
+            for number, row in enumerate(table)
+        )
         given = splits[part] if named else split
         yield from table_rows(rows, root, part_settings, notes, given, partial(read_cell, table))
+
+
+def named_labels(row: Mapping[str, Any], labels: Mapping[str, Any]) -> dict[str, str | None]:
+    """The names of a row's class numbers (0: `train`); -1 is none."""
+    return {
+        column: kind.int2str(row[column]) if row[column] is not None and row[column] >= 0 else None
+        for column, kind in labels.items()
+    }
 
 
 def read_cell(table: Any, number: int, column: str) -> bytes:

@@ -1,81 +1,187 @@
-"""Lists of images that share them out: beside a table, which says nothing of splits itself."""
+"""Lists of images that share them out: beside captions, which say nothing of splits themselves."""
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from itertools import chain
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from blip_lite.data.names import (
     ID_COLUMNS,
     IMAGE_COLUMNS,
-    MAYBE_SPLIT_COLUMNS,
     SPLIT_COLUMNS,
+    SPLIT_WORDS,
     caption_columns,
     find_column,
     may_be_about_splits,
     plain,
     split_of_name,
 )
-from blip_lite.data.sources.marks import agreed, split_in
-from blip_lite.data.sources.table import read_json, read_table
+from blip_lite.data.sources.encoding import encoding_of
+from blip_lite.data.sources.marks import Marks, agreed, split_in
+from blip_lite.data.sources.table import PROBE, read_json, read_table
 from blip_lite.errors import DataError
 from blip_lite.processing.images import IMAGE_SUFFIXES
 from blip_lite.processing.picture import Picture
 
 LISTS = (".txt", ".lst", ".list")
+YAML = (".yaml", ".yml")
+FILES = (*LISTS, ".csv", ".tsv", ".json", *YAML)  # that may be lists
+FOLDERS = ("splits", "split", "lists", "imagesets")  # below a captions file, that may hold lists
+_NAMES = (*IMAGE_COLUMNS, *ID_COLUMNS, "name", "names")  # of a list's column of images
+_FORMS = 'a name a line, a table `image,split`, {"train": [names], ...}, or {name: "train", ...}'
+_SUFFIX = "|".join(re.escape(suffix) for suffix in sorted(IMAGE_SUFFIXES))
+_LINE = re.compile(rf"(.+?(?:{_SUFFIX}))(?:#\d+)?[\s,;]+(.*)", re.IGNORECASE)
+_CELEBA = {"0": "train", "1": "validation", "2": "test"}  # list_eval_partition.txt, by its README
 
 
-def split_lists(folder: Path, files: Iterable[Path], notes: list[str]) -> dict[str, str]:
-    """The split of each image that lists beside a table name: `train.txt` and `test.txt` with a name a line, the same
-    as JSON, `{"train": [names], ...}`, `{name: "train", ...}`, a table of images and splits, or CUB-200's numbers.
+class Lists:
+    """The split of each image that lists name, with or without its folder and its suffix.
+
+    Attributes:
+        unread: files called after splits that name no images in a form we know.
+    """
+
+    def __init__(self) -> None:
+        self.names: dict[str, dict[str, str]] = {}  # by the last part: names without suffix -> split
+        self.bare: set[str] = set()  # that are written without a suffix: they may be numbers of images, too
+        self.unread: list[Path] = []
+
+    def add(self, split: str, name: str, path: Path) -> None:
+        """Raises DataError for a name that is in two splits."""
+        key, there = key_of(name), self.names.setdefault(last(name), {})
+        if there.setdefault(key, split) != split:
+            raise DataError(f"{path}: {name} is in {split}, and in {there[key]}, by the lists of {path.parent}")
+        if not has_suffix(name):
+            self.bare.add(key)
+
+    def split_of(self, row: Picture, alone: bool) -> str | None:
+        """The split of a row's image: by its name, else, where that is another thing, by its id. `alone`: no other
+        image has the last part of its name, so that the folders before it need not be the same."""
+        named = self.find(row.place, row.where, alone)
+        if not row.name or (named and named[0] not in self.bare):
+            return named[1] if named else None
+        numbered = self.find(row.image_id, row.where, alone)
+        numbered = numbered if numbered and numbered[0] in self.bare else None
+        if named and numbered and named[1] != numbered[1]:
+            raise DataError(
+                f"{row.where}: by the lists, {row.name} is in {named[1]} as a name, and in {numbered[1]} by its id "
+                f"{row.image_id}. Write names with their suffix there"
+            )
+        found = named or numbered
+        return found[1] if found else None
+
+    def find(self, name: str, where: str, alone: bool) -> tuple[str, str] | None:
+        """(name as the lists have it, split). Raises DataError for a name that may be two of them."""
+        there, key = self.names.get(last(name), {}), f"/{key_of(name)}"
+        ends = [other for other in there if key.endswith(f"/{other}")]
+        found = [max(ends, key=len)] if ends else [other for other in there if f"/{other}".endswith(key)]
+        found = found or [*there] * alone
+        if len({there[other] for other in found}) > 1:
+            raise DataError(f"{where}: {name} may be {' or '.join(found[:2])} of the lists; write the folder before it")
+        return (found[0], there[found[0]]) if found else None
+
+
+def key_of(name: str) -> str:
+    r"""A name in one spelling, without an image's suffix: `.\a\1.jpg`, `/a/1` and `a/1` are one."""
+    name = unicodedata.normalize("NFC", name.strip().replace("\\", "/"))
+    name = re.sub(r"^[A-Za-z]:/", "", name)
+    path = PurePosixPath(name.lstrip("/"))
+    return str(path.with_suffix("") if has_suffix(name) else path)
+
+
+def last(name: str) -> str:
+    return key_of(name).rpartition("/")[2]
+
+
+def has_suffix(name: str) -> bool:
+    return PurePosixPath(name.strip()).suffix.lower() in IMAGE_SUFFIXES
+
+
+def split_lists(files: Iterable[Path], notes: list[str]) -> Lists:
+    """What the lists among files beside the captions say: `train.txt` and `test.txt` with a name a line, the same as
+    JSON, `{"train": [names], ...}`, `{name: "train", ...}`, a table of images and splits, or CUB-200's numbers.
     Raises DataError for a name in two of them."""
-    lists: dict[str, str] = {}
+    lists = Lists()
     for path in sorted(files):
-        named = [*named_in(path, notes)] if split_of_name(path.stem) or may_be_about_splits(path.stem) else []
+        own = split_of_name(path.stem)
+        about = bool(own) or may_be_about_splits(path.stem)
+        pairs = candidates(path, about)
+        if pairs is None:
+            continue
+        named = [(split, str(name)) for split, name in pairs if split]
         for split, name in named:
-            if lists.setdefault(short := Path(str(name)).stem, split) != split:
-                raise DataError(f"{path}: {name} is in {split}, and in {lists[short]}, by the lists of {folder}")
+            lists.add(split, name, path)
+        if about and not named:
+            notes.append(f"{path.name} is not read: it names no images of a split")
+            lists.unread += [path] if not own or split_of_name(path.stem, strict=True) else []
     return lists
 
 
-def named_in(path: Path, notes: list[str]) -> Iterator[tuple[str, Any]]:
-    """(split, name of an image) of a file whose name is about splits. A note where it has none, and no captions."""
+def candidates(path: Path, about: bool) -> Iterable[tuple[str | None, Any]] | None:
+    """(split, name of an image) of a file that may be a list; None for one that is something else: captions, a text
+    about one image. `about`: its name is about splits."""
     suffix, own = path.suffix.lower(), split_of_name(path.stem)
-    found: list[tuple[str | None, Any]] = []
-    if any(path.with_suffix(image).exists() for image in IMAGE_SUFFIXES):  # a caption
-        return
-    if suffix in LISTS:
+    if any(path.with_suffix(image).exists() for image in IMAGE_SUFFIXES):
+        return None
+    if suffix in LISTS and about:
         images = path.with_name("images.txt")
         cub = plain(path.stem) == "traintestsplit" and images.is_file()
-        found = [*(by_number(path, images) if cub else in_names(lines_in(path), path))]
-    elif suffix in (".csv", ".tsv"):
-        rows = [row for _, row in read_table(path, strict=False)]
-        if not rows or caption_columns([c for c in rows[0] if c is not None]):
-            return
-        found = [*in_rows(rows, own, path)]
-    elif suffix == ".json" and ("split" in path.stem.casefold() or begins_as_names(path)):
-        content = read_json(path)
-        if isinstance(content, list) and all(isinstance(row, Mapping) for row in content):
-            found = [*in_rows(content, own, path)]
-        elif isinstance(content, list) and all(isinstance(name, (str, int)) for name in content):
-            found = [*in_names([*map(str, content)], path)]
-        elif isinstance(content, Mapping) and all(map(split_of_name, content)):
-            parts = {key: names for key, names in content.items() if isinstance(names, list)}
-            found = [(split_of_name(key), name) for key, names in parts.items() for name in names]
-        elif isinstance(content, Mapping) and all(isinstance(v, str) and split_of_name(v) for v in content.values()):
-            found = [(split_of_name(split), name) for name, split in content.items()]
-    else:
-        return
-    named = [(split, name) for split, name in found if split]
-    if not named:
-        notes.append(f"{path.name} is not read: it names no images of a split")
-    yield from named
+        return by_number(path, images) if cub else in_names(lines_in(path), path)
+    if suffix in (".csv", ".tsv"):
+        rows = (row for _, row in read_table(path, strict=False))
+        first = next(rows, {})
+        columns = [c for c in first if c is not None]
+        if not first and about:
+            return ()
+        if not first or caption_columns(columns) or not (about or find_column(columns, SPLIT_COLUMNS)):
+            return None
+        return in_rows([*chain([first], rows)], path)
+    if suffix == ".json" and about and (not own or "split" in path.stem.casefold() or begins_as_names(path)):
+        return in_json(read_json(path), path)
+    if suffix in YAML and about:
+        import yaml
+
+        try:
+            return in_json(yaml.safe_load(path.read_text(encoding_of(path))), path)
+        except yaml.YAMLError as error:
+            raise DataError(f"{path}: cannot be read as YAML ({error})") from error
+    return None
+
+
+def in_json(content: Any, path: Path) -> Iterable[tuple[str | None, Any]] | None:
+    """What a list that is written as JSON says. Other keys than splits, like a seed, name no images; those of another
+    part are left out."""
+    if isinstance(content, Mapping) and (inner := find_column([*content], ("splits", "split"))):
+        content = content[inner]
+    if isinstance(content, list) and content and all(isinstance(row, Mapping) for row in content):
+        return None if caption_columns([*content[0]]) else in_rows(content, path)
+    if isinstance(content, list):
+        return in_names([str(name) for name in content if isinstance(name, (str, int))], path)
+    if not isinstance(content, Mapping):
+        return ()
+    parts = {key: names for key, names in content.items() if isinstance(names, list) and split_of_name(key)}
+    if parts:
+        rows = [row for names in parts.values() for row in names if isinstance(row, Mapping)]
+        if any(caption_columns([*row]) for row in rows):
+            return None
+        return [
+            (split_of_name(key), name[find_column([*name], _NAMES) or ""] if isinstance(name, Mapping) else name)
+            for key, names in parts.items()
+            for name in names
+            if not isinstance(name, Mapping) or find_column([*name], _NAMES)
+        ]
+    said = {name: value for name, value in content.items() if isinstance(value, str)}
+    if 2 * sum(bool(split_of_name(value)) for value in said.values()) > len(content):
+        return [(split_in(value, f"{path}, {name}"), name) for name, value in said.items()]
+    return ()
 
 
 def lines_in(path: Path) -> list[str]:
-    with open(path, encoding="utf-8", errors="replace") as file:
+    with open(path, encoding=encoding_of(path)) as file:
         return [line.strip() for line in file if line.strip()]
 
 
@@ -96,40 +202,74 @@ def begins_as_names(path: Path) -> bool:
         return re.match(rb'[\xef\xbb\xbf\xff\xfe\0\s]*\[[\0\s]*["\d\]]', file.read(1024)) is not None
 
 
-def in_names(names: Sequence[str], path: Path) -> Iterator[tuple[str | None, str]]:
-    """(split, name) of what is nothing but names: all of images, unless the file's name is nothing but that of a
-    split."""
-    if all(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in names) or split_of_name(path.stem, strict=True):
-        yield from ((split_of_name(path.stem), name) for name in names)
+def in_names(lines: Sequence[str], path: Path) -> Iterator[tuple[str | None, str]]:
+    """(split, name) of lines of names: all of images, unless the file's name is nothing but that of a split. After a
+    name may stand its split, CelebA's number of one, or the number of a class (VOC)."""
+    own, strict = split_of_name(path.stem), split_of_name(path.stem, strict=True)
+    pairs = [name_and_more(line, bool(strict)) for line in lines]
+    more = {said for _, said in pairs}
+    if more and all(SPLIT_WORDS.get(said.casefold()) for said in more):
+        yield from ((SPLIT_WORDS[said.casefold()], name) for name, said in pairs)
+    elif plain(path.stem) == "listevalpartition" and more <= _CELEBA.keys():
+        yield from ((_CELEBA[said], name) for name, said in pairs)
+    elif (strict and all(re.fullmatch(r"|-?\d+", said) for said in more)) or (
+        own and not any(more) and all(has_suffix(name) for name, _ in pairs)
+    ):
+        yield from ((own, name) for name, _ in pairs)
 
 
-def in_rows(rows: Iterable[Mapping[Any, Any]], own: str | None, path: Path) -> Iterator[tuple[str | None, Any]]:
-    """(split, name) of rows with a column of images, and one of splits where the file's name says none; of a lone
-    column without a header, too."""
+def name_and_more(line: str, bare: bool) -> tuple[str, str]:
+    """`1.jpg 3` -> `1.jpg`, `3`; so `000001  1`, if `bare` names without a suffix are expected."""
+    if has_suffix(line):
+        return line, ""
+    found = _LINE.fullmatch(line) or (re.fullmatch(r"(\S+)\s+(-?\d+|[a-z]+)", line) if bare else None)
+    return (found[1], found[2]) if found else (line, "")
+
+
+def in_rows(rows: Sequence[Mapping[Any, Any]], path: Path) -> Iterator[tuple[str | None, Any]]:
+    """(split, name) of rows with a column of images and what tells a row's split, else the file's name does; without
+    a header, too."""
+    columns = [column for column in rows[0] if column is not None]
+    if any(has_suffix(c) or c.casefold() in SPLIT_WORDS for c in columns) and not find_column(columns, _NAMES):
+        cells = [[str(value) for key, value in row.items() if key is not None] for row in rows]
+        yield from in_names([" ".join(line) for line in (columns, *cells)], path)
+        return
+    image = find_column(columns, _NAMES) or (columns[0] if len(columns) == 1 else None)
+    if image is None:
+        return
+    marks = Marks([image], [], rows[:PROBE])
+    of_file = split_of_name(path.stem, strict=len(columns) > 1)  # `test.csv`, not `test_results.csv`
+    lone = [image] if len(columns) == 1 and plain(image) not in map(plain, _NAMES) else []  # no header, but a name
+    yield from ((of_file, name) for name in lone)
     for number, row in enumerate(rows, 1):
-        columns = [column for column in row if column is not None]
-        image = find_column(columns, (*IMAGE_COLUMNS, *ID_COLUMNS))
-        split = find_column(columns, (*SPLIT_COLUMNS, *MAYBE_SPLIT_COLUMNS))
-        if image and split:
-            yield split_in(row[split], f"{path}, row {number}"), row[image]
-        elif image:  # `test.csv`, not `test_results.csv`
-            yield split_of_name(path.stem, strict=len(columns) > 1), row[image]
-        elif len(columns) == 1:
-            yield from ((own, name) for name in (*columns[: number == 1], row[columns[0]]))
+        if image in row:
+            yield marks.split(row, f"{path}, row {number}") or of_file, row[image]
 
 
-def in_lists(
-    rows: Iterable[Picture], lists: Mapping[str, str], notes: list[str], keep: bool = False
-) -> Iterator[Picture]:
-    """The rows, in the splits that `split_lists` found; those that no list names are left out, unless they name theirs,
-    or `keep`."""
+def in_lists(rows: Iterable[Picture], lists: Lists, notes: list[str], keep: bool = False) -> Iterator[Picture]:
+    """The rows, in the splits that the lists say; those that no list names are left out, unless they name theirs, or
+    `keep`. Raises DataError where a file called after splits names images, but not in a form that we know."""
+    rows = list(rows)
+    names: dict[str, set[str]] = {}
+    for row in rows:
+        names.setdefault(last(row.place), set()).add(row.place)
+    for path in lists.unread:
+        if mentions(path, names):
+            raise DataError(f"{path}: names images, but not as a list of a split does: {_FORMS}. Mend it, or move it")
     silent: set[str] = set()
     for row in rows:
-        split = lists.get(Path(row.image_id).stem)
-        if not split and not row.split and not keep:
+        split = lists.split_of(row, len(names[last(row.place)]) == 1) if lists.names else None
+        if lists.names and not split and not row.split and not keep:
             silent.add(row.image_id)
             continue
         row.split = agreed(row.split, split, row.where)
         yield row
     if silent:
         notes.append(f"{len(silent)} images are in no list of a split; left out (e.g. {min(silent)})")
+
+
+def mentions(path: Path, names: Mapping[str, Any]) -> bool:
+    """Whether a file's first megabyte names two images or more."""
+    with open(path, encoding=encoding_of(path), errors="replace") as file:
+        words = re.findall(r"[^\s,;|\"'\[\]{}]+", file.read(1 << 20))
+    return len({last(word) for word in words if has_suffix(word)} & names.keys()) > 1

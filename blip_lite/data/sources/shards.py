@@ -20,6 +20,8 @@ from blip_lite.processing.images import IMAGE_SUFFIXES
 from blip_lite.processing.picture import Picture
 from blip_lite.processing.text import has_words
 
+TEXTS = ("caption", "txt", "text")  # of several, the first
+
 
 def expand_braces(pattern: str) -> list[str]:
     """`a/{0000..0002}.tar` -> `a/0000.tar`, `a/0001.tar`, `a/0002.tar`."""
@@ -43,8 +45,8 @@ def load_tars(pattern: str) -> Listing:
 
 
 def tar_rows(paths: Sequence[Path], notes: list[str], root: Path | None = None) -> Iterator[Picture]:
-    """One row a sample: consecutive files of one name up to the first dot. The split is what the shard's name says,
-    or its folder's (`train-0000.tar`)."""
+    """One row a sample: the files of one name up to the first dot, as webdataset has it. The split is what the shard's
+    name says, or its folder's (`train-0000.tar`)."""
     lacking = used = several = 0
     marks = Marks(CAPTION_COLUMNS, notes)
     for path in paths:
@@ -54,8 +56,8 @@ def tar_rows(paths: Sequence[Path], notes: list[str], root: Path | None = None) 
             with tarfile.open(path, "r:") as tar:  # not compressed: a compressed one cannot be read in any order
                 for key, parts in samples(tar):
                     piece = {ext: partial(read_piece, path, m.offset_data, m.size) for ext, m in parts.items()}
-                    images = [p for ext, p in piece.items() if f".{ext.rpartition('.')[2]}" in IMAGE_SUFFIXES]
-                    image = images[0] if images else None
+                    images = [ext for ext in piece if f".{ext.rpartition('.')[2]}" in IMAGE_SUFFIXES]
+                    image = piece[images[0]] if images else None
                     several += len(images) > 1
                     captions, about = tar_captions(piece, f"{path}, {key}")
                     if marks.is_rejected(about, f"{path}, {key}"):
@@ -70,8 +72,8 @@ def tar_rows(paths: Sequence[Path], notes: list[str], root: Path | None = None) 
                         image,
                         tuple(c for c in captions if has_words(c)),
                         f"{path}, {key}",
-                        agreed(marks.split(about, f"{path}, {key}"), split, f"{path}, {key}")
-                        or split_of_path(PurePosixPath(key)),
+                        agreed(marks.split(about, f"{path}, {key}"), split, f"{path}, {key}"),
+                        name=f"{key}.{images[0]}".removeprefix("./"),
                     )
                 check_end(tar, path)
         except (tarfile.TarError, OSError) as error:
@@ -89,40 +91,58 @@ def tar_rows(paths: Sequence[Path], notes: list[str], root: Path | None = None) 
 
 
 def samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
-    """(name up to the first dot, its files by extension) in the order of the shard."""
-    key, parts = "", dict[str, tarfile.TarInfo]()
+    """(name, its files by extension) in the order of the shard, whose files may stand in any. The name is what is
+    before the first dot; where several pictures with a text share that, what is before the last one (`2026.01.jpg`).
+    A file whose name was there before begins another sample: shards were joined."""
+    found: list[tuple[str, str, dict[str, tarfile.TarInfo]]] = []
+    latest: dict[str, dict[str, tarfile.TarInfo]] = {}
     for member in tar:
         folder, _, name = member.name.rpartition("/")
         stem, _, extension = name.partition(".")
         if not member.isfile() or not extension or name.startswith("."):
             continue
-        if f"{folder}/{stem}" != key and parts:
-            yield key, parts
-            parts = {}
-        key = f"{folder}/{stem}"
-        parts[extension.lower()] = member
-    if parts:
-        yield key, parts
+        key, extension = f"{folder}/{stem}", extension.lower()
+        if key not in latest or extension in latest[key]:
+            latest[key] = {}
+            found.append((folder, stem, latest[key]))
+        latest[key][extension] = member
+    for folder, stem, parts in found:
+        for name, files in by_last_dot(stem, parts).items():
+            yield f"{folder}/{name}", files
+
+
+def by_last_dot(stem: str, parts: dict[str, tarfile.TarInfo]) -> dict[str, dict[str, tarfile.TarInfo]]:
+    """The files of a sample; several samples, where several pictures have a text of their own."""
+    names: dict[str, dict[str, tarfile.TarInfo]] = {}
+    for extension, member in parts.items():
+        inner, _, kind = extension.rpartition(".")
+        names.setdefault(f"{stem}.{inner}" if inner else stem, {})[kind] = member
+    pairs = [
+        files
+        for files in names.values()
+        if {f".{kind}" for kind in files} & IMAGE_SUFFIXES and {*TEXTS, "json"} & files.keys()
+    ]
+    return names if len(pairs) > 1 else {stem: parts}
 
 
 def tar_captions(pieces: Mapping[str, Callable[[], bytes]], where: str) -> tuple[list[str], Mapping[str, Any]]:
     """(captions, what its `.json` says) of a sample. The captions are the lines of its `.caption`, `.txt` or `.text`,
     else they are in the `.json`. A key may have dots in it."""
     kinds = {extension.rpartition(".")[2]: piece for extension, piece in pieces.items()}
-    if named := next((piece for extension, piece in pieces.items() if extension.startswith("caption.")), None):
-        kinds["caption"] = named  # `7.caption.txt` beside `7.tags.txt`
-    text = next((kind for kind in ("caption", "txt", "text") if kind in kinds), None)
+    named = [ext for ext in pieces if re.fullmatch(r"captions?\d*\.(?:txt|text|caption)|caption\d+", ext)]
+    named = sorted(named, key=lambda ext: (len(ext), ext))  # `7.caption.txt` beside `7.tags.txt`; `7.caption1.txt`, ...
+    texts = [pieces[ext] for ext in named] or [kinds[kind] for kind in TEXTS if kind in kinds][:1]
     about: Any = None
     try:
-        if text:
-            captions = [line.strip() for line in kinds[text]().decode("utf-8-sig").splitlines() if line.strip()]
+        lines = [line.strip() for text in texts for line in text().decode("utf-8-sig").splitlines()]
+        captions = [line for line in lines if line]
         if "json" in kinds:
             try:
                 about = parse_json(kinds["json"]())
             except (ValueError, RecursionError) as error:
-                if not text or isinstance(error, RepeatedKey):  # beside a text, it need not be JSON
+                if not texts or isinstance(error, RepeatedKey):  # beside a text, it need not be JSON
                     raise
-        if not text:
+        if not texts:
             captions = captions_in(about)
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON
         raise DataError(f"{where}: its caption cannot be read ({error})") from error

@@ -12,11 +12,11 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from itertools import chain, islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TextIO
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from blip_lite.data.names import (
     CAPTION_COLUMNS,
@@ -43,6 +43,7 @@ PROBE = 50  # rows that are looked at to find the columns, and the folder of the
 # A text that several files swallowed: the name of an image and a separator, in a line of its own.
 _SWALLOWED = re.compile(r"\n[^\n]*\.(?:jpe?g|png|webp|bmp|gif|tiff?)[\"']?\s*(?:[,;|\t\n]|\Z)", re.IGNORECASE)
 _IMAGE = re.compile(r"<img>(.+?)</img>")  # in a conversation
+_BACKSLASHED = re.compile(r'(?:^|[,;|])"[^"\n]*[^"\\\n]\\"[^,;|"\r\n]', re.MULTILINE)  # "a \"big\" dog"
 _QUOTED = re.compile(r"""\"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'""")
 
 
@@ -57,6 +58,7 @@ def pick_columns(
     else:
         usual = [c for name in IMAGE_COLUMNS if (c := find_column(columns, [name]))]
         paths = [] if settings.allow_urls else [c for c in usual if not is_url(sample[c])]
+        paths.sort(key=lambda c: str(sample[c]).strip().isdigit())  # a number is a path only where no other column is
         ids = [c for name in ID_COLUMNS if (c := find_column(columns, [name]))]
         ids = [c for c in ids if plain(c) != "id" or not str(sample[c]).strip().isdigit()]  # no numbers of rows
         image = next(iter([*paths, *usual, *ids]), None)
@@ -98,6 +100,8 @@ def captions_in(value: Any) -> list[str]:
     if isinstance(value, Mapping):
         columns = [*value]
         name = find_column(columns, ("raw", *CAPTION_COLUMNS))
+        if name is None and len(columns) == 1 and re.fullmatch(r"[a-z]{2}(?:[-_]\w+)?", str(columns[0]), re.IGNORECASE):
+            name = columns[0]  # `{"en": ...}`
         return captions_in(value[name]) if name is not None else []
     if value is None or value != value:  # NaN
         return []
@@ -158,7 +162,7 @@ def answer_in(turns: Sequence[Mapping[str, Any]]) -> str:
 
 ANNOTATIONS = (
     *("annotations", "annotation", "captions", "labels", "meta", "metadata", "text", "texts", "splits"),
-    "flickr8ktext",
+    *("flickr8ktext", "csv", "json", "tables", "lists"),
 )
 
 
@@ -169,6 +173,8 @@ def image_path(root: Path, name: str, where: str) -> tuple[str, Path]:
     `root`; `file.in_right_folder` finds what part of it is in the data set. Raises DataError.
     """
     name = unescaped(name.strip())
+    if name[:7].casefold() == "file://":
+        name = unquote(urlsplit(name).path)
     if len(name) > 255 and re.fullmatch(r"[\w+/=\s-]+", name):
         raise DataError(f"{where}: {name[:60]!r} is no path: its name is too long. Is it base64, or a text?")
     if "\\" in name and not os.path.exists(os.path.join(root, name)):  # written on Windows
@@ -176,11 +182,16 @@ def image_path(root: Path, name: str, where: str) -> tuple[str, Path]:
     if "/?d=" in name:  # Label Studio's local files
         name = unquote(name.partition("?d=")[2])
     name = re.sub(r"^[A-Za-z]:/", "/", name)
+    bare = re.split(r"[#?]", name)[0]  # Flickr's `1.jpg#0`, a URL's `1.jpg?raw=true`
+    if bare != name and Path(bare).suffix.lower() in IMAGE_SUFFIXES and Path(name).suffix.lower() not in IMAGE_SUFFIXES:
+        name = bare
     if name.startswith("/") and not name.startswith(os.path.abspath(root)) and not os.path.exists(name):
         name = name.lstrip("/")
     if len(name) > 63 and max(len(part.encode("utf-8", "replace")) for part in name.split("/")) > 255:
         raise DataError(f"{where}: {name[:60]!r} is no path: its name is too long. Is it base64, or a text?")
     path = inside(root, name, where)
+    if name.endswith(".0") and name[:-2].isdecimal() and not on_disk(path):  # a column of numbers with an empty cell
+        path, name = inside(root, name[:-2], where), name[:-2]
     return unicodedata.normalize("NFC", os.path.normpath(name)), with_suffix(path)
 
 
@@ -196,17 +207,34 @@ def with_suffix(path: Path) -> Path:
 
 
 def on_disk(path: Path) -> Path | None:
-    """The file of that name: in another Unicode spelling, as file systems differ, with `.JPG` for `.jpg`, with an
-    image's suffix, if the name has none, or with a blank for `%20`."""
+    """The file of that name: in another Unicode spelling or other capitals, as file systems differ, with an image's
+    suffix, if the name has none, or with a blank for `%20`."""
     if os.path.isfile(path):
         return path
-    spelt = [path.with_name(unicodedata.normalize(form, path.name)) for form in ("NFC", "NFD")]
-    spelt += [path.with_name(path.stem + suffix) for suffix in (path.suffix.lower(), path.suffix.upper())]
+    try:
+        there = spellings(os.path.dirname(path), os.stat(os.path.dirname(path)).st_mtime_ns)
+    except (OSError, ValueError):
+        return None
+    names = [path.name]
     if path.suffix.lower() not in IMAGE_SUFFIXES:
-        spelt += [path.with_name(path.name + suffix) for suffix in sorted(IMAGE_SUFFIXES)]
+        names += [path.name + suffix for suffix in sorted(IMAGE_SUFFIXES)]
     if "%" in path.name and not {"/", "\0"} & set(plain_name := unquote(path.name)):
-        spelt.append(path.with_name(plain_name))
-    return next((other for other in spelt if os.path.isfile(other)), None)
+        names.append(plain_name)
+    found = next((there[folded(name)] for name in names if there.get(folded(name))), None)
+    return path.with_name(found) if found and os.path.isfile(path.with_name(found)) else None
+
+
+@lru_cache(64)
+def spellings(folder: str, changed: int) -> dict[str, str]:
+    """The names in a folder by their folded spelling; of two that differ in capitals alone neither, as it may be
+    either. `changed`: the folder's time, after which it is read again."""
+    names = os.listdir(folder)
+    several = Counter(map(folded, names))
+    return {key: name for name in names if several[key := folded(name)] == 1}
+
+
+def folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def inside(root: Path, name: str, where: str) -> Path:
@@ -263,6 +291,8 @@ def table_rows(
         sample = {"image": first[0][1]["image"], **sample}
     image, names = pick_columns(sample, settings, first[0][0], notes)
     joined = {name for name in names if plain(name) in LISTS_OF_CAPTIONS}
+    if folder := folder_column([row for _, row in first], image, names, root):
+        notes.append(f"{first[0][0]}: the images' folders are in column {folder[1]!r}")
     log = {"url", "status", "errormessage"} <= {plain(c) for c in sample if c is not None}  # img2dataset's
     marks = Marks([image, *names], notes, [row for _, row in first])
     failed = 0
@@ -280,19 +310,25 @@ def table_rows(
         in_split = agreed(marks.split(row, where), split, where)
         if isinstance(value, (int, float)) and not isinstance(value, bool) and value % 1 == 0:  # 7, for 7.jpg
             value = str(int(value))
+        if folder and isinstance(value, str) and row.get(folder[1]):
+            value = f"{folder[0]}{row[folder[1]]}/{value}"
         if isinstance(value, str) and value in paths:
             yield Picture(*paths[value], captions, where, in_split)
             continue
+        if isinstance(value, str) and value[:1] == "[" and len(names_in := list_in(value.strip())) == 1:
+            value = names_in[0]  # `['1.jpg']`
         if isinstance(value, list) and len(value) == 1:
             value = value[0]
+        name = ""
         if isinstance(value, Mapping):  # {"bytes", "path"}, as `datasets` keeps an image
-            value = value.get("bytes") or value.get("path")
+            name = PurePosixPath(str(value.get("path") or "").replace("\\", "/")).name
+            value = value.get("bytes") or value.get(find_column([*value], IMAGE_COLUMNS) or "path")
         if value is None or value != value or (isinstance(value, str) and value.strip().casefold() in NULLS):
             yield Picture(f"{where}: no image in column {image}", no_image, captions, where, in_split)
         elif isinstance(value, bytes):
             assert load is not None
             key = hashlib.sha256(value).hexdigest()[:16]
-            yield Picture(key, partial(load, number, image), captions, where, in_split)
+            yield Picture(key, partial(load, number, image), captions, where, in_split, name=name)
         elif not isinstance(value, str):
             raise DataError(
                 f"{where}: column {image} holds {type(value).__name__}; expected a path, a URL or bytes. "
@@ -304,7 +340,7 @@ def table_rows(
                     f"{where}: the image is a URL, {value}; --allow_urls downloads such images into a cache"
                 )
             yield Picture(value.strip(), cached(value.strip()), captions, where, in_split, url=value.strip())
-        elif re.match(r"\s*[a-z][a-z0-9]+:", value, re.IGNORECASE):
+        elif re.match(r"\s*(?!file:)[a-z][a-z0-9]+:", value, re.IGNORECASE):
             raise DataError(
                 f"{where}: {value[:200]}: only paths, http and https URLs are read. If the images are here, "
                 "--image_column names a column with their paths"
@@ -315,6 +351,26 @@ def table_rows(
     if failed:
         notes.append(f"{failed} images were not downloaded (status is not success); left out")
     marks.tell()
+
+
+def folder_column(
+    rows: Sequence[Mapping[str, Any]], image: str, captions: Sequence[str], root: Path
+) -> tuple[str, str] | None:
+    """(what comes before, the column) where a column names the folder of each image, as `class` does beside
+    `filename`: there all of these are, and in `root` none is."""
+    cells = [row for row in rows if isinstance(row.get(image), str) and not is_url(row[image])]
+    names = [row[image].strip() for row in cells]
+    if not names or any("/" in name or "\\" in name or on_disk(root / name) for name in names):
+        return None
+    columns = [c for c in cells[0] if c is not None and c not in (image, *captions)]
+    for base in ("", *(f"{path.name}/" for path in sorted(root.glob("*/")))):
+        for column in columns:
+            folders = [str(row.get(column) or "") for row in cells]
+            if all(re.fullmatch(r"[^/\\]+", f) and f not in (".", "..") for f in folders) and all(
+                on_disk(root / f"{base}{f}" / name) for f, name in zip(folders, names, strict=True)
+            ):
+                return base, column
+    return None
 
 
 def no_image() -> bytes:
@@ -382,32 +438,27 @@ def csv_rows(
     if told := re.fullmatch(r'"?sep=(.)"?\s*', head):  # Excel's own line
         before, head = before + 1, file.readline()
     delimiter = told[1] if told else delimiter_of(head, suffix)
+    tabs, backslashed = delimiter == "\t", _BACKSLASHED.search(file.read(1 << 20)) is not None
     file.seek(0)
     for _ in range(before):
         file.readline()
     csv.field_size_limit(2**31 - 1)  # its 131,072 letters are few for an image in base64
-    quoting: Literal[0, 3] = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    reader = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=strict)
+    quoting: Literal[0, 3] = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
+    lines = (line.replace('\\"', '""') for line in file) if backslashed and not tabs else file
+    reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=strict)
     header: list[str] | None = None
-    while True:
-        line = before + reader.line_num + 1
+    for line, end, cells in rejoined(numbered(reader, path, before)) if tabs else numbered(reader, path, before):
         where = f"{path}, line {line}"
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise DataError(f"{where}: a quotation mark opens here and is not closed ({error})") from error
         if not cells:
             continue
-        if delimiter == "\t":
-            cells = [c[1:-1].replace('""', '"') if len(c) > 1 and c[0] == c[-1] == '"' else c for c in cells]
+        if tabs:
+            cells = [unquoted(cell) for cell in cells]
         if header is None:
             names = [cell.strip() for cell in cells]
             header = [f"{name}_{n + 1}" if (n := names[:i].count(name)) else name for i, name in enumerate(names)]
             continue
         if any("\n" in cell and swallowed(cell, cells, delimiter, len(header)) for cell in cells):
-            yield bad(where, f"a quotation mark opens here and swallows rows up to {before + reader.line_num}")
+            yield bad(where, f"a quotation mark opens here and swallows rows up to {end}")
             continue
         while len(cells) > len(header) and not cells[-1].strip():  # Excel ends each line with separators
             cells.pop()
@@ -421,6 +472,44 @@ def csv_rows(
                 )
             row[None] = cells[len(header) :]
         yield where, row
+
+
+def unquoted(cell: str) -> str:
+    """A cell that is in quotation marks as a whole; `"a" and "b"` is not."""
+    inner = cell[1:-1].replace('""', "")
+    return cell[1:-1].replace('""', '"') if len(cell) > 1 and cell[0] == cell[-1] == '"' and '"' not in inner else cell
+
+
+def numbered(reader: Any, path: Path, before: int) -> Iterator[tuple[int, int, list[str]]]:
+    """(its first line, its last line, cells) of each row."""
+    while True:
+        line = before + reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise DataError(f"{path}, line {line}: a quotation mark opens here and is not closed ({error})") from error
+        yield line, before + reader.line_num, cells
+
+
+def rejoined(rows: Iterator[tuple[int, int, list[str]]]) -> Iterator[tuple[int, int, list[str]]]:
+    """Tab-separated rows, where pandas and Excel put a text of several lines in quotes: a line whose last cell opens a
+    quotation mark goes on in the next, if one of them has fewer cells than the header. Another such mark is a sign
+    like others."""
+    width, held = 0, None
+    for line, end, cells in rows:
+        width = width or len(cells)
+        if held and len(held[2]) + len(cells) - 1 <= width and min(len(held[2]), len(cells)) < width:
+            last, *others = cells or [""]
+            line, cells = held[0], [*held[2][:-1], f"{held[2][-1]}\n{last}", *others]
+        elif held:
+            yield held
+        held = (line, end, cells) if cells and cells[-1][:1] == '"' and cells[-1].count('"') % 2 else None
+        if not held:
+            yield line, end, cells
+    if held:
+        yield held
 
 
 def swallowed(cell: str, cells: Sequence[str], delimiter: str, columns: int) -> bool:

@@ -1,0 +1,557 @@
+"""Which captions belong to which image, and which image to which split: however files, lists and shards say it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import random
+import tarfile
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from blip_lite.data.dataset import DataSet
+from blip_lite.data.names import caption_columns
+from blip_lite.data.sources.lists import key_of
+from blip_lite.data.sources.table import captions_in
+from blip_lite.errors import DataError
+from blip_lite.settings import SPLITS
+from conftest import load
+
+FEW_EXAMPLES = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+COUNT = 9
+
+
+def photo(path: Path, number: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8), (number * 7 % 256, number // 36, 9)).save(path, "PNG")
+    return path
+
+
+def encoded(number: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), (number * 7 % 256, number // 36, 9)).save(file, "PNG")
+    return file.getvalue()
+
+
+def number_of(picture: Any) -> int:
+    """Which of the photographs above it is, by its colour."""
+    source = picture.open()
+    red, blocks, _ = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source).getpixel((0, 0))
+    return next(n for n in range(blocks * 36, 256) if n * 7 % 256 == red)
+
+
+def pairs(found: DataSet) -> dict[int, tuple[str, ...]]:
+    return {number_of(e): e.captions for split in SPLITS for e in found.splits[split]}
+
+
+def splits(found: DataSet) -> dict[int, str]:
+    return {number_of(e): split for split in SPLITS for e in found.splits[split]}
+
+
+SPLIT = {n: SPLITS[n % 3] for n in range(COUNT)}
+RIGHT = {n: (f"caption {n}",) for n in range(COUNT)}
+
+
+def as_csv(folder: Path, names: list[str]) -> Path:
+    path = folder / "captions.csv"
+    path.write_text("image,caption\n" + "".join(f'"{name}",caption {n}\n' for n, name in enumerate(names)), "utf-8")
+    return path
+
+
+def as_tsv(folder: Path, names: list[str]) -> Path:
+    path = folder / "captions.tsv"
+    path.write_text("image\tcaption\n" + "".join(f"{name}\tcaption {n}\n" for n, name in enumerate(names)), "utf-8")
+    return path
+
+
+def as_jsonl(folder: Path, names: list[str]) -> Path:
+    path = folder / "captions.jsonl"
+    path.write_text("".join(json.dumps({"image": x, "caption": f"caption {n}"}) + "\n" for n, x in enumerate(names)))
+    return path
+
+
+def as_coco(folder: Path, names: list[str]) -> Path:
+    images = [{"id": 900 - n, "file_name": name} for n, name in enumerate(names)]
+    said = [{"id": n, "image_id": 900 - n, "caption": f"caption {n}"} for n in range(len(names))]
+    path = folder / "annotations.json"
+    path.write_text(json.dumps({"images": images, "annotations": said}))
+    return path
+
+
+def as_texts(folder: Path, names: list[str]) -> Path:
+    for n, name in enumerate(names):
+        (folder / name).with_suffix(".txt").write_text(f"caption {n}")
+    return folder
+
+
+def parts(names: list[str]) -> dict[str, list[str]]:
+    return {split: [name for n, name in enumerate(names) if SPLIT[n] == split] for split in SPLITS}
+
+
+def each(pattern: str, line: str = "{}") -> Any:
+    """A list for each split."""
+    return lambda names: {
+        pattern.format(split): "".join(line.format(name) + "\n" for name in some)
+        for split, some in parts(names).items()
+    }
+
+
+def rows_of(file: str, header: str, line: Any) -> Any:
+    """One table of all images."""
+    begin = f"{header}\n" if header else ""
+    return lambda names: {file: begin + "".join(line(name, SPLIT[n]) + "\n" for n, name in enumerate(names))}
+
+
+def flags_of(name: str, split: str) -> str:
+    return ",".join([name, *(str(int(split == other)) for other in SPLITS)])
+
+
+LISTS = {
+    **{p: each(p) for p in ("{}.txt", "{}list01.txt", "{}_ids.txt", "{}_list.lst", "splits/{}.txt", "ImageSets/{}.txt")},
+    "classes": each("{}.txt", "{} 3"),
+    "VOC": each("{}.txt", "{}  -1"),
+    "upper": each("{}.TXT"),
+    "header": rows_of("split.csv", "image,split", "{},{}".format),
+    "name": rows_of("splits.csv", "name,split", "{},{}".format),
+    "semicolon": rows_of("Split.CSV", "id;set", "{};{}".format),
+    "no header": rows_of("split.csv", "", "{},{}".format),
+    "lines": rows_of("split.txt", "", "{} {}".format),
+    "partition": rows_of("partition.csv", "image,partition", "{},{}".format),
+    "any table": rows_of("images.csv", "file_name,split", "{},{}".format),
+    "flags": rows_of("split.csv", "image,is_train,is_validation,is_test", flags_of),
+    "columns": rows_of("split.csv", "image,train,validation,test", flags_of),
+    "JSON": lambda names: {"splits.json": json.dumps(parts(names))},
+    "JSON and more": lambda names: {"splits.json": json.dumps(parts(names) | {"seed": 42, "unused": []})},
+    "JSON in JSON": lambda names: {"dataset_splits.json": json.dumps({"about": "x", "splits": parts(names)})},
+    "JSON rows": lambda names: {"split.json": json.dumps([{"name": x, "split": SPLIT[n]} for n, x in enumerate(names)])},
+    "JSON objects": lambda names: {
+        "splits.json": json.dumps({split: [{"file_name": x} for x in some] for split, some in parts(names).items()})
+    },
+    "JSON by name": lambda names: {"split.json": json.dumps({x: SPLIT[n] for n, x in enumerate(names)})},
+    "YAML": lambda names: {"splits.yaml": json.dumps(parts(names))},
+}  # fmt: skip
+SPELLINGS = {
+    "plain": lambda name: name,
+    "folder": lambda name: f"images/{name}",
+    "far": lambda name: f"/data/all/images/{name}",
+    "Windows": lambda name: f"images\\{name}",
+    "drive": lambda name: f"C:\\me\\{name}",
+    "NFD": lambda name: unicodedata.normalize("NFD", name),
+    "dot": lambda name: f"./images/{name}",
+    "no suffix": lambda name: name.removesuffix(".png"),
+}
+
+
+@given(
+    form=st.sampled_from(sorted(LISTS)),
+    spelling=st.sampled_from(sorted(SPELLINGS)),
+    write=st.sampled_from([as_csv, as_tsv, as_jsonl, as_coco, as_texts]),
+    whole=st.booleans(),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+    name=st.sampled_from(["{}", "00{}", "été {}", "vid1.00{}", "IMG_{}"]),
+)
+@settings(FEW_EXAMPLES, max_examples=120)
+def test_lists_share_the_images_out(
+    tmp_path_factory: pytest.TempPathFactory,
+    form: str,
+    spelling: str,
+    write: Any,
+    whole: bool,
+    encoding: str,
+    name: str,
+) -> None:
+    if (form in ("VOC", "lines") and " " in name) or (form == "no header" and spelling == "no suffix"):
+        return  # nobody could tell
+    folder = tmp_path_factory.mktemp("lists")
+    names = [f"{name.format(n)}.png" for n in range(COUNT)]
+    for n, one in enumerate(names):
+        photo(folder / "images" / one, n)
+    captions = write(folder, [f"images/{one}" for one in names])
+    for file, text in LISTS[form]([SPELLINGS[spelling](one) for one in names]).items():
+        (folder / file).parent.mkdir(exist_ok=True)
+        (folder / file).write_bytes(text.encode(encoding if not file.endswith((".json", ".yaml")) else "utf-8"))
+    found = load(folder if whole else captions)
+    assert splits(found) == SPLIT and pairs(found) == RIGHT, (form, spelling, found.notes)
+
+
+@pytest.mark.parametrize(
+    "text", ["0.png yes\n1.png no\n", '{"a": {"0.png": 1, "1.png": 2}}', "name;value\n0.png;7\n1.png;9\n"]
+)
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_list_that_is_not_understood_stops(tmp_path: Path, text: str, whole: bool) -> None:
+    """Else the images that it keeps for the test would be trained on."""
+    for n in range(COUNT):
+        photo(tmp_path / f"{n}.png", n)
+    captions = as_csv(tmp_path, [f"{n}.png" for n in range(COUNT)])
+    name = {"{": "splits.json", "n": "splits.csv"}.get(text[0], "splits.txt")
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=f"{name}: names images, but not as a list of a split does: a name a line"):
+        load(tmp_path if whole else captions)
+    if name != "splits.json":
+        (tmp_path / name).write_text("These are the official splits of 2014.")
+        assert any("is not read" in note for note in load(tmp_path if whole else captions).notes)
+
+
+def test_a_name_of_two_folders_and_an_id_that_is_another_name(tmp_path: Path) -> None:
+    for n in range(COUNT):
+        photo(tmp_path / f"{'ab'[n % 2]}/{n // 2}.png", n)
+    captions = as_csv(tmp_path, [f"{'ab'[n % 2]}/{n // 2}.png" for n in range(COUNT)])
+    (tmp_path / "train.txt").write_text("".join(f"a/{n}.png\n" for n in range(5)))
+    (tmp_path / "test.txt").write_text("".join(f"b/{n}.png\n" for n in range(3)))
+    found = splits(load(captions))
+    assert {n for n in found if found[n] == "test"} == {1, 3, 5} and 7 not in found  # b/3 is in no list
+    (tmp_path / "test.txt").write_text("0.png\n")
+    (tmp_path / "train.txt").write_text("x/0.png\ny/1.png\n")
+    as_csv(tmp_path, ["0.png", *(f"a/{n}.png" for n in range(1, 4))])
+    (tmp_path / "val.txt").write_text("a/2.png\n")
+    photo(tmp_path / "0.png", 8)
+    assert splits(load(captions))[8] == "test"  # the name itself comes before one with a folder
+
+    coco = tmp_path / "coco"
+    for n in range(4):
+        photo(coco / f"{n}.png", n)
+    images = [{"id": 3 - n, "file_name": f"{n}.png"} for n in range(4)]
+    said = [{"id": n, "image_id": 3 - n, "caption": f"caption {n}"} for n in range(4)]
+    (coco / "all.json").write_text(json.dumps({"images": images, "annotations": said}))
+    (coco / "train.txt").write_text("0\n1\n")
+    (coco / "test.txt").write_text("2\n3\n")
+    with pytest.raises(DataError, match=r"0.png is in train as a name, and in test by its id 3. Write names with"):
+        load(coco / "all.json")
+    (coco / "train.txt").write_text("0.png\n1.png\n")
+    (coco / "test.txt").write_text("2.png\n3.png\n")
+    found = splits(load(coco / "all.json"))
+    assert {n for n in found if found[n] == "test"} == {2, 3}
+
+
+@given(name=st.text(st.characters(exclude_categories=["C"]), min_size=1, max_size=12))
+def test_one_spelling_of_a_name(name: str) -> None:
+    inner = key_of(name)
+    assert key_of(f"./{inner}.jpg") == key_of(f"/{inner}.JPG".replace("/", "\\")) == key_of(inner)
+
+
+@pytest.mark.parametrize("write", [as_coco, as_csv, as_jsonl])
+@pytest.mark.parametrize("place", ["{}/{}.png", "bird_{}/{}.png", "{}_{}.png", "{}\\{}.png", "C:\\data\\{}\\{}.png"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_split_in_an_images_own_path(tmp_path: Path, write: Any, place: str, whole: bool) -> None:
+    if not whole and write is not as_coco and place.startswith("C:"):
+        pytest.skip("the names in a table are those of another machine")
+    names = [place.format({"validation": "val"}.get(SPLIT[n], SPLIT[n]), n) for n in range(COUNT)]
+    for n, name in enumerate(names):
+        photo(tmp_path / name.removeprefix("C:\\data\\").replace("\\", "/"), n)
+    captions = write(tmp_path, [name.replace("\\", "\\\\") if write is None else name for name in names])
+    found = load(tmp_path if whole else captions)
+    assert splits(found) == SPLIT and pairs(found) == RIGHT
+
+
+def test_folders_that_have_images_of_the_same_names(tmp_path: Path) -> None:
+    for folder in ("masks", "images"):
+        for n in range(20):
+            if (folder, n) != ("images", 3):
+                photo(tmp_path / f"a/{folder}/{n}.png", n + 40 * (folder == "masks"))
+    with pytest.raises(DataError, match="line 5: there is no image .*images/3.png"):
+        load(as_csv(tmp_path / "a", [f"{n}.png" for n in range(20)]))
+    for n in range(20):
+        photo(tmp_path / f"b/one/{n}.png", n)
+        if n < 15:
+            photo(tmp_path / f"b/two/{n}.png", n + 40)
+    with pytest.raises(DataError, match=r"names are in .*one and in .*two; say which .* or write the folder before"):
+        load(as_csv(tmp_path / "b", [f"{n}.png" for n in range(20)]))
+
+
+@pytest.mark.parametrize("base", ["", "images/"])
+@pytest.mark.parametrize("header", ["class,filename,caption", "filename,caption,folder"])
+def test_a_column_that_names_the_folder(tmp_path: Path, base: str, header: str) -> None:
+    lines, expected = [header], {}
+    for n in range(100):
+        row = {"class": (c := "cats" if n < 60 else "dogs"), "folder": c, "filename": f"{n % 60:03d}.png"}
+        row["caption"] = f"caption {n}"
+        photo(tmp_path / f"{base}{c}/{row['filename']}", n)
+        lines.append(",".join(row[name] for name in header.split(",")))
+        expected[n] = (f"caption {n}",)
+    (tmp_path / "captions.csv").write_text("\n".join(lines))
+    for dataset in (tmp_path, tmp_path / "captions.csv"):
+        found = load(dataset)
+        assert pairs(found) == expected and any("folders are in column" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("folders", [("part0", "part1"), ("images/a", "images/b"), ("train", "test")])
+@pytest.mark.parametrize("order", [0, 1])
+def test_one_table_of_several_folders(tmp_path: Path, folders: tuple[str, str], order: int) -> None:
+    """Its first 50 rows may all be of one folder."""
+    numbers = [*range(90)]
+    random.Random(order).shuffle(numbers) if order else None
+    for n in numbers:
+        photo(tmp_path / folders[n >= 60] / f"{n}.png", n)
+    (tmp_path / "c.csv").write_text("image,caption\n" + "".join(f"{n}.png,caption {n}\n" for n in numbers))
+    for dataset in (tmp_path, tmp_path / "c.csv"):
+        found = load(dataset)
+        assert pairs(found) == {n: (f"caption {n}",) for n in numbers}
+        if folders[1] == "test":
+            assert {n for n, split in splits(found).items() if split == "test"} == {*range(60, 90)}
+
+
+def test_names_with_the_folders_of_another_machine_beside_image_root(tmp_path: Path) -> None:
+    for n in range(COUNT):
+        photo(tmp_path / f"pictures/{n}.png", n)
+    for prefix in ("/content/drive/imgs/", "C:\\me\\imgs\\", "images/"):
+        captions = as_csv(tmp_path, [f"{prefix}{n}.png" for n in range(COUNT)])
+        assert pairs(load(captions, image_root=str(tmp_path / "pictures"))) == RIGHT
+
+
+SPELT = {
+    "capitals": lambda n: f"img_{n}.PNG",
+    "comment": lambda n: f"IMG_{n}.png#0",
+    "query": lambda n: f"IMG_{n}.png?raw=true",
+    "list": lambda n: f"['IMG_{n}.png']",
+    "URL of a file": lambda n: f"file:///somewhere/IMG_{n}.png",
+    "bare": lambda n: f"img_{n}",
+}
+
+
+@pytest.mark.parametrize("spelt", SPELT)
+@pytest.mark.parametrize("write", [as_csv, as_jsonl])
+def test_names_as_other_programs_spell_them(tmp_path: Path, spelt: str, write: Any) -> None:
+    for n in range(COUNT):
+        photo(tmp_path / f"IMG_{n}.png", n)
+    assert pairs(load(write(tmp_path, [SPELT[spelt](n) for n in range(COUNT)]))) == RIGHT
+
+
+def test_one_file_under_two_spellings_is_one_image(tmp_path: Path) -> None:
+    for n in range(COUNT):
+        photo(tmp_path / f"{n}.png", n)
+    rows = [f"{n}.{suffix},{suffix} {n}" for n in range(COUNT) for suffix in ("png", "PNG")]
+    (tmp_path / "c.csv").write_text("\n".join(["image,caption", *rows]))
+    found = load(tmp_path / "c.csv")
+    assert pairs(found) == {n: (f"png {n}", f"PNG {n}") for n in range(COUNT)}
+    assert sum(map(len, found.splits.values())) == COUNT
+
+
+def test_a_column_of_numbers_is_no_path_beside_one_of_names(tmp_path: Path) -> None:
+    for n in range(12):
+        photo(tmp_path / f"{n}.png", n)
+    rows = [f"{n},{11 - n}.png,caption {11 - n}" for n in range(12)]
+    (tmp_path / "c.csv").write_text("\n".join(["image,file_name,caption", *rows]))
+    assert pairs(load(tmp_path / "c.csv")) == {n: (f"caption {n}",) for n in range(12)}
+    (tmp_path / "c.csv").write_text("image_id,caption\n" + "".join(f"{n}.0,caption {n}\n" for n in range(12)))
+    assert pairs(load(tmp_path / "c.csv")) == {n: (f"caption {n}",) for n in range(12)}
+
+
+def tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
+    with tarfile.open(path, "w") as shard:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            shard.addfile(info, io.BytesIO(content))
+    return path
+
+
+@given(
+    name=st.sampled_from(["{}", "a/{:03d}", "2026.01.{:02d}", "./IMG.{:04d}", "x.{}.y"]),
+    texts=st.sampled_from([("txt",), ("caption",), ("caption1.txt", "caption2.txt"), ("json",), ("txt", "cls")]),
+    seed=st.integers(0, 10**6) | st.none(),
+)
+@FEW_EXAMPLES
+def test_shards_pair_by_name_in_any_order(
+    tmp_path_factory: pytest.TempPathFactory, name: str, texts: tuple[str, ...], seed: int | None
+) -> None:
+    if "." in name.removeprefix("./") and texts[0].startswith("caption1"):
+        return  # webdataset ends a name at its first dot
+    members, expected = [], {}
+    for n in range(COUNT):
+        members.append((f"{name.format(n)}.png", encoded(n)))
+        lines = [f"{text} {n}" for text in texts if text != "cls"]
+        expected[n] = tuple(lines)
+        for text in texts:
+            said = json.dumps({"caption": f"{text} {n}"}) if text == "json" else "3" if text == "cls" else f"{text} {n}"
+            members.append((f"{name.format(n)}.{text}", said.encode()))
+    if seed is not None:
+        random.Random(seed).shuffle(members)
+    assert pairs(load(tar(tmp_path_factory.mktemp("tar") / "x.tar", members))) == expected
+
+
+@pytest.mark.parametrize("place", ["{}/{}", "{}_{}", "bird_{}/{}", "data/{}/a/{}"])
+def test_the_split_in_the_names_of_a_shards_members(tmp_path: Path, place: str) -> None:
+    members = []
+    for n in range(COUNT):
+        name = place.format(SPLIT[n], n)
+        members += [(f"{name}.png", encoded(n)), (f"{name}.txt", f"caption {n}".encode())]
+    found = load(tar(tmp_path / "x.tar", members))
+    assert splits(found) == SPLIT and pairs(found) == RIGHT
+
+
+def test_joined_shards_repeat_names(tmp_path: Path) -> None:
+    members = []
+    for n in range(COUNT):
+        members += [(f"{n % 3}.png", encoded(n)), (f"{n % 3}.txt", f"caption {n}".encode())]
+    assert pairs(load(tar(tmp_path / "x.tar", members))) == RIGHT
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+@pytest.mark.parametrize("order", [("train", "validation"), ("validation", "train"), ("test", "train")])
+def test_the_same_bytes_in_two_splits_stay_where_they_are_scored(
+    tmp_path: Path, kind: str, order: tuple[str, str]
+) -> None:
+    import datasets
+
+    for split, numbers in zip(order, ((0, 1, 2), (2, 3, 4)), strict=True):
+        said = [f"{split} {n}" for n in numbers]
+        if kind == "tar":
+            pieces = [
+                ((f"{n}.png", encoded(n)), (f"{n}.txt", text.encode())) for n, text in zip(numbers, said, strict=True)
+            ]
+            tar(tmp_path / f"{split}.tar", [member for pair in pieces for member in pair])
+        else:
+            columns = {"image": [{"bytes": encoded(n), "path": None} for n in numbers], "caption": said}
+            features = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
+            datasets.Dataset.from_dict(columns, features).to_parquet(str(tmp_path / f"{split}-0.parquet"))
+    found = load(tmp_path)
+    kept = next(split for split in order if split != "train")
+    assert splits(found)[2] == kept and pairs(found)[2] == (f"{kept} 2",)
+    assert any(f"1 pictures of train that are in {kept}, too" in note for note in found.notes)
+
+
+def test_class_numbers_of_parquet_are_names_of_splits(tmp_path: Path) -> None:
+    import datasets
+
+    kinds = {"image": datasets.Image(), "caption": datasets.Value("string")}
+    kinds["split"] = datasets.ClassLabel(names=["train", "val", "test"])
+    columns = {
+        "image": [{"bytes": encoded(n), "path": None} for n in range(COUNT)],
+        "split": [n % 3 for n in range(COUNT)],
+    }
+    columns["caption"] = [f"caption {n}" for n in range(COUNT)]
+    datasets.Dataset.from_dict(columns, datasets.Features(kinds)).to_parquet(str(tmp_path / "x.parquet"))
+    assert splits(load(tmp_path / "x.parquet")) == SPLIT
+
+
+def test_lists_beside_parquet_name_its_pictures(tmp_path: Path) -> None:
+    import datasets
+
+    kinds = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
+    columns = {"image": [{"bytes": encoded(n), "path": f"p/{n}.png"} for n in range(COUNT)]}
+    columns["caption"] = [f"caption {n}" for n in range(COUNT)]
+    datasets.Dataset.from_dict(columns, kinds).to_parquet(str(tmp_path / "x.parquet"))
+    (tmp_path / "splits.json").write_text(json.dumps(parts([f"{n}.png" for n in range(COUNT)])))
+    assert splits(load(tmp_path)) == splits(load(tmp_path / "x.parquet")) == SPLIT
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ("image raw raw_1 raw_2", "raw raw_1 raw_2"),
+        ("image description description_2", "description description_2"),
+        ("image caption comment1", "caption"),
+        ("image text caption_0 caption_1", "caption_0 caption_1"),
+        ("Image Caption1 Caption2", "Caption1 Caption2"),
+        ("image caption caption_2_score", "caption"),
+        ("image sentence1 text", "text"),
+    ],
+)
+def test_columns_of_captions_are_called_alike(columns: str, expected: str) -> None:
+    assert caption_columns(columns.split()) == expected.split()
+
+
+lines = st.text(st.sampled_from('ab "\t'), min_size=1, max_size=8).map(lambda t: f"x{t}y")
+
+
+@given(
+    captions=st.lists(st.lists(lines, min_size=1, max_size=3).map("\n".join), min_size=6, max_size=6),
+    last=st.booleans(),
+)
+@FEW_EXAMPLES
+def test_texts_of_several_lines_in_tab_separated_tables(
+    tmp_path_factory: pytest.TempPathFactory, captions: list[str], last: bool
+) -> None:
+    """As pandas and Excel write them; CC3M's quotation marks, which open nothing, stay."""
+    folder = tmp_path_factory.mktemp("tsv")
+    captions = [caption.replace("\t", " ") for caption in captions]
+    with open(folder / "c.tsv", "w", newline="") as file:
+        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
+        for n, caption in enumerate(["caption", *captions]):
+            name = f"{n}.png" if n else "image"
+            if n:
+                photo(folder / name, n)
+            writer.writerow([name, caption] if last else [caption, name])
+    found = pairs(load(folder / "c.tsv"))
+    assert found == {n: (caption.strip(),) for n, caption in enumerate(captions, 1)}
+    (folder / "c.tsv").write_text('image\tcaption\n1.png\t"so\n2.png\t5" tall\n3.png\t"a" and "b"\n')
+    assert pairs(load(folder / "c.tsv")) == {1: ('"so',), 2: ('5" tall',), 3: ('"a" and "b"',)}
+
+
+def test_quotation_marks_after_a_backslash(tmp_path: Path) -> None:
+    for n in range(COUNT):
+        photo(tmp_path / f"{n}.png", n)
+    rows = [f'"{n}.png","a \\"big\\" dog, {n}"' for n in range(COUNT)]
+    (tmp_path / "c.csv").write_text("\n".join(["image,caption", *rows]))
+    assert pairs(load(tmp_path / "c.csv")) == {n: (f'a "big" dog, {n}',) for n in range(COUNT)}
+
+
+OBJECTS: dict[str, Any] = {
+    "images with captions": lambda rows: {"images": rows, "info": {"year": 2026}},
+    "columns called images": lambda rows: {
+        "images": [r["file_name"] for r in rows], "captions": [r["caption"] for r in rows], "version": 1,
+    },
+    "parts and a version": lambda rows: {"version": 2, "train": rows[:6], "test": rows[6:]},
+    "by class": lambda rows: {"airport": rows[:4], "beach": rows[4:]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OBJECTS)
+def test_objects_of_json(tmp_path: Path, kind: str) -> None:
+    for n in range(COUNT):
+        photo(tmp_path / f"{n}.png", n)
+    rows = [{"file_name": f"{n}.png", "caption": f"caption {n}"} for n in range(COUNT)]
+    (tmp_path / "captions.json").write_text(json.dumps(OBJECTS[kind](rows)))
+    assert pairs(load(tmp_path)) == pairs(load(tmp_path / "captions.json")) == RIGHT
+
+
+def test_fields_of_label_studio_are_told_apart(tmp_path: Path) -> None:
+    tasks = []
+    for n in range(COUNT):
+        photo(tmp_path / f"{n}.png", n)
+        typed = [
+            {"from_name": field, "type": "textarea", "value": {"text": [f"{field} {n}"]}}
+            for field in ("caption", "notes")
+        ]
+        tasks.append({"data": {"image": f"{n}.png"}, "annotations": [{"result": typed}]})
+    (tmp_path / "project.json").write_text(json.dumps(tasks))
+    assert pairs(load(tmp_path / "project.json")) == RIGHT
+    text = (tmp_path / "project.json").read_text().replace('"caption"', '"what is seen"')
+    (tmp_path / "project.json").write_text(text)
+    with pytest.raises(DataError, match=r"there are: image, what is seen, notes. Name it with --caption_column"):
+        load(tmp_path / "project.json")
+    found = load(tmp_path / "project.json", caption_column="what is seen")
+    assert pairs(found) == RIGHT
+
+
+def test_a_named_column_means_the_table_not_the_texts(tmp_path: Path) -> None:
+    for n in range(COUNT):
+        photo(tmp_path / f"{n}.png", n).with_suffix(".txt").write_text("0")
+    as_csv(tmp_path, [f"{n}.png" for n in range(COUNT)])
+    assert pairs(load(tmp_path, caption_column="caption")) == RIGHT
+    (tmp_path / "metadata.csv").write_text("file_name,caption\n0.png,a dog\n")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "1.png", "caption": "a cat"}\n')
+    with pytest.raises(DataError, match=r"which of metadata.csv, metadata.jsonl\? Name the file"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("images", ["images", "JPEGImages"])
+def test_texts_in_a_folder_of_the_same_structure(tmp_path: Path, images: str) -> None:
+    for n in range(COUNT):
+        photo(tmp_path / f"{images}/{n % 2:03d}.Bird/{n}.png", n)
+        text = tmp_path / f"text_c10/{n % 2:03d}.Bird/{n}.txt"
+        text.parent.mkdir(parents=True, exist_ok=True)
+        text.write_text(f"caption {n}\n")
+    assert pairs(load(tmp_path)) == RIGHT
+
+
+def test_a_caption_by_its_language() -> None:
+    assert captions_in({"en": "a dog"}) == captions_in({"pt-BR": ["a dog"]}) == ["a dog"]
+    assert captions_in({"en": "a dog", "de": "ein Hund"}) == []  # which one?
