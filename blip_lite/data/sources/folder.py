@@ -28,7 +28,7 @@ from blip_lite.data.sources.hub import datasets_rows, hub, parquet_columns, save
 from blip_lite.data.sources.lists import LISTS, YAML, in_lists, split_lists
 from blip_lite.data.sources.marks import Marks
 from blip_lite.data.sources.shards import tar_rows
-from blip_lite.data.sources.table import captions_of, read_json
+from blip_lite.data.sources.table import PROBE, captions_of, read_json
 from blip_lite.errors import DataError
 from blip_lite.processing.images import IMAGE_SUFFIXES
 from blip_lite.processing.picture import Picture
@@ -326,7 +326,9 @@ def looks_like_captions(table: Path) -> bool:
 def sidecar_rows(folder: Path, found: Found, texts: dict[Path, list[Path]], notes: list[str]) -> Iterator[Picture]:
     """Images with a text of the same name beside them: one caption a line."""
     silent, both, used = [], 0, set()
-    marks = Marks(CAPTION_COLUMNS, notes)
+    jsons = [beside[0] for beside in texts.values() if beside[0].suffix.lower() == ".json"]
+    first = [about for text in jsons[:PROBE] if isinstance(about := read_json(text), Mapping)]
+    marks = Marks(CAPTION_COLUMNS, notes, first)
     for image in found.images:
         if image not in texts:
             silent.append(image)

@@ -9,7 +9,7 @@ from typing import Any
 from blip_lite.data.dataset import Listing
 from blip_lite.data.sources.hub import hub
 from blip_lite.data.sources.marks import Marks
-from blip_lite.data.sources.table import captions_of, inside, read_json
+from blip_lite.data.sources.table import PROBE, captions_of, inside, read_json
 from blip_lite.errors import DataError
 from blip_lite.processing.download import cache_dir
 from blip_lite.processing.picture import Picture
@@ -49,8 +49,8 @@ def karpathy_rows(
     images: Any, root: Path, where: str, notes: list[str], download_missing: bool = False
 ) -> Iterator[Picture]:
     """Objects with filename, split, sentences, and for COCO filepath, cocoid and url -> rows."""
-    marks = Marks(("filepath", "filename", "url", "cocoid", "sentences"), notes)
     try:
+        marks = Marks(("filepath", "filename", "url", "cocoid", "sentences"), notes, images[:PROBE])
         for number, image in enumerate(images):
             at = f"{where}, image {number}"
             if marks.is_rejected(image, at):

@@ -206,7 +206,9 @@ def in_names(lines: Sequence[str], path: Path) -> Iterator[tuple[str | None, str
     """(split, name) of lines of names: all of images, unless the file's name is nothing but that of a split. After a
     name may stand its split, CelebA's number of one, or the number of a class (VOC)."""
     own, strict = split_of_name(path.stem), split_of_name(path.stem, strict=True)
-    pairs = [name_and_more(line, bool(strict)) for line in lines]
+    pairs = [name_and_more(line, bool(strict) or not own) for line in lines]
+    if len({name for name, _ in pairs}) < len({*lines}):  # `dog 1`, `dog 2`: the numbers are of the names
+        pairs = [(line, "") for line in lines]
     more = {said for _, said in pairs}
     if more and all(SPLIT_WORDS.get(said.casefold()) for said in more):
         yield from ((SPLIT_WORDS[said.casefold()], name) for name, said in pairs)

@@ -6,15 +6,16 @@ import hashlib
 import os
 import re
 import tarfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from blip_lite.data.dataset import Listing
 from blip_lite.data.names import CAPTION_COLUMNS, split_of_name, split_of_path
 from blip_lite.data.sources.marks import Marks, agreed
-from blip_lite.data.sources.table import RepeatedKey, captions_in, parse_json
+from blip_lite.data.sources.table import PROBE, RepeatedKey, captions_in, parse_json
 from blip_lite.errors import DataError
 from blip_lite.processing.images import IMAGE_SUFFIXES
 from blip_lite.processing.picture import Picture
@@ -48,36 +49,27 @@ def tar_rows(paths: Sequence[Path], notes: list[str], root: Path | None = None) 
     """One row a sample: the files of one name up to the first dot, as webdataset has it. The split is what the shard's
     name says, or its folder's (`train-0000.tar`)."""
     lacking = used = several = 0
-    marks = Marks(CAPTION_COLUMNS, notes)
-    for path in paths:
-        inner = PurePosixPath(os.path.relpath(path, root)) if root else PurePosixPath(path.parent.name, path.name)
-        split = split_of_name(path.stem) or split_of_path(inner)
-        try:
-            with tarfile.open(path, "r:") as tar:  # not compressed: a compressed one cannot be read in any order
-                for key, parts in samples(tar):
-                    piece = {ext: partial(read_piece, path, m.offset_data, m.size) for ext, m in parts.items()}
-                    images = [ext for ext in piece if f".{ext.rpartition('.')[2]}" in IMAGE_SUFFIXES]
-                    image = piece[images[0]] if images else None
-                    several += len(images) > 1
-                    captions, about = tar_captions(piece, f"{path}, {key}")
-                    if marks.is_rejected(about, f"{path}, {key}"):
-                        continue
-                    if image is None or not any(map(has_words, captions)):
-                        lacking += 1
-                        continue
-                    used += 1
-                    digest = hashlib.sha256(image()).hexdigest()[:16]
-                    yield Picture(
-                        digest,
-                        image,
-                        tuple(c for c in captions if has_words(c)),
-                        f"{path}, {key}",
-                        agreed(marks.split(about, f"{path}, {key}"), split, f"{path}, {key}"),
-                        name=f"{key}.{images[0]}".removeprefix("./"),
-                    )
-                check_end(tar, path)
-        except (tarfile.TarError, OSError) as error:
-            raise DataError(f"{path}: not a whole, uncompressed tar file ({error})") from error
+    found = shards(paths, root)
+    first = list(islice(found, PROBE))
+    marks = Marks(CAPTION_COLUMNS, notes, [about for *_, about in first])
+    for where, name, split, pieces, captions, about in chain(first, found):
+        images = [ext for ext in pieces if f".{ext.rpartition('.')[2]}" in IMAGE_SUFFIXES]
+        several += len(images) > 1
+        if marks.is_rejected(about, where):
+            continue
+        if not images or not any(map(has_words, captions)):
+            lacking += 1
+            continue
+        used += 1
+        image = pieces[images[0]]
+        yield Picture(
+            hashlib.sha256(image()).hexdigest()[:16],
+            image,
+            tuple(c for c in captions if has_words(c)),
+            where,
+            agreed(marks.split(about, where), split, where),
+            name=f"{name}.{images[0]}".removeprefix("./"),
+        )
     if lacking and not used:
         raise DataError(
             f"{paths[0]}: none of its {lacking} samples has an image and a caption of one name, as in webdataset. "
@@ -88,6 +80,26 @@ def tar_rows(paths: Sequence[Path], notes: list[str], root: Path | None = None) 
         notes.append(f"{several} samples hold several images; the first of each is taken")
     if lacking:
         notes.append(f"{lacking} samples have no image or no caption; left out")
+
+
+Pieces = dict[str, Callable[[], bytes]]  # what reads each file of a sample, by its extension
+
+
+def shards(
+    paths: Iterable[Path], root: Path | None
+) -> Iterator[tuple[str, str, str | None, Pieces, list[str], Mapping[str, Any]]]:
+    """(where, name, the shard's split, pieces, captions, what its JSON says) of each sample."""
+    for path in paths:
+        inner = PurePosixPath(os.path.relpath(path, root)) if root else PurePosixPath(path.parent.name, path.name)
+        split = split_of_name(path.stem) or split_of_path(inner)
+        try:
+            with tarfile.open(path, "r:") as tar:  # not compressed: a compressed one cannot be read in any order
+                for key, parts in samples(tar):
+                    pieces: Pieces = {ext: partial(read_piece, path, m.offset_data, m.size) for ext, m in parts.items()}
+                    yield f"{path}, {key}", key, split, pieces, *tar_captions(pieces, f"{path}, {key}")
+                check_end(tar, path)
+        except (tarfile.TarError, OSError) as error:
+            raise DataError(f"{path}: not a whole, uncompressed tar file ({error})") from error
 
 
 def samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:

@@ -48,17 +48,18 @@ _QUOTED = re.compile(r"""\"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'""")
 
 
 def pick_columns(
-    sample: Mapping[str, Any], settings: DataSettings, where: str, notes: list[str]
+    rows: Sequence[Mapping[str, Any]], settings: DataSettings, where: str, notes: list[str]
 ) -> tuple[str, list[str]]:
-    """The column of the image and those of the captions: as told, else by their usual names; of several for the image,
-    one that holds paths, not URLs. `sample` has a cell of each column."""
+    """The column of the image and those of the captions, of the first rows: as told, else by their usual names; of
+    several for the image, one that holds paths, not URLs or numbers of rows."""
+    sample = first_cells(rows)
     columns = [column for column in sample if column is not None]
     if settings.image_column:
         image = find_column(columns, [settings.image_column])
     else:
         usual = [c for name in IMAGE_COLUMNS if (c := find_column(columns, [name]))]
         paths = [] if settings.allow_urls else [c for c in usual if not is_url(sample[c])]
-        paths.sort(key=lambda c: str(sample[c]).strip().isdigit())  # a number is a path only where no other column is
+        paths = sorted(paths, key=lambda c: is_count(c, paths, rows))
         ids = [c for name in ID_COLUMNS if (c := find_column(columns, [name]))]
         ids = [c for c in ids if plain(c) != "id" or not str(sample[c]).strip().isdigit()]  # no numbers of rows
         image = next(iter([*paths, *usual, *ids]), None)
@@ -85,6 +86,25 @@ def pick_columns(
     if not (settings.image_column and settings.caption_column):
         notes.append(f"{where}: images are in column {image!r}, captions in {', '.join(map(repr, captions))}")
     return image, captions
+
+
+def first_cells(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """A cell of each column, as objects may differ."""
+    sample: dict[str, Any] = {}
+    for row in rows:
+        sample |= {key: value for key, value in row.items() if sample.get(key) is None}
+    return sample
+
+
+def is_count(column: str, others: Iterable[str], rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a column holds numbers that another one, which names pictures, contradicts: 0 beside `17.jpg`."""
+    for other in others:
+        cells = [(str(row.get(column)).strip(), name) for row in rows if isinstance(name := row.get(other), str)]
+        pairs = [(number, Path(name).stem) for number, name in cells if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+        numbers = all(number.isdigit() for number, _ in pairs)
+        if numbers and any(number.lstrip("0") != stem.lstrip("0") for number, stem in pairs):
+            return True
+    return False
 
 
 def is_url(value: Any) -> bool:
@@ -280,16 +300,13 @@ def table_rows(
     first = list(islice(table, PROBE))
     if not first:
         return
-    sample: dict[str, Any] = {}  # objects may differ
-    for _, row in first:
-        sample |= {key: value for key, value in row.items() if sample.get(key) is None}
+    sample = first_cells([row for _, row in first])
     turns = find_column([c for c in sample if c is not None], CONVERSATIONS)
     if turns and not find_column([*sample], IMAGE_COLUMNS) and image_in(sample[turns]):  # Qwen-VL
         rows = chain(first, table)
         table = ((where, {"image": image_in(row.get(turns)), **row}) for where, row in rows)
         first = list(islice(table, len(first)))
-        sample = {"image": first[0][1]["image"], **sample}
-    image, names = pick_columns(sample, settings, first[0][0], notes)
+    image, names = pick_columns([row for _, row in first], settings, first[0][0], notes)
     joined = {name for name in names if plain(name) in LISTS_OF_CAPTIONS}
     if folder := folder_column([row for _, row in first], image, names, root):
         notes.append(f"{first[0][0]}: the images' folders are in column {folder[1]!r}")
