@@ -31,6 +31,7 @@ from blip_lite.model.generation import GenerationSettings
 from blip_lite.processing.download import fetch
 from blip_lite.processing.encoded import from_base64
 from blip_lite.serving.requests import LIMITS, MAX_BYTES, MAX_IMAGES, MAX_PROMPT, URL_SECONDS, look
+from blip_lite.settings import did_you_mean
 
 try:
     from sagemaker_inference.errors import BaseInferenceToolkitError
@@ -95,7 +96,8 @@ def input_fn(body: bytes | bytearray | str, content_type: str) -> list[Request]:
 
 def text_of(body: bytes | bytearray | str) -> str:
     try:
-        return body if isinstance(body, str) else bytes(body).decode("utf-8")  # the toolkit may have decoded it
+        text = body if isinstance(body, str) else bytes(body).decode("utf-8")  # the toolkit may have decoded it
+        return text.removeprefix("\ufeff")
     except UnicodeDecodeError:
         raise refuse("the body is not UTF-8") from None
 
@@ -135,6 +137,15 @@ def request_of(content: Any, deadline: float, room: int = MAX_IMAGES) -> Request
             f"{len(instances)} images; at most {most} {'a request' if most == MAX_IMAGES else 'more in this body'}"
         )
     prompt, parameters = content.get("prompt"), content.get("parameters") or {}
+    if isinstance(parameters, dict):  # beside the images, as `blip-lite serve` takes them, or apart
+        parameters = {name: content[name] for name in PARAMETERS & content.keys()} | parameters
+    known = (*PARAMETERS, "prompt", "parameters", "instances", "inputs")
+    for name in content.keys() - {*known, "id"}:  # others, like an id, are the client's
+        if meant := did_you_mean(name, known):
+            raise refuse(f"unknown {name!r}{meant}")
+    for i, item in enumerate(instances):
+        if item is not content and isinstance(item, dict) and (odd := {*known} & item.keys()):
+            raise refuse(f"image {i}: {min(odd)!r} is for all images of a request: put it beside them")
     if prompt is not None and (not isinstance(prompt, str) or len(prompt) > MAX_PROMPT):
         raise refuse(f'"prompt" is to be a text of at most {MAX_PROMPT} characters')
     check(parameters)

@@ -7,7 +7,7 @@ import math
 import os
 import time
 import typing
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, overload
@@ -104,7 +104,12 @@ def bfloat16_gain(model: Blip) -> float:
 
 
 def is_one(images: Any) -> bool:
-    """Whether this is a single image; an open file is iterable, and still one."""
+    """Whether this is a single image; an open file is iterable, and still one, as are `{"bytes": ...}` of `datasets`
+    and a tensor. An array of objects or of four dimensions is several."""
+    if (dimensions := getattr(images, "ndim", None)) is not None:
+        return bool(dimensions < 4 and str(images.dtype) != "object")
+    if isinstance(images, Mapping):
+        return True
     return (
         isinstance(images, typing.get_args(ImageInput)) or hasattr(images, "read") or not isinstance(images, Iterable)
     )
@@ -344,14 +349,14 @@ class Captioner:
         """As the model takes them, on its device."""
         return self.processor.normalize(upload(pixel_values, self.model.device)).to(self.model.dtype)
 
-    def score(self, images: ImageInput | Sequence[ImageInput], captions: Any, prompt: str = "") -> Any:
+    def score(self, images: ImageInput | Sequence[ImageInput], captions: Any, prompt: str | None = None) -> Any:
         """How likely the model finds a caption of an image: the mean log-probability of its tokens, `[SEP]` included.
 
         Args:
             images: one image or a list, as in `__call__`.
             captions: a text, or several; for a list of images, one of these an image. They are normalised as in
                 training, and cut at the model's longest.
-            prompt: how captions begin; its tokens are not counted.
+            prompt: how captions begin; its tokens are not counted. None: as in `__call__`.
 
         Returns:
             A number at most 0, or a list as `captions` is.
@@ -362,7 +367,7 @@ class Captioner:
         """
         if is_one(images):
             return self.score([typing.cast(ImageInput, images)], [captions], prompt)[0]
-        images = list(images)  # type: ignore[arg-type]
+        images, prompt = list(images), self.processor.prompt if prompt is None else prompt  # type: ignore[arg-type]
         if len(captions) != len(images):
             raise ValueError(f"{len(captions)} captions for {len(images)} images")
         scores: list[Any] = []

@@ -117,6 +117,8 @@ def _read_yaml(cls: type[Grouped], path: Path) -> dict[str, Any]:
         raise ConfigError(f"--config {path}: not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"--config {path}: expected lines of `name: value`")
+    if isinstance(values.get("settings"), dict):  # a run's config.json, which is YAML, too
+        values = values["settings"]
     return check(cls, {str(name).replace("-", "_"): value for name, value in values.items()}, str(path))
 
 
@@ -205,13 +207,10 @@ def add_caption(parser: argparse.ArgumentParser) -> None:
     )
     add("--num_captions", type=int, default=1, metavar="N", help="captions of each image, best first (default: 1)")
     add("--do_sample", action="store_true", help="draw captions instead of searching the likeliest: they vary more")
-    add(
-        "--temperature", type=float, default=1.0, metavar="X", help="of --do_sample; above 1 more daring (default: 1.0)"
-    )
+    add("--temperature", type=float, metavar="X", help="of --do_sample; above 1 more daring (default: 1.0)")
     add(
         "--top_p",
         type=float,
-        default=0.9,
         metavar="X",
         help="of --do_sample: draw among tokens with this probability (default: 0.9)",
     )

@@ -66,12 +66,13 @@ def write_text(path: Path, text: str) -> None:
         raise
 
 
-def lock(written: Path, name: Path | None = None) -> TextIO | None:
+def lock(written: Path, name: Path | None = None, note: str = "") -> TextIO | None:
     """Keep other processes from writing into a run, or a file, for as long as this one lives and the result is open.
 
     Args:
         written: what is written into.
         name: of the lock file; default: `.lock` in the run.
+        note: is kept in the lock file.
 
     A lock of the operating system, so a killed process leaves none behind. Not on Windows.
 
@@ -93,10 +94,10 @@ def lock(written: Path, name: Path | None = None) -> TextIO | None:
         file.seek(0)
         both = ". If torchrun started both, they do not know of each other: on CPUs, set ACCELERATE_USE_CPU=true"
         raise CheckpointError(
-            f"{written} is being written by another process ({file.read().strip()}){'' if name else both}"
+            f"{written} is being written by another process ({file.read().partition(chr(10))[0]}){'' if name else both}"
         ) from error
     file.truncate(0)
-    file.write(f"pid {os.getpid()} on {socket.gethostname()}")
+    file.write(f"pid {os.getpid()} on {socket.gethostname()}{note}")
     file.flush()
     return file
 

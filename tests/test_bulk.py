@@ -99,7 +99,7 @@ def test_another_file_is_not_written_into(tmp_path: Path) -> None:
     for text in ('{"file_name": "a.jpg"}\n', '{"file_name": "a.jpg"}'):  # the second is no line cut by a kill
         (tmp_path / "other.jsonl").write_text(text)
         with pytest.raises(ValueError, match=r"other.jsonl, line 1: not a line of captions"):
-            take_up(tmp_path / "other.jsonl", retry_failed=True)
+            take_up(tmp_path / "other.jsonl", anew=True)
         assert (tmp_path / "other.jsonl").read_text() == text
 
 

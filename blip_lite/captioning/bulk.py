@@ -77,9 +77,9 @@ def caption_files(
     batch_size = default_batch_size(captioner.model.device) if batch_size is None else batch_size
     workers = decoding_threads() if workers is None else workers
     if batch_size < 1 or workers < 1:
-        raise ConfigError("batch_size and workers must be at least 1")
+        raise ConfigError("batch_size and num_workers must be at least 1")
     if workers > MOST_WORKERS:
-        raise ConfigError(f"{workers} workers are threads that read images; at most {MOST_WORKERS}")
+        raise ConfigError(f"{workers} num_workers are threads that read images; at most {MOST_WORKERS}")
     # Not a generator itself: wrong settings are to fail here, not at the first image.
     return _caption(captioner, iter(images), batch_size, prompt, workers, captioner.settings(**settings))
 

@@ -23,13 +23,24 @@ import torch
 
 from blip_lite.captioner import Captioner, bfloat16_gain
 from blip_lite.captioning.bulk import Captioned, caption_files, review_of
-from blip_lite.captioning.inputs import broken, count, expand, identity, passed_over_text
-from blip_lite.captioning.journal import Seen, behind_links, key_of, read_journal, take_up, to_line
+from blip_lite.captioning.inputs import broken, count, expand, identity, is_url, passed_over_text, without_texts
+from blip_lite.captioning.journal import (
+    IN,
+    Seen,
+    behind_links,
+    directory_of,
+    identity_in,
+    key_of,
+    read_journal,
+    take_up,
+    to_line,
+)
 from blip_lite.captioning.outputs import (
     EMPTY,
     Sidecars,
     convert,
     discard,
+    is_edited,
     journal_of,
     try_to_write,
     try_to_write_page,
@@ -79,12 +90,18 @@ def run(args: argparse.Namespace) -> int:
         settings["num_return_sequences"] = args.num_captions
         if args.num_beams is not None:
             settings["num_beams"] = max(args.num_beams, args.num_captions)
+    sampling = {name: v for name in ("temperature", "top_p") if (v := getattr(args, name)) is not None}
     if args.do_sample:
-        settings |= {"do_sample": True, "num_beams": 1, "temperature": args.temperature, "top_p": args.top_p}
+        settings |= {"do_sample": True, "num_beams": 1, "temperature": 1.0, "top_p": 0.9, **sampling}
+        if args.num_beams not in (None, 1):
+            raise ConfigError("--num_beams searches, --do_sample draws: leave one out")
+    elif sampling:
+        raise ConfigError(f"--{next(iter(sampling))} is of --do_sample, which is not given")
     if args.banned_words:
         settings["banned_words"] = read_words(args.banned_words)
     to_review = read_words(args.review_words) if args.review_words else []
 
+    args.images = without_texts(args.images)
     rank, processes, wait, device = together(args)
     captioner = Captioner.from_pretrained(args.ckpt, device, args.dtype, "int8" if args.int8 else None)
     review = split_entries(captioner.processor, to_review)
@@ -117,8 +134,16 @@ def run(args: argparse.Namespace) -> int:
         try_to_write_page(Path(args.html))
     journal = begin(args, rank, wait, seen) if args.output else None
     before = len(seen)
-    # The first batch tells what is wrong with the settings and the input, so nothing is deleted or written before.
-    found = chain(list(islice(found, 1)), found)
+    # The first batch tells what is wrong with the settings and the input, so nothing is deleted or written before; and
+    # nothing is deleted before one image was captioned.
+    head = list(islice(found, 1))
+    while args.overwrite and head and head[-1].error and (more := next(found, None)):
+        head.append(more)
+    if args.overwrite and args.output and processes == 1 and head and head[-1].error and Path(args.output).exists():
+        raise ConfigError(
+            f"no image can be captioned, e.g. {head[0].image}: {head[0].error}. --output {args.output} stays as it is"
+        )
+    found = chain(head, found)
     if not images:
         others = passed_over_text(passed_over)
         raise ConfigError(f"no images in {', '.join(args.images)}{'; passed over: ' + others if others else ''}")
@@ -132,7 +157,7 @@ def run(args: argparse.Namespace) -> int:
     failed, page = write(args, progress(args, found, before, rank, processes), own, captioner, review)
     wait()
     if rank == 0 and journal:
-        take_up(journal)
+        take_up(journal, anew=args.had_failures)
         convert(journal, Path(args.output))
         if args.sidecar:
             written, unwritten = write_sidecars(journal, args)
@@ -192,6 +217,7 @@ def begin(args: argparse.Namespace, rank: int, wait: Callable[[], None], seen: S
     """The journal of `--output`, what earlier runs left taken up, its images added to `seen`."""
     output, failed = Path(args.output), 0
     journal = journal_of(output)
+    begun_in = directory_of(journal)
     if output.suffix == ".parquet":
         import pyarrow.parquet  # noqa: F401  of an extra: missing, it is to be told before the first image
     if read := [a for a in args.images if behind_links(Path(a)) in map(behind_links, (output, journal))]:
@@ -200,20 +226,36 @@ def begin(args: argparse.Namespace, rank: int, wait: Callable[[], None], seen: S
         try_to_write(path)
     if rank == 0:  # of the journal too, which another output may share; kept open
         files = sorted({behind_links(output), behind_links(journal)})
-        args.locks = [lock(output, path.with_name(f".{path.name}.lock")) for path in files]
+        goes_on = not args.overwrite and journal.exists()
+        note = IN + (begun_in if goes_on and begun_in else os.getcwd())
+        args.locks = [lock(output, path.with_name(f".{path.name}.lock"), note) for path in files]
+        relative = [a for a in args.images if not (os.path.isabs(a) or is_url(a) or a == "-")]
+        if goes_on and relative and begun_in not in (None, os.getcwd()):
+            raise ConfigError(
+                f"--output {output}: was begun in {begun_in}, from where its images are named. Run the command there, "
+                "name images by their whole paths, or choose another --output"
+            )
     if not args.overwrite:
         if output.exists() and not journal.exists():
             raise ConfigError(
                 f"--output {output}: is there, but {journal.name}, from which it is made, is not; --overwrite"
             )
+        if rank == 0 and is_edited(journal, output):
+            raise ConfigError(
+                f"--output {output}: was changed since it was made from {journal.name}, and would be made anew. Move "
+                "it away, or choose another --output"
+            )
         if rank == 0:
-            take_up(journal, args.retry_failed)
+            take_up(journal)
         wait()
         for _, row in read_journal(journal):
-            seen.add(identity(row["image"]))
             failed += "error" in row
+            if not (args.retry_failed and "error" in row):
+                seen.add(identity_in(begun_in, row["image"]))
+    args.had_failures = failed > 0
     if len(seen) and rank == 0:
-        print(f"{output} has {len(seen)} images already, {failed} of them failed", file=sys.stderr)
+        failures = f"{failed} that failed are tried again" if args.retry_failed else f"{failed} of them failed"
+        print(f"{output} has {len(seen)} images already, {failures}", file=sys.stderr)
     return journal
 
 

@@ -85,13 +85,20 @@ def expand(
             yield broken(argument, str(error).removeprefix(f"{argument}: "))
 
 
+def without_texts(arguments: Iterable[str]) -> list[str]:
+    """The arguments without the texts of other ones: a shell makes of `photos/*` each `1.txt` beside its `1.jpg`."""
+    arguments = list(arguments)
+    pictures = {os.path.splitext(a)[0] for a in arguments if Path(a).suffix.lower() in IMAGE_SUFFIXES}
+    return [a for a in arguments if not (Path(a).suffix.lower() == ".txt" and os.path.splitext(a)[0] in pictures)]
+
+
 def expand_one(
     argument: str, allow_urls: bool, image_column: str | None, passed_over: Counter[str]
 ) -> Iterator[Picture]:
     """`expand` of a single argument."""
     path, suffix = Path(argument), Path(argument).suffix.lower()
     if argument == "-":
-        yield from (named(line, None, allow_urls) for line in lines(standard_input()))
+        yield from in_list(standard_input(), Path(), allow_urls, passed_over)
     elif os.path.isdir(argument):
         yield from in_folder(argument, passed_over)
     elif is_url(argument):
@@ -100,7 +107,7 @@ def expand_one(
         try:
             utf16 = utf16_of(path)
             with open(argument, encoding=utf16 or "utf-8", errors="replace" if utf16 else "surrogateescape") as file:
-                yield from (named(line, None, allow_urls) for line in lines(file))
+                yield from in_list(file, path.parent, allow_urls, passed_over)
         except OSError as error:
             raise ConfigError(f"{argument}: a list of paths that cannot be read ({error})") from error
     elif suffix == ".tar":
@@ -112,7 +119,12 @@ def expand_one(
     elif not os.path.exists(argument) and glob.has_magic(argument):
         found = sorted(glob.glob(argument, recursive=True))
         for name in found:
-            yield from in_folder(name, passed_over) if os.path.isdir(name) else [named(name, None, False)]
+            if os.path.isdir(name):
+                yield from in_folder(name, passed_over)
+            elif glob.has_magic(os.path.splitext(argument)[1]) or not suffix:  # `photos/*` is as the folder is
+                yield from in_place(name, passed_over)
+            else:
+                yield named(name, None, False)
         if not found:
             yield broken(argument, "no file matches this pattern")
     else:
@@ -132,22 +144,37 @@ def in_folder(folder: str, passed_over: Counter[str]) -> Iterator[Picture]:
         been.add(real)
         folders[:] = sorted(f for f in folders if not (f.startswith(".") or f.casefold() in IGNORED))
         for name in sorted(names):
-            suffix, file = os.path.splitext(name)[1].lower(), os.path.join(path, name)
-            if name.startswith("._") or suffix in (*OTHER_PICTURES, *ARCHIVES, *NO_PICTURES):
-                passed_over[suffix] += suffix in (*OTHER_PICTURES, *ARCHIVES)
-            elif suffix not in IMAGE_SUFFIXES:
-                if not begins_like_a_picture(file):
-                    continue
-                if suffix:
-                    passed_over[suffix] += 1
-                else:
-                    yield named(file, None, False)
-            elif os.path.exists(file) and not os.path.isfile(file):
-                passed_over["pipes or devices"] += 1
-            else:
-                yield named(file, None, False)
+            yield from in_place(os.path.join(path, name), passed_over)
     for error in errors:
         yield broken(str(error.filename), f"a folder that cannot be read ({error.strerror})")
+
+
+def in_place(file: str, passed_over: Counter[str]) -> Iterator[Picture]:
+    """A file of a folder, if it is a picture."""
+    name, suffix = os.path.basename(file), os.path.splitext(file)[1].lower()
+    if name.startswith("._") or suffix in (*OTHER_PICTURES, *ARCHIVES, *NO_PICTURES):
+        passed_over[suffix] += suffix in (*OTHER_PICTURES, *ARCHIVES)
+    elif suffix not in IMAGE_SUFFIXES:
+        if begins_like_a_picture(file):
+            passed_over[suffix] += bool(suffix)
+            yield from () if suffix else [named(file, None, False)]
+    elif os.path.exists(file) and not os.path.isfile(file):
+        passed_over["pipes or devices"] += 1
+    else:
+        yield named(file, None, False)
+
+
+def in_list(file: Iterable[str], folder: Path, allow_urls: bool, passed_over: Counter[str]) -> Iterator[Picture]:
+    """The images of a list: paths from here or, where there is no such file, from the list's folder; URLs; folders."""
+    for line in lines(file):
+        picture = named(line, None, allow_urls)
+        if isinstance(picture.image, str) and not os.path.lexists(picture.image):
+            there = named(line, folder, allow_urls)
+            picture = there if os.path.lexists(str(there.image)) else picture
+        if isinstance(picture.image, str) and os.path.isdir(picture.image):
+            yield from in_folder(picture.image, passed_over)
+        else:
+            yield picture
 
 
 def passed_over_text(passed_over: Counter[str]) -> str:
@@ -248,7 +275,10 @@ def in_table(
         elif isinstance(value, str) and is_base64(value):
             yield Picture(where, partial(from_base64, value))
         elif isinstance(value, str) and value.strip():
-            yield named(value, path.parent, allow_urls)
+            picture = named(value, path.parent, allow_urls)  # our own tables name paths as the command did
+            here = named(value, None, allow_urls)
+            found = isinstance(picture.image, str) and os.path.lexists(picture.image)
+            yield here if not found and isinstance(here.image, str) and os.path.lexists(here.image) else picture
         else:
             yield broken(where, f"no image in column {column}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import json
@@ -12,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from blip_lite.captioning.inputs import identity
+from blip_lite.captioning.inputs import identity, is_url
 from blip_lite.errors import ConfigError
 
+IN = "\nbegun in "  # a line of the lock's file
 BEGINS = b'{"image": '  # each line of a journal
 
 
@@ -63,6 +65,8 @@ def read_journal(path: Path, whole: bool = True) -> Iterator[tuple[str, dict[str
         return
     with open(path, "rb") as file:
         for number, raw in enumerate(file, 1):
+            if not raw.strip(b"\0 \r\n"):  # what a power failure leaves
+                continue
             if not (whole or raw.endswith(b"\n")) and raw[: len(BEGINS)] == BEGINS[: len(raw)]:
                 return
             try:
@@ -86,12 +90,27 @@ def behind_links(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def take_up(path: Path, retry_failed: bool = False) -> None:
-    """Make one whole journal of what earlier runs, perhaps killed, of perhaps several processes, left: each image once.
+def directory_of(journal: Path) -> str | None:
+    """Where the command that began the journal ran, by its lock's file; None if that is not known, or not there."""
+    real = behind_links(journal)
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        told = real.with_name(f".{real.name}.lock").read_text("utf-8").partition(IN)[2]
+        return told if told and os.path.isdir(told) else None
+    return None
+
+
+def identity_in(base: str | None, name: str) -> str:
+    """The identity of an image that was named in the directory `base`."""
+    return identity(name if base is None or is_url(name) else os.path.join(base, name))
+
+
+def take_up(path: Path, anew: bool = False) -> None:
+    """Make one whole journal of what earlier runs, perhaps killed, of perhaps several processes, left: each image once,
+    and one that failed first and was captioned later as it was captioned.
 
     Args:
         path: of the journal; processes with a rank append to `PATH.rank-N`.
-        retry_failed: take the lines with an error out, so that their images are tried again.
+        anew: even where there is nothing but a whole journal.
 
     Raises:
         ConfigError: a file that is no journal.
@@ -102,14 +121,20 @@ def take_up(path: Path, retry_failed: bool = False) -> None:
         with open(path, "rb") as journal:
             journal.seek(-1, os.SEEK_END)
             ends = journal.read()
-    if len(parts) == 1 and ends == b"\n" and not (retry_failed and path.is_file()):
+    if len(parts) == 1 and ends == b"\n" and not (anew and path.is_file()):
         return
     real = behind_links(path)
-    new, seen = real.with_name(f".{real.name}.new"), Seen()
+    base = directory_of(path)
+    new, captioned, seen = real.with_name(f".{real.name}.new"), Seen(), Seen()
+    for part in parts:
+        for _, row in read_journal(part, whole=False):
+            if "error" not in row:
+                captioned.add(identity_in(base, row["image"]))
     with open(new, "w", encoding="utf-8") as file:
         for part in parts:
             for line, row in read_journal(part, whole=False):
-                if not (retry_failed and "error" in row) and seen.add(identity(row["image"])):
+                name = identity_in(base, row["image"])
+                if not ("error" in row and name in captioned) and seen.add(name):
                     file.write(line)
         file.flush()
         os.fsync(file.fileno())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import filecmp
 import hashlib
 import json
 import os
@@ -85,6 +86,22 @@ def convert(journal: Path, output: Path) -> None:
     write: dict[str, Callable[[Path, Path], None]] = {".csv": to_csv, ".parquet": to_parquet, ".json": to_coco}
     with whole(behind_links(output)) as new:
         write[output.suffix](journal, new)
+        made = os.stat(journal).st_mtime_ns
+        os.utime(new, ns=(made, made))  # as old as its journal: what is younger was changed
+
+
+def is_edited(journal: Path, output: Path) -> bool:
+    """Whether somebody changed what `convert` made of the journal: it is younger, and says something else."""
+    if (
+        output.suffix not in (".csv", ".json")
+        or not output.is_file()
+        or os.stat(output).st_mtime_ns <= os.stat(journal).st_mtime_ns
+    ):
+        return False
+    with tempfile.TemporaryDirectory(dir=behind_links(output).parent) as folder:
+        again = Path(folder, f"again{output.suffix}")
+        convert(journal, again)
+        return not filecmp.cmp(again, output, shallow=False)
 
 
 def columns(journal: Path) -> dict[str, bool]:

@@ -6,12 +6,14 @@ another object until the scoring.
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta, timezone
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from accelerate import PartialState
@@ -22,6 +24,7 @@ from blip_lite.data.dataset import DataSet, subsample
 from blip_lite.data.load import limit, load_data
 from blip_lite.data.look import spread
 from blip_lite.data.sources.shapes import draw_scene
+from blip_lite.data.sources.table import read_table
 from blip_lite.errors import CheckpointError, ConfigError
 from blip_lite.evaluation import files, metrics, verdicts
 from blip_lite.evaluation.captions import caption_with
@@ -44,8 +47,12 @@ def find_checkpoint(config: EvalConfig) -> tuple[str, Path | None]:
         ConfigError: there is no such run, or it has no such checkpoint.
     """
     run = Path(config.run) if config.run else None
+    if run and not is_run(run) and is_run(run.resolve().parent) and config.ckpt == "best":  # --run runs/a/best
+        return str(run), run.resolve().parent
     if config.ckpt not in ("best", "latest"):
         path = Path(config.ckpt)
+        if is_run(path):
+            return find_checkpoint(dataclasses.replace(config, run=str(path), ckpt="best"))
         if run and not path.exists() and (run / path).is_dir():  # its name in the run
             return str(run / path), run
         if "/" not in config.ckpt and not path.exists() and (meant := did_you_mean(config.ckpt, ("best", "latest"))):
@@ -86,6 +93,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     Raises:
         ConfigError, DataError, CheckpointError: before any image is captioned.
     """
+    check_options(config)
     plan = prepare(config)
     ckpt, run, run_config, data, split, examples = plan[:6]
     state = PartialState()
@@ -103,7 +111,11 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         kept = folder / "captions"
         captions, failures, provenance = caption_with(ckpt, examples, run_config, config.dtype, kept)
         about |= provenance
-        more = {"compare": config.compare} if config.compare else {}
+        more = {}
+        if config.compare:  # a name in the run, too
+            more["compare"] = find_checkpoint(
+                dataclasses.replace(config, ckpt=config.compare, run=str(run) if run else None)
+            )[0]
         if run and config.base and run_config.model.model not in (*FROM_SCRATCH, ckpt):
             more["base"] = run_config.model.model
         for name, other in more.items():
@@ -149,6 +161,18 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
             keep(config, plan, folder, result, captions, per_image)
     state.wait_for_everyone()
     return result
+
+
+def check_options(config: EvalConfig) -> None:
+    """Raises ConfigError for options that would do nothing, and for a file that cannot be written or is read."""
+    if config.predictions and config.compare:
+        raise ConfigError("--compare captions with another checkpoint: it does not go with --predictions")
+    if config.output and not config.predictions:
+        raise ConfigError("--output is for --predictions; --output_dir names the folder of an evaluation's files")
+    if config.output and Path(config.output).resolve() == Path(str(config.predictions)).resolve():
+        raise ConfigError(f"--output {config.output}: is read as --predictions, it cannot be written as well")
+    if config.output and Path(config.output).is_dir():
+        raise ConfigError(f"--output {config.output}: is a folder; name a file, like metrics.json")
 
 
 def judge(result: dict[str, Any], log: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -240,7 +264,8 @@ def prepare(config: EvalConfig) -> Plan:
     run_config.validate()
     with state.main_process_first():
         data = load_data(run_config.data, run_config.optimisation.seed, needed=())
-    split, foreign = config.split or "test", run is None or run_config.data.dataset != base.data.dataset
+    own_data = run is not None and (not differing(config, base, "data") or trained_on(run, base, data))
+    split, foreign = config.split or "test", run is None or not (own_data or same_place(run_config, base))
     if config.split is None and foreign and data.drawn:  # nobody trained on these, and a twentieth is no test
         split = "all"
         state.print(f"{data.name}: names no splits; all of its images are taken (--split test takes a twentieth)")
@@ -256,7 +281,6 @@ def prepare(config: EvalConfig) -> Plan:
     examples = subsample(every, run_config.data.max_eval_images, run_config.optimisation.seed)
     if not examples:
         raise ConfigError(f"{data.name}: the {split} split has no images")
-    own_data = run is not None and (not differing(config, base, "data") or trained_on(run, base, data))
     differs = {} if run is None or own_data else differing(config, base, "data")
     differs |= differing(config, base, "decoding")
     if run and ckpt and (name := files.checkpoint_name(ckpt, run)) != "best":
@@ -278,6 +302,12 @@ def differing(config: EvalConfig, base: TrainConfig, group: str) -> dict[str, An
     return {name: value for name, value in asked.items() if value != own[name]}
 
 
+def same_place(one: TrainConfig, other: TrainConfig) -> bool:
+    """Whether `--dataset` names the same, in whatever spelling: `photos`, `./photos/` and `/here/photos`."""
+    a, b = one.data.dataset, other.data.dataset
+    return a == b or (Path(a).exists() and Path(a).resolve() == Path(b).resolve())
+
+
 def trained_on(run: Path, base: TrainConfig, data: DataSet) -> bool:
     """Whether these are the data of the run, wherever they lie now."""
     about, splits = json.loads((run / "config.json").read_text("utf-8")), dict(data.splits)
@@ -295,15 +325,19 @@ def decoding_of(ckpt: str) -> dict[str, Any]:
 
 
 def read_predictions(path: Path, examples: Sequence[Picture]) -> dict[str, str]:
-    """Anyone's captions: lines of `{"image_id", "caption"}`, or a JSON list of these (COCO's result format).
+    """Anyone's captions: lines of `{"image_id", "caption"}`, a JSON list of these (COCO's result format), or what
+    `blip-lite caption` wrote, as JSON, JSON lines or CSV. Images may be named by their id, path, stem or number.
 
     Raises:
         ConfigError: it cannot be read, or its images are not those of the split.
     """
     try:
-        text = path.read_text("utf-8-sig")
-        rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in lines_of(text)]
-        found = {str(row["image_id"]): row["caption"] for row in rows}
+        if path.suffix.lower() in (".csv", ".tsv"):
+            rows = [row for _, row in read_table(path)]
+        else:
+            text = path.read_text("utf-8-sig")
+            rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in lines_of(text)]
+        found = {str(row["image_id"] if "image_id" in row else row["image"]): row["caption"] for row in rows}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(
             f'{path}: expected lines of {{"image_id", "caption"}} ({type(error).__name__} {error})'
@@ -312,6 +346,7 @@ def read_predictions(path: Path, examples: Sequence[Picture]) -> dict[str, str]:
         if not isinstance(row["caption"], str):
             raise ConfigError(f"{path}, row {number}: its caption is {row['caption']!r}; expected a text")
     wanted = [e.image_id for e in examples]
+    found = by_id(found, wanted)
     missing, unknown = [i for i in wanted if i not in found], sorted(set(found) - set(wanted))
     if missing or unknown or len(rows) != len(found):
         raise ConfigError(
@@ -321,6 +356,21 @@ def read_predictions(path: Path, examples: Sequence[Picture]) -> dict[str, str]:
             + (f", {len(unknown)} are not in the split (e.g. {unknown[0]})" if unknown else "")
         )
     return {image_id: found[image_id] for image_id in wanted}
+
+
+def by_id(found: dict[str, str], wanted: Sequence[str]) -> dict[str, str]:
+    """Captions by the ids of the images, where all are named in another way that tells these apart."""
+    ways: list[Callable[[str], str]] = [
+        lambda name: PurePath(name).name,
+        lambda name: PurePath(name).stem,
+        lambda name: (re.findall(r"\d+", PurePath(name).stem) or [name])[-1].lstrip("0"),
+    ]
+    if not set(found) <= set(wanted):
+        for way in ways:
+            ids, names = {way(i): i for i in wanted}, {way(name): name for name in found}
+            if len(ids) == len(wanted) and len(names) == len(found) and names.keys() <= ids.keys():
+                return {ids[key]: found[name] for key, name in names.items()}
+    return found
 
 
 def score(

@@ -120,11 +120,13 @@ def parse_grid(texts: list[str]) -> list[dict[str, Any]]:
     """`["num_beams=1,3", "length_penalty=0.8,1"]` -> every combination. Raises ConfigError."""
     lists: dict[str, list[Any]] = {}
     for text in texts:
-        name, _, values = text.partition("=")
+        name, _, values = str(text).partition("=")
         if name in lists:
             raise ConfigError(f"--sweep {text}: {name} comes twice; all of its values go into one, {name}=1,2")
         try:
             lists[name] = [SWEPT[name](value) for value in values.split(",")]
         except (KeyError, ValueError) as error:
-            raise ConfigError(f"--sweep {text}: expected name=value,value with a name of {', '.join(SWEPT)}") from error
+            raise ConfigError(
+                f"--sweep {text}: expected name=value,value (in quotes, in YAML) with a name of {', '.join(SWEPT)}"
+            ) from error
     return [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]

@@ -27,6 +27,7 @@ ORIGINAL = (
     (r"^visual_encoder\.blocks\.(\d+)\.mlp\.", r"vision_model.encoder.layers.\1.mlp."),
 )
 # Of pretraining: the heads for matching and contrast, and the momentum copies. A captioner has none of them.
+HEADS = ("vision_proj.", "itm_head.")
 PRETRAINING = re.compile(
     r"(text_encoder|vision_proj|text_proj|itm_head|temp|(image_|text_)?queue|queue_ptr|"
     r"(visual|text)_encoder_m|(vision|text)_proj_m)\b"
@@ -69,7 +70,10 @@ def is_original(weights: dict[str, Tensor]) -> bool:
 
 
 def from_original(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of BLIP's own release under the names of `transformers`; those of pretraining are left out."""
+    """Weights of BLIP's own release under the names of `transformers`; those of pretraining are left out. Raises
+    CheckpointError for the one that answers questions, whose decoder looks at a question instead of the image."""
+    if any(n.startswith("text_encoder.") for n in weights) and not any(n.startswith(HEADS) for n in weights):
+        raise CheckpointError("a BLIP for visual question answering (a text_encoder without heads); it cannot caption")
     renamed = {}
     for name, tensor in weights.items():
         if PRETRAINING.match(name):

@@ -55,10 +55,14 @@ class GenerationSettings:
     )  # words and phrases that captions must not say, see `processing/word_filter.py`
 
     def __post_init__(self) -> None:
+        if isinstance(self.banned_words, str):
+            object.__setattr__(self, "banned_words", [self.banned_words])  # frozen
         for name, kinds in NUMBERS.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, kinds):
                 raise ConfigError(f"generation settings: {name} is {value!r}; expected a number")
+        if not isinstance(self.early_stopping, bool):
+            raise ConfigError(f"generation settings: early_stopping is {self.early_stopping!r}; expected true or false")
         problems = [
             (self.max_new_tokens < 1, "max_new_tokens must be at least 1"),
             (not 0 <= self.min_new_tokens <= self.max_new_tokens, "min_new_tokens must be 0 to max_new_tokens"),

@@ -51,13 +51,15 @@ CONSTANT = re.compile(r".*\.position_ids$")
 
 
 def resolve(path_or_id: str | Path) -> Path:
-    """A local directory as it is; a Hub id is downloaded (or taken from the cache).
+    """A local directory as it is, of a run its `best/`; a Hub id is downloaded (or taken from the cache).
 
     Raises:
         CheckpointError: neither a directory nor a Hub id that can be had.
     """
     path = Path(path_or_id).expanduser()
     if path.is_dir():
+        if (path / "best" / "config.json").is_file() and not any(path.glob("*.safetensors")):
+            return path / "best"
         if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
             raise CheckpointError(
                 f"{path_or_id}: an adapter (LoRA), no whole model: `merge_and_unload()` and save that"

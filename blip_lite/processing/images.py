@@ -6,6 +6,7 @@ import io
 import os
 import re
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,18 +72,30 @@ def open_image(source: ImageInput) -> Image.Image:
     frame. Metadata that are broken or huge are passed over.
 
     Args:
-        source: a path, the bytes of a file, an open file, a Pillow image, or an array `[height, width]` or
-            `[height, width, 1|3|4]`, uint8 (0 to 255) or floating (0 to 1).
+        source: a path, the bytes of a file, an open file, a Pillow image, an array `[height, width]` or
+            `[height, width, 1|3|4]`, uint8 (0 to 255) or floating (0 to 1), a tensor, `[1|3|4, height, width]` as well,
+            or `{"bytes": ..., "path": ...}`.
 
     Raises:
         ImageError: no such file, not an image, truncated, or a decompression bomb: more than Pillow's limit of 179
             megapixels, a side above 65,535, or more than 89 megapixels (`Image.MAX_IMAGE_PIXELS`) at above 300 a byte.
     """
+    source = unpacked(source)
     if isinstance(source, os.PathLike):
         source = os.fsdecode(source)
     name = source if isinstance(source, str) else f"<{type(source).__name__}>"
     with about(name):
         return _open_image(source, name)
+
+
+def unpacked(source: Any) -> Any:
+    """What `{"bytes": ..., "path": ...}` of `datasets` holds; a tensor, as torchvision has it, as an array."""
+    if isinstance(source, Mapping):
+        return source.get("bytes") or source.get("path") or b""
+    if not hasattr(source, "is_floating_point"):
+        return source
+    array = (source.detach().float() if source.is_floating_point() else source).cpu().numpy()
+    return array.transpose(1, 2, 0) if array.ndim == 3 and array.shape[0] in (1, 3, 4) else array
 
 
 def _open_image(source: ImageInput, name: str) -> Image.Image:
@@ -129,10 +142,14 @@ def not_an_image(data: bytes) -> str:
 
 def _bytes_of(source: Any) -> bytes:
     if isinstance(source, (str, Path)):
+        if str(source)[:1] == "~" and not os.path.lexists(source):
+            source = os.path.expanduser(source)
         if re.match(r"https?://", str(source), re.IGNORECASE):
             raise ValueError("a URL; `blip-lite caption --allow_urls` fetches it, or pass the bytes")
         return _read(source)
     if hasattr(source, "read"):
+        if getattr(source, "seekable", lambda: False)():  # just written, or captioned before
+            source.seek(0)
         source = source.read()
     if isinstance(source, (bytes, bytearray, memoryview)):
         return bytes(source)

@@ -40,7 +40,11 @@ def export(ckpt: Path, to: Path) -> list[Path]:
         for split, result in results_of(run, name).items():
             text = json.dumps(published(result), indent=2) + "\n"
             Files.of(to, split).metrics.write_text(text, "utf-8")
-    loads_in_transformers(to)
+    try:
+        loads_in_transformers(to)
+    except CheckpointError:
+        shutil.rmtree(to)  # which was empty before
+        raise
     return sorted(path for path in to.rglob("*") if path.is_file())
 
 
@@ -68,7 +72,7 @@ def loads_in_transformers(folder: Path) -> None:
         if here != there:
             raise CheckpointError(f"{folder}: transformers captions a picture with {there!r}, we with {here!r}")
     tokenizer = BlipProcessor.from_pretrained(folder).tokenizer
-    if tokenizer(here).input_ids[1:] != ours.processor.encode(here)[1:]:  # the first is [CLS] there, [DEC] here
+    if tokenizer(here).input_ids[1:-1] != ours.processor.words(here):
         raise CheckpointError(f"{folder}: the tokenizer that transformers loads splits {here!r} otherwise")
 
 
