@@ -150,3 +150,19 @@ def test_urls_when_allowed_https_only(captioner: Captioner, monkeypatch: pytest.
     assert "generated_text" in ask(captioner, {"instances": [{"url": "https://example.org/a.png"}]})
     monkeypatch.setattr(inference, "ALL_URLS_SECONDS", 0)
     assert "the URLs of this request took 0 s" in refused(captioner, {"instances": [{"url": "https://example.org/a"}]})
+
+
+def test_settings_beside_the_images_count_and_none_is_dropped(captioner: Captioner) -> None:
+    settings = {"num_beams": 1, "max_new_tokens": 2}
+    expected = {"predictions": [{"generated_text": captioner(SCENE, **settings)}]}
+    assert json.loads(ask(captioner, {"inputs": TEXT, **settings})) == expected
+    assert json.loads(ask(captioner, {"inputs": TEXT, "max_new_tokens": 9, "parameters": settings})) == expected
+    assert json.loads(ask(captioner, {"b64": TEXT, "id": "7", "group": "a", **settings})) == expected
+    text = json.dumps({"inputs": TEXT, **settings})
+    for body in (b"\xef\xbb\xbf" + text.encode(), "\ufeff" + text):
+        assert json.loads(ask(captioner, body)) == expected
+    assert json.loads(ask(captioner, "\ufeff" + text + "\n" + text, "application/jsonlines").split("\n")[0]) == expected
+    assert "400 unknown 'num_beam'; did you mean 'num_beams'?" in refused(captioner, {"inputs": TEXT, "num_beam": 1})
+    for name, value in (("prompt", "a"), ("parameters", settings), ("num_beams", 2)):
+        content = {"instances": [{"b64": TEXT, name: value}]}
+        assert f"400 image 0: '{name}' is for all images of a request" in refused(captioner, content)
