@@ -51,6 +51,12 @@ def test_the_missions_defaults() -> None:
     assert {name: config.flat()[name] for name in expected} == expected
 
 
+def test_the_loss_chooses_the_best_of_what_starts_from_nothing() -> None:
+    for model, chosen in (("tiny", "loss"), ("small", "loss"), ("base", "auto"), ("owner/name", "auto")):
+        assert TrainConfig.of(model=model).resolved().run.best_metric == chosen
+    assert TrainConfig.of(model="small", best_metric="cider").resolved().run.best_metric == "cider"
+
+
 def test_each_optimizer_has_its_own_learning_rate() -> None:
     def rate(**given: Any) -> float | None:
         return TrainConfig.of(**given).resolved().optimisation.learning_rate
