@@ -141,7 +141,7 @@ def request_of(content: Any, deadline: float, room: int = MAX_IMAGES) -> Request
         parameters = {name: content[name] for name in PARAMETERS & content.keys()} | parameters
     known = (*PARAMETERS, "prompt", "parameters", "instances", "inputs")
     for name in content.keys() - {*known, "id"}:  # others, like an id, are the client's
-        if meant := did_you_mean(name, known):
+        if meant := did_you_mean(name, known, 0.85):
             raise refuse(f"unknown {name!r}{meant}")
     for i, item in enumerate(instances):
         if item is not content and isinstance(item, dict) and (odd := {*known} & item.keys()):

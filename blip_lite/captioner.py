@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -106,8 +107,10 @@ def bfloat16_gain(model: Blip) -> float:
 def is_one(images: Any) -> bool:
     """Whether this is a single image; an open file is iterable, and still one, as are `{"bytes": ...}` of `datasets`
     and a tensor. An array of objects or of four dimensions is several."""
-    if (dimensions := getattr(images, "ndim", None)) is not None:
-        return bool(dimensions < 4 and str(images.dtype) != "object")
+    if isinstance(images, np.ndarray):
+        return images.ndim < 4 and images.dtype.kind in "biuf"
+    if isinstance(images, Tensor):
+        return images.ndim < 4
     if isinstance(images, Mapping):
         return True
     return (

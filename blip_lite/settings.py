@@ -426,9 +426,9 @@ def at_home(value: Any) -> Any:
     return value
 
 
-def did_you_mean(given: str, known: typing.Iterable[str]) -> str:
+def did_you_mean(given: str, known: typing.Iterable[str], cutoff: float = 0.6) -> str:
     """`; did you mean 'batch_size'?`, or nothing where no name is close."""
-    close = difflib.get_close_matches(given, list(known), n=1, cutoff=0.6)
+    close = difflib.get_close_matches(given, list(known), n=1, cutoff=cutoff)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 

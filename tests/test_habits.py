@@ -70,12 +70,33 @@ def test_a_corrected_table_is_not_made_anew(
     assert caption(hf_dir, photos / "000.png", "--output", output) == 0
     os.utime(output)  # touched, not changed
     assert (caption(hf_dir, photos, "--output", output) == 0 and "003" in output.read_text()) or end == "json"
-    corrected = output.read_text().rstrip() + "\n\n"
+    text = output.read_text()
+    corrected = text[: len(text) // 2] + "x" + text[len(text) // 2 :]
     output.write_text(corrected)
     assert caption(hf_dir, photos, "--output", output) == 2 and output.read_text() == corrected
     assert "was changed since it was made from" in capsys.readouterr().err
     output.rename(tmp_path / "mine")
     assert caption(hf_dir, photos, "--output", output) == 0 and output.is_file()
+
+
+def test_overwrite_keeps_a_journal_without_its_table(
+    hf_dir: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a run that was killed leaves it."""
+    output = tmp_path / "c.csv"
+    monkeypatch.chdir(tmp_path)
+    assert caption(hf_dir, photos, "--output", output) == 0
+    output.unlink()
+    before = Path(f"{output}.jsonl").read_bytes()
+    monkeypatch.chdir(photos)
+    assert caption(hf_dir, "gone.png", "--output", output, "--overwrite") == 2
+    assert Path(f"{output}.jsonl").read_bytes() == before
+    monkeypatch.chdir(tmp_path)
+    assert caption(hf_dir, "photos/000.png", "--output", output) == 0  # the refused command did not take the job over
+    with open(f"{output}.jsonl", "ab") as file:
+        file.write(b'{"image": "x')  # cut
+    os.utime(output)
+    assert caption(hf_dir, photos, "--output", output) == 0
 
 
 def test_a_second_folder_with_the_same_names(
@@ -157,7 +178,14 @@ def test_pictures_in_other_containers(hf_dir: Path, tmp_path: Path, monkeypatch:
     with open(tmp_path / "x.png", "rb") as file:
         assert captioner(file, **settings) == captioner(file, **settings) == expected
     paths = np.array([str(tmp_path / "x.png")] * 2, object)
-    for several in (paths, np.stack([picture] * 2), torch.stack([chw] * 2), [written] * 2):
+    pandas = pytest.importorskip("pandas")
+    for several in (
+        pandas.Series([str(tmp_path / "x.png")] * 2),
+        paths,
+        np.stack([picture] * 2),
+        torch.stack([chw] * 2),
+        [written] * 2,
+    ):
         assert captioner(several, **settings) == [expected] * 2  # type: ignore[arg-type]
 
 
@@ -210,6 +238,7 @@ def test_a_blip_that_answers_questions_is_refused() -> None:
 )
 def test_captions_of_images_that_are_named_otherwise(given: list[str], wanted: list[str]) -> None:
     assert by_id({name: name for name in given}, wanted) == dict(zip(wanted, given, strict=False))
+    assert by_id({"cats/7_1.png": "x"}, ["dogs/img-1.jpg"]) == {"cats/7_1.png": "x"}
     clash = [f"b/{name}" for name in wanted] + [f"c/{name}" for name in wanted]
     assert by_id({"a/0.png": "x"}, clash) == {"a/0.png": "x"}  # nobody could tell
 
@@ -225,6 +254,12 @@ def test_our_own_captions_can_be_scored(hf_dir: Path, photos: Path, tmp_path: Pa
         else {Path(row["image"]).name: row["caption"] for _, row in read_journal(output)}
     )
     assert found == rows and any(found.values())
+    (tmp_path / "several.csv").write_text('image,caption\n000.png,"[""a dog"", ""a cat""]"\n')
+    with pytest.raises(ConfigError, match=r"row 1: .* are several captions; one is expected"):
+        read_predictions(tmp_path / "several.csv", [Picture("000.png", "")])
+    (tmp_path / "failed.csv").write_text("image,caption,error\n000.png,,no such file\n")
+    with pytest.raises(ConfigError, match=r"0 captions of 0 images for a split of 1; 1 have none"):
+        read_predictions(tmp_path / "failed.csv", [Picture("000.png", "")])
 
 
 @pytest.fixture(scope="module")

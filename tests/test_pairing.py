@@ -259,7 +259,7 @@ def test_folders_that_have_images_of_the_same_names(tmp_path: Path) -> None:
         load(as_csv(tmp_path / "a", [f"{n}.png" for n in range(20)]))
     for n in range(20):
         photo(tmp_path / f"b/one/{n}.png", n)
-        if n < 15:
+        if n < 19:
             photo(tmp_path / f"b/two/{n}.png", n + 40)
     with pytest.raises(DataError, match=r"names are in .*one and in .*two; say which .* or write the folder before"):
         load(as_csv(tmp_path / "b", [f"{n}.png" for n in range(20)]))
@@ -555,3 +555,102 @@ def test_texts_in_a_folder_of_the_same_structure(tmp_path: Path, images: str) ->
 def test_a_caption_by_its_language() -> None:
     assert captions_in({"en": "a dog"}) == captions_in({"pt-BR": ["a dog"]}) == ["a dog"]
     assert captions_in({"en": "a dog", "de": "ein Hund"}) == []  # which one?
+
+
+def test_texts_in_another_folder_are_no_captions_beside_a_table(tmp_path: Path) -> None:
+    for n in range(COUNT):
+        photo(tmp_path / f"images/{n}.png", n)
+        (tmp_path / "ocr").mkdir(exist_ok=True)
+        (tmp_path / f"ocr/{n}.txt").write_text("STOP")
+    as_csv(tmp_path, [f"{n}.png" for n in range(COUNT)])
+    assert pairs(load(tmp_path)) == RIGHT
+
+
+def test_samples_of_joined_shards_stay_whole(tmp_path: Path) -> None:
+    first = [("0.png", encoded(0)), ("1.png", encoded(1)), ("1.txt", b"caption 1")]
+    second = [("0.txt", b"caption 2"), ("0.png", encoded(2)), ("1.jpg", encoded(3)), ("1.txt", b"caption 3")]
+    assert pairs(load(tar(tmp_path / "x.tar", first + second), validation_share=0.3)) == {
+        n: RIGHT[n] for n in (1, 2, 3)
+    }
+    said = json.dumps({"split": "test"}).encode()
+    members = [("0.a.png", encoded(0)), ("0.a.txt", b"a"), ("0.b.png", encoded(1)), ("0.b.txt", b"b"), ("0.json", said)]
+    for n in range(2, 6):
+        members += [
+            (f"{n}.png", encoded(n)),
+            (f"{n}.txt", b"c"),
+            (f"{n}.json", json.dumps({"split": "train"}).encode()),
+        ]
+    found = load(tar(tmp_path / "y.tar", members))
+    assert {n for n, split in splits(found).items() if split == "test"} == {0, 1}
+
+
+def test_the_same_bytes_in_two_folders_of_a_shard(tmp_path: Path) -> None:
+    members = [
+        ("train/1.png", encoded(1)),
+        ("train/1.txt", b"in training"),
+        ("test/9.png", encoded(1)),
+        ("test/9.txt", b"x"),
+    ]
+    for n in range(2, 6):
+        members += [(f"train/{n}.png", encoded(n)), (f"train/{n}.txt", b"c")]
+    found = load(tar(tmp_path / "x.tar", members))
+    assert splits(found)[1] == "test" and pairs(found)[1] == ("x",)
+
+
+def test_names_that_differ_in_capitals_are_two_images(tmp_path: Path) -> None:
+    for n in range(COUNT):
+        photo(tmp_path / f"a{n}.png", n)
+    (tmp_path / "c.csv").write_text(
+        "image,caption\n" + "".join(f"a{n}.png,caption {n}\n" for n in range(COUNT)) + "A0.png,x\n"
+    )
+    with pytest.raises(DataError, match="line 11: there is no image .*A0.png"):
+        load(tmp_path / "c.csv")
+    (tmp_path / "c.csv").write_text("image,caption,split\na0.png,a,train\na0.PNG,b,train\na0.PNG,c,test\n")
+    with pytest.raises(DataError, match=r"line 4: a0.png is in test, and in train in .*line 2"):
+        load(tmp_path / "c.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("folds.yaml", "0: [0.png, 1.png]\n1: [2.png]\n"),
+        ("boxes.csv", "file_name,split\n0.png,left\n1.png,right\n"),
+        ("train_log.txt", b"\xff\xe9 \x81\x8d loss"),
+        ("subset_config.json", '{"a": 1} // a comment'),
+        ("train.yaml", "train: images/train\nval: images/val\nnc: 3\n"),
+        ("test.yaml", "path: !ENV data\n"),
+        ("instances_train_val.json", '{"images": [{"id": 1, "file_name": "0.png"}], "annotations": []}'),
+        ("flickr_subset.json", '{"0.png": "a dog", "1.png": "a cat"}'),
+        ("README.txt", "see test.txt"),
+    ],
+)
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_lies_beside_captions_and_is_no_list(tmp_path: Path, name: str, text: str | bytes, whole: bool) -> None:
+    names = [f"images/{n}.png" for n in range(COUNT)]
+    for n, one in enumerate(names):
+        photo(tmp_path / one, n)
+    captions = as_csv(tmp_path, names)
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    if whole and name == "subset_config.json":
+        return  # a .json in a folder may be the captions: it is read
+    if whole and name == "flickr_subset.json":
+        with pytest.raises(DataError, match="which of captions.csv, flickr_subset.json"):  # both are captions
+            load(tmp_path)
+        return
+    assert pairs(load(tmp_path if whole else captions)) == RIGHT
+
+
+def test_a_lone_table_called_after_a_subset(tmp_path: Path) -> None:
+    for n in range(COUNT):
+        photo(tmp_path / f"{n}.png", n)
+    (tmp_path / "coco_subset.json").write_text(json.dumps({f"{n}.png": f"caption {n}" for n in range(COUNT)}))
+    assert pairs(load(tmp_path)) == RIGHT
+
+
+def test_a_folder_called_images_that_lacks_many(tmp_path: Path) -> None:
+    for n in range(10):
+        photo(tmp_path / f"full/{n}.png", n)
+        if n < 6:
+            photo(tmp_path / f"images/{n}.png", n + 40)
+    found = load(as_csv(tmp_path, [f"{n}.png" for n in range(10)]))
+    assert pairs(found) == {n: (f"caption {n}",) for n in range(10)}

@@ -301,6 +301,12 @@ def sidecars(folder: Path, above: str = "") -> None:
         lines(folder / f"{above.format(part=PARTS[n])}{n}.txt", caption)
 
 
+def parallel_texts(folder: Path) -> None:
+    draw(folder, "images/a/{}.png")
+    for n, caption in enumerate(CAPTIONS):
+        lines(folder / f"text/a/{n}.txt", caption)
+
+
 def one_json(folder: Path, name: str, content: Any) -> None:
     draw(folder / "images")
     lines(folder / name, content)
@@ -330,6 +336,7 @@ WRITE: dict[str, Callable[[Path], None]] = {
     "pictures and a table": lambda f: table(f, "metadata.csv"),
     "a table beside a folder of pictures": lambda f: table(f, "captions.csv", "images"),
     "a text beside each picture": sidecars,
+    "texts in a folder of the same structure": parallel_texts,
     "folders called after splits": lambda f: sidecars(f, "{part}/"),
     "a table for each split": lambda f: table(f, "{}.csv", "images", "parts"),
     "lists of names for the splits": named_lists,

@@ -27,10 +27,12 @@ from blip_lite.captioning.inputs import broken, count, expand, identity, is_url,
 from blip_lite.captioning.journal import (
     IN,
     Seen,
+    begin_here,
     behind_links,
     directory_of,
     identity_in,
     key_of,
+    parts_of,
     read_journal,
     take_up,
     to_line,
@@ -40,6 +42,7 @@ from blip_lite.captioning.outputs import (
     Sidecars,
     convert,
     discard,
+    earlier,
     is_edited,
     journal_of,
     try_to_write,
@@ -139,7 +142,8 @@ def run(args: argparse.Namespace) -> int:
     head = list(islice(found, 1))
     while args.overwrite and head and head[-1].error and (more := next(found, None)):
         head.append(more)
-    if args.overwrite and args.output and processes == 1 and head and head[-1].error and Path(args.output).exists():
+    there = [p for p in earlier(Path(args.output)) if p.exists()] if args.output else []
+    if args.overwrite and there and processes == 1 and head and head[-1].error:
         raise ConfigError(
             f"no image can be captioned, e.g. {head[0].image}: {head[0].error}. --output {args.output} stays as it is"
         )
@@ -150,6 +154,8 @@ def run(args: argparse.Namespace) -> int:
     wait()
     if args.output and args.overwrite and rank == 0:
         discard(Path(args.output))
+        for file in args.locks:
+            begin_here(file)
     wait()
     args.begun = True
     own = journal.with_name(f"{journal.name}.rank-{rank}") if journal and processes > 1 else journal
@@ -226,8 +232,8 @@ def begin(args: argparse.Namespace, rank: int, wait: Callable[[], None], seen: S
         try_to_write(path)
     if rank == 0:  # of the journal too, which another output may share; kept open
         files = sorted({behind_links(output), behind_links(journal)})
-        goes_on = not args.overwrite and journal.exists()
-        note = IN + (begun_in if goes_on and begun_in else os.getcwd())
+        goes_on = not args.overwrite and (journal.exists() or bool(parts_of(journal)))
+        note = IN + (begun_in or os.getcwd())
         args.locks = [lock(output, path.with_name(f".{path.name}.lock"), note) for path in files]
         relative = [a for a in args.images if not (os.path.isabs(a) or is_url(a) or a == "-")]
         if goes_on and relative and begun_in not in (None, os.getcwd()):
@@ -240,13 +246,13 @@ def begin(args: argparse.Namespace, rank: int, wait: Callable[[], None], seen: S
             raise ConfigError(
                 f"--output {output}: is there, but {journal.name}, from which it is made, is not; --overwrite"
             )
+        if rank == 0:
+            take_up(journal)
         if rank == 0 and is_edited(journal, output):
             raise ConfigError(
                 f"--output {output}: was changed since it was made from {journal.name}, and would be made anew. Move "
                 "it away, or choose another --output"
             )
-        if rank == 0:
-            take_up(journal)
         wait()
         for _, row in read_journal(journal):
             failed += "error" in row

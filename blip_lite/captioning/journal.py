@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -97,6 +97,16 @@ def directory_of(journal: Path) -> str | None:
         told = real.with_name(f".{real.name}.lock").read_text("utf-8").partition(IN)[2]
         return told if told and os.path.isdir(told) else None
     return None
+
+
+def begin_here(lock: TextIO | None) -> None:
+    """Say in a lock's file that its journal began in this directory."""
+    if lock:
+        lock.seek(0)
+        told = lock.read().partition(IN)[0]
+        lock.truncate(0)
+        lock.write(f"{told}{IN}{os.getcwd()}")
+        lock.flush()
 
 
 def identity_in(base: str | None, name: str) -> str:

@@ -126,19 +126,10 @@ def assemble(listing: Listing, settings: DataSettings, seed: int) -> DataSet:
             known += [caption] if caption not in known else []
 
     files = {key: row for key, row in images.items() if isinstance(row.image, Path) and not row.url}
-    keys: dict[Path, str] = {}
-    for key, row in files.items():
-        path = on_disk(Path(str(row.image)))
-        if path and images[other := keys.setdefault(path, key)].split == row.split and other != key:
-            captions[other] += [caption for caption in captions.pop(key) if caption not in captions[other]]
-            del images[key]  # `1.JPG` and `1.jpg`, where there is one file
-        elif path:
-            row.image = path
-        else:
-            absent.add(key)
-            unusable[numbers[key]] = (
-                f"{row.where}: there is no image {Path(str(row.image))}. Add it, or remove the row."
-            )
+    for key in find_files(files, images, captions, others):
+        absent.add(key)
+        file = Path(str(files[key].image))
+        unusable[numbers[key]] = f"{files[key].where}: there is no image {file}. Add it, or remove the row."
     for which, count in sorted((+kept_out).items()):
         notes.append(f"{count} pictures of {which}, too, byte for byte; left out of the first")
     placed = {key: row for key, row in images.items() if key in files or row.name}
@@ -179,6 +170,33 @@ def assemble(listing: Listing, settings: DataSettings, seed: int) -> DataSet:
             splits = parts
     left_out = {split: left_out[split] + count for split, count in limit(splits, settings, seed).items()}
     return DataSet(listing.name, splits, notes, drawn, left_out)
+
+
+def find_files(
+    files: Mapping[str, Picture], images: dict[str, Picture], captions: dict[str, list[str]], others: Sequence[Picture]
+) -> list[str]:
+    """Give each row that names a file the one that is there. Where `1.JPG` and `1.jpg` are one file, they become one
+    image, but not `A.jpg` and `a.jpg`, of which one may be missing. Returns the ids of those that are not there.
+
+    Args:
+        files: the rows that name a file, by image id.
+        images, captions: of all images.
+        others: rows that name another split than the first of their image.
+    """
+    missing, keys = [], dict[Path, str]()
+    for key, row in files.items():
+        path = on_disk(Path(str(row.image)))
+        other = keys.setdefault(path, key) if path else key
+        if path is None or (other != key and Path(other).stem != Path(key).stem):
+            missing.append(key)
+        elif other != key and images[other].split == row.split:
+            captions[other] += [caption for caption in captions.pop(key) if caption not in captions[other]]
+            for late in others:
+                late.image_id = other if late.image_id == key else late.image_id
+            del images[key]
+        else:
+            row.image = path
+    return missing
 
 
 def settle_splits(

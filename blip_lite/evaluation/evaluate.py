@@ -24,7 +24,7 @@ from blip_lite.data.dataset import DataSet, subsample
 from blip_lite.data.load import limit, load_data
 from blip_lite.data.look import spread
 from blip_lite.data.sources.shapes import draw_scene
-from blip_lite.data.sources.table import read_table
+from blip_lite.data.sources.table import captions_in, read_table
 from blip_lite.errors import CheckpointError, ConfigError
 from blip_lite.evaluation import files, metrics, verdicts
 from blip_lite.evaluation.captions import caption_with
@@ -111,11 +111,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         kept = folder / "captions"
         captions, failures, provenance = caption_with(ckpt, examples, run_config, config.dtype, kept)
         about |= provenance
-        more = {}
-        if config.compare:  # a name in the run, too
-            more["compare"] = find_checkpoint(
-                dataclasses.replace(config, ckpt=config.compare, run=str(run) if run else None)
-            )[0]
+        more = {"compare": plan.compare} if plan.compare else {}
         if run and config.base and run_config.model.model not in (*FROM_SCRATCH, ckpt):
             more["base"] = run_config.model.model
         for name, other in more.items():
@@ -233,6 +229,7 @@ class Plan(NamedTuple):
         differs: what was asked for that is not the run's own: checkpoint, data, decoding, precision.
         left_out: how many images of the split were not asked for.
         own_data: the data are those that the run was trained on.
+        compare: the second checkpoint.
     """
 
     ckpt: str
@@ -244,6 +241,7 @@ class Plan(NamedTuple):
     differs: dict[str, Any]
     left_out: int
     own_data: bool
+    compare: str | None
 
 
 def prepare(config: EvalConfig) -> Plan:
@@ -288,7 +286,10 @@ def prepare(config: EvalConfig) -> Plan:
     if pick_dtype(config.dtype, state.device) != pick_dtype("auto", state.device):
         differs["dtype"] = config.dtype
     left_out += len(every) - len(examples)
-    return Plan(ckpt, run, run_config, data, split, examples, differs, left_out, own_data)
+    compare = None
+    if config.compare:  # a name in the run, too
+        compare = find_checkpoint(dataclasses.replace(config, ckpt=config.compare, run=str(run) if run else None))[0]
+    return Plan(ckpt, run, run_config, data, split, examples, differs, left_out, own_data, compare)
 
 
 # What says where the data lie, or how many are taken, not which they are.
@@ -337,6 +338,7 @@ def read_predictions(path: Path, examples: Sequence[Picture]) -> dict[str, str]:
         else:
             text = path.read_text("utf-8-sig")
             rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in lines_of(text)]
+        rows = [row for row in rows if not row.get("error")]  # of `blip-lite caption`: it has no caption
         found = {str(row["image_id"] if "image_id" in row else row["image"]): row["caption"] for row in rows}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(
@@ -345,6 +347,8 @@ def read_predictions(path: Path, examples: Sequence[Picture]) -> dict[str, str]:
     for number, row in enumerate(rows, 1):
         if not isinstance(row["caption"], str):
             raise ConfigError(f"{path}, row {number}: its caption is {row['caption']!r}; expected a text")
+        if len(captions_in(row["caption"])) > 1:  # a list in a cell
+            raise ConfigError(f"{path}, row {number}: {row['caption'][:60]!r} are several captions; one is expected")
     wanted = [e.image_id for e in examples]
     found = by_id(found, wanted)
     missing, unknown = [i for i in wanted if i not in found], sorted(set(found) - set(wanted))
@@ -360,11 +364,9 @@ def read_predictions(path: Path, examples: Sequence[Picture]) -> dict[str, str]:
 
 def by_id(found: dict[str, str], wanted: Sequence[str]) -> dict[str, str]:
     """Captions by the ids of the images, where all are named in another way that tells these apart."""
-    ways: list[Callable[[str], str]] = [
-        lambda name: PurePath(name).name,
-        lambda name: PurePath(name).stem,
-        lambda name: (re.findall(r"\d+", PurePath(name).stem) or [name])[-1].lstrip("0"),
-    ]
+    ways: list[Callable[[str], str]] = [lambda name: PurePath(name).name, lambda name: PurePath(name).stem]
+    if all(map(str.isdecimal, found)):  # COCO's
+        ways.append(lambda name: (re.findall(r"\d+", PurePath(name).stem) or [name])[-1].lstrip("0"))
     if not set(found) <= set(wanted):
         for way in ways:
             ids, names = {way(i): i for i in wanted}, {way(name): name for name in found}

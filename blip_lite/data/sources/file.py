@@ -29,6 +29,7 @@ from blip_lite.data.sources.table import (
     PROBE,
     captions_of,
     delimiter_of,
+    folded,
     image_path,
     inside,
     on_disk,
@@ -96,7 +97,8 @@ def load_file(path: Path, settings: DataSettings) -> Listing:
     root, notes = Path(settings.image_root).expanduser() if settings.image_root else path.parent, list[str]()
     split = split_of_name(path.stem)
     with os.scandir(path.parent) as entries:
-        beside = sorted(Path(entry.path) for entry in entries)
+        wanted = (*LIST_FILES, path.suffix.lower())
+        beside = sorted(Path(e.path) for e in entries if e.name.lower().endswith(wanted) or e.name.lower() in FOLDERS)
     others = [p for p in beside if p.suffix == path.suffix and split_of_name(p.stem) not in (None, split)]
     below = [file for p in beside if p.name.casefold() in FOLDERS and p.is_dir() for file in p.rglob("*")]
     found = [p for p in (*beside, *below) if p.suffix.lower() in LIST_FILES and p.name != path.name and p.is_file()]
@@ -160,23 +162,22 @@ def in_right_folder(
         yield from first
         yield from rows
         return
-    folders, shorter = found
+    best, elsewhere, shorter = found
     base, paths, used = os.path.join(os.path.abspath(root), ""), dict[str, tuple[Path, Path]](), dict[Path, None]()
-    says = {folder: split_of_name(folder.name, strict=True) for folder in folders if folder != root.parent}
     for row in chain(first, rows):
         if isinstance(row.image, Path) and not row.url:
             name = str(row.image)
             if name not in paths:
                 short = shorter(Path(name.removeprefix(base)).as_posix())
-                there = [(folder, inside(folder, short, row.where)) for folder in folders if short is not None]
-                has = [(folder, path) for folder, path in there if len(there) == 1 or on_disk(path)] or there[:1]
-                paths[name] = (has[0][0], with_suffix(has[0][1])) if has else (root, row.image)
-                used.setdefault(paths[name][0])
+                folder = elsewhere.get(folded(short or ""), best)
+                file = row.image if short is None else with_suffix(inside(folder, short, row.where))
+                paths[name] = folder, file
+                used.setdefault(folder)
             folder, row.image = paths[name]
-            of_folder = says.get(folder)
+            of_folder = split_of_name(folder.name, strict=True) if folder != root.parent else None
             if of_folder == "test" and row.split not in (None, "test"):
                 raise DataError(f"{row.where}: {row.image_id} is in {row.split}, but its folder {folder} says test")
-            if of_folder == "test" or len(folders) > 1:
+            if of_folder == "test" or elsewhere:
                 row.split = row.split or of_folder
         yield row
     notes.append(f"images are in {', '.join(map(str, used))}; --image_root says another folder")
@@ -184,9 +185,9 @@ def in_right_folder(
 
 def right_folders(
     probe: Sequence[Path], root: Path, where: str, split: str | None
-) -> tuple[list[Path], Callable[[str], str | None]] | None:
-    """(the folder that has most files of `probe` and those that have others, what makes their names in these of those
-    in `root`), or None."""
+) -> tuple[Path, dict[str, Path], Callable[[str], str | None]] | None:
+    """(the folder that has most files of `probe`, the folders of pictures by their names that others have and it has
+    not, what makes names in these of those in `root`), or None."""
     names = [Path(os.path.relpath(path, root)).as_posix() for path in probe]
     beside = [root.parent, *root.parent.glob("*/")] if plain(root.name) in ANNOTATIONS else []  # COCO
     folders = sorted(p for p in {*root.glob("*/"), *root.glob("*/*/"), *beside} if p.is_dir())
@@ -202,24 +203,27 @@ def right_folders(
         has = {f: {n for n in names if on_disk(f / (shorter(n) or n))} for f in (root, *folders)}
         if not (most := max(len(some) for some in has.values())):
             continue
-        full = sorted((f for f in has if 2 * len(has[f]) >= most), key=lambda f: (likely(f), len(has[f])), reverse=True)
+        full = [f for f in has if len(has[f]) >= 0.9 * most]  # one that is called `images` may lack a few
+        full.sort(key=lambda f: (likely(f), len(has[f])), reverse=True)
         best = full[0]
         if twins := [f for f in full[1:] if likely(f) == likely(best) and has[f] & has[best]]:
             raise DataError(
                 f"{where}: images of these names are in {best} and in {twins[0]}; say which with --image_root, or "
                 "write the folder before each name"
             )
-        chosen, seen = [best], pictures_in(best)
+        own, elsewhere = pictures_in(best), dict[str, Path]()
         for folder in folders:  # a table of several folders names each picture once
-            if folder != best and (more := pictures_in(folder)) and not more & seen:
-                chosen, seen = [*chosen, folder], seen | more
-        return chosen, shorter
+            if folder != best and not (more := pictures_in(folder)) & (own | elsewhere.keys()):
+                elsewhere |= dict.fromkeys(more, folder)
+        return best, elsewhere, shorter
     return None
 
 
 def pictures_in(folder: Path) -> set[str]:
-    names = (entry.name for entry in os.scandir(folder))
-    return {name.casefold() for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES}
+    """The names of the pictures in a folder, with and without suffix."""
+    with os.scandir(folder) as entries:
+        names = [Path(folded(entry.name)) for entry in entries]
+    return {name for path in names if path.suffix in IMAGE_SUFFIXES for name in (path.name, path.stem)}
 
 
 def shortenings(names: Sequence[str]) -> Iterator[Callable[[str], str | None]]:

@@ -100,6 +100,8 @@ def load_folder(folder: Path, settings: DataSettings) -> Listing:
     logs = [p for p in found.parquets if {"url", "status"} <= {plain(c) for c in columns[p]}]
     about = jsons_beside(found)
     texts = {image: [text] for image, text in about.items()} | sidecars(found)
+    if not texts and not any(may_hold_captions(table) for table in found.tables):
+        texts = parallel(found)
     mostly = 2 * len(texts) >= max(1, len(found.images))
     extracted = [p for p in found.tables if p.suffix.lower() != ".json" and found.images and looks_like_captions(p)]
     asked_for = bool(settings.caption_column or settings.image_column)  # a text beside an image has no columns
@@ -176,7 +178,7 @@ def sidecars(found: Found) -> dict[Path, list[Path]]:
     for image, texts in there.items():
         if not texts and (others := [text for name in names[image] for text in folded.pop(fold(name), ())]):
             there[image] = others
-    return {image: texts for image, texts in there.items() if texts} or parallel(found)
+    return {image: texts for image, texts in there.items() if texts}
 
 
 def parallel(found: Found) -> dict[Path, list[Path]]:
@@ -310,6 +312,11 @@ def names_images(table: Path) -> bool:
     content = read_json(table) if table.suffix.lower() == ".json" else None
     images = content.get("images") if isinstance(content, Mapping) else None
     return not isinstance(images, list) or any("file_name" in image or "filename" in image for image in images)
+
+
+def may_hold_captions(table: Path) -> bool:
+    """Whether a table is none of splits, and none that its header says has no captions."""
+    return looks_like_captions(table) and not may_be_about_splits(table.stem) and names_captions(table, None)
 
 
 def looks_like_captions(table: Path) -> bool:

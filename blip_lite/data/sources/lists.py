@@ -109,15 +109,22 @@ def split_lists(files: Iterable[Path], notes: list[str]) -> Lists:
     for path in sorted(files):
         own = split_of_name(path.stem)
         about = bool(own) or may_be_about_splits(path.stem)
-        pairs = candidates(path, about)
-        if pairs is None:
+        firm = bool(split_of_name(path.stem, strict=True) or re.search("split|partition", path.stem.casefold()))
+        try:
+            pairs = candidates(path, about)
+            if pairs is None:
+                continue
+            named = [(split, str(name)) for split, name in pairs if split]
+        except DataError as error:
+            if firm and path.suffix.lower() not in YAML:
+                raise
+            notes.append(f"no list of a split: {error}")
             continue
-        named = [(split, str(name)) for split, name in pairs if split]
         for split, name in named:
             lists.add(split, name, path)
         if about and not named:
             notes.append(f"{path.name} is not read: it names no images of a split")
-            lists.unread += [path] if not own or split_of_name(path.stem, strict=True) else []
+            lists.unread += [path] if firm else []
     return lists
 
 
@@ -125,9 +132,11 @@ def candidates(path: Path, about: bool) -> Iterable[tuple[str | None, Any]] | No
     """(split, name of an image) of a file that may be a list; None for one that is something else: captions, a text
     about one image. `about`: its name is about splits."""
     suffix, own = path.suffix.lower(), split_of_name(path.stem)
+    if not about and suffix not in (".csv", ".tsv"):
+        return None
     if any(path.with_suffix(image).exists() for image in IMAGE_SUFFIXES):
         return None
-    if suffix in LISTS and about:
+    if suffix in LISTS:
         images = path.with_name("images.txt")
         cub = plain(path.stem) == "traintestsplit" and images.is_file()
         return by_number(path, images) if cub else in_names(lines_in(path), path)
@@ -140,9 +149,9 @@ def candidates(path: Path, about: bool) -> Iterable[tuple[str | None, Any]] | No
         if not first or caption_columns(columns) or not (about or find_column(columns, SPLIT_COLUMNS)):
             return None
         return in_rows([*chain([first], rows)], path)
-    if suffix == ".json" and about and (not own or "split" in path.stem.casefold() or begins_as_names(path)):
+    if suffix == ".json" and (not own or "split" in path.stem.casefold() or begins_as_names(path)):
         return in_json(read_json(path), path)
-    if suffix in YAML and about:
+    if suffix in YAML:
         import yaml
 
         try:
@@ -163,6 +172,9 @@ def in_json(content: Any, path: Path) -> Iterable[tuple[str | None, Any]] | None
         return in_names([str(name) for name in content if isinstance(name, (str, int))], path)
     if not isinstance(content, Mapping):
         return ()
+    if {"images", "annotations"} & content.keys():  # COCO's
+        return None
+    content = {str(key): value for key, value in content.items()}
     parts = {key: names for key, names in content.items() if isinstance(names, list) and split_of_name(key)}
     if parts:
         rows = [row for names in parts.values() for row in names if isinstance(row, Mapping)]
@@ -174,10 +186,10 @@ def in_json(content: Any, path: Path) -> Iterable[tuple[str | None, Any]] | None
             for name in names
             if not isinstance(name, Mapping) or find_column([*name], _NAMES)
         ]
-    said = {name: value for name, value in content.items() if isinstance(value, str)}
+    said = {name: value for name, value in content.items() if isinstance(value, str) and not split_of_name(name, True)}
     if 2 * sum(bool(split_of_name(value)) for value in said.values()) > len(content):
         return [(split_in(value, f"{path}, {name}"), name) for name, value in said.items()]
-    return ()
+    return None if any(map(has_suffix, content)) else ()  # captions
 
 
 def lines_in(path: Path) -> list[str]:
@@ -251,6 +263,9 @@ def in_rows(rows: Sequence[Mapping[Any, Any]], path: Path) -> Iterator[tuple[str
 def in_lists(rows: Iterable[Picture], lists: Lists, notes: list[str], keep: bool = False) -> Iterator[Picture]:
     """The rows, in the splits that the lists say; those that no list names are left out, unless they name theirs, or
     `keep`. Raises DataError where a file called after splits names images, but not in a form that we know."""
+    if not (lists.names or lists.unread):
+        yield from rows
+        return
     rows = list(rows)
     names: dict[str, set[str]] = {}
     for row in rows:

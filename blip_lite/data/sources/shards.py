@@ -67,7 +67,7 @@ def tar_rows(paths: Sequence[Path], notes: list[str], root: Path | None = None) 
             image,
             tuple(c for c in captions if has_words(c)),
             where,
-            agreed(marks.split(about, where), split, where),
+            agreed(marks.split(about, where), split, where) or split_of_path(PurePosixPath(name)),
             name=f"{name}.{images[0]}".removeprefix("./"),
         )
     if lacking and not used:
@@ -105,36 +105,54 @@ def shards(
 def samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
     """(name, its files by extension) in the order of the shard, whose files may stand in any. The name is what is
     before the first dot; where several pictures with a text share that, what is before the last one (`2026.01.jpg`).
-    A file whose name was there before begins another sample: shards were joined."""
+    Where shards were joined, names come again: files that stand together stay so, and each has one picture."""
     found: list[tuple[str, str, dict[str, tarfile.TarInfo]]] = []
-    latest: dict[str, dict[str, tarfile.TarInfo]] = {}
-    for member in tar:
-        folder, _, name = member.name.rpartition("/")
-        stem, _, extension = name.partition(".")
-        if not member.isfile() or not extension or name.startswith("."):
-            continue
-        key, extension = f"{folder}/{stem}", extension.lower()
-        if key not in latest or extension in latest[key]:
-            latest[key] = {}
-            found.append((folder, stem, latest[key]))
-        latest[key][extension] = member
+    of_name: dict[tuple[str, str], list[dict[str, tarfile.TarInfo]]] = {}
+    for (folder, stem), run in runs(tar):
+        known = of_name.setdefault((folder, stem), [])
+        fits = (p for p in known if not p.keys() & run.keys() and not (has_picture(p) and has_picture(run)))
+        if (parts := next(fits, None)) is not None:
+            parts |= run
+        else:
+            known.append(run)
+            found.append((folder, stem, run))
     for folder, stem, parts in found:
         for name, files in by_last_dot(stem, parts).items():
             yield f"{folder}/{name}", files
 
 
+def runs(tar: tarfile.TarFile) -> Iterator[tuple[tuple[str, str], dict[str, tarfile.TarInfo]]]:
+    """((folder, name up to the first dot), files by extension) of files that stand together."""
+    key, parts = ("", ""), dict[str, tarfile.TarInfo]()
+    for member in tar:
+        folder, _, name = member.name.rpartition("/")
+        stem, _, extension = name.partition(".")
+        if not member.isfile() or not extension or name.startswith("."):
+            continue
+        if parts and ((folder, stem) != key or extension.lower() in parts):
+            yield key, parts
+            parts = {}
+        key = folder, stem
+        parts[extension.lower()] = member
+    if parts:
+        yield key, parts
+
+
+def has_picture(parts: Iterable[str]) -> bool:
+    return any(f".{extension.rpartition('.')[2]}" in IMAGE_SUFFIXES for extension in parts)
+
+
 def by_last_dot(stem: str, parts: dict[str, tarfile.TarInfo]) -> dict[str, dict[str, tarfile.TarInfo]]:
-    """The files of a sample; several samples, where several pictures have a text of their own."""
+    """The files of a sample; several samples, where several pictures have a text of their own. What a JSON without
+    such a name says is said of all of them."""
     names: dict[str, dict[str, tarfile.TarInfo]] = {}
     for extension, member in parts.items():
         inner, _, kind = extension.rpartition(".")
         names.setdefault(f"{stem}.{inner}" if inner else stem, {})[kind] = member
-    pairs = [
-        files
-        for files in names.values()
-        if {f".{kind}" for kind in files} & IMAGE_SUFFIXES and {*TEXTS, "json"} & files.keys()
-    ]
-    return names if len(pairs) > 1 else {stem: parts}
+    if sum(has_picture(files) and bool({*TEXTS, "json"} & files.keys()) for files in names.values()) < 2:
+        return {stem: parts}
+    shared = {} if has_picture(names.get(stem, ())) else names.pop(stem, {})
+    return {name: {k: m for k, m in shared.items() if k == "json"} | files for name, files in names.items()}
 
 
 def tar_captions(pieces: Mapping[str, Callable[[], bytes]], where: str) -> tuple[list[str], Mapping[str, Any]]:

@@ -29,7 +29,7 @@ from blip_lite.data.names import (
     plain,
 )
 from blip_lite.data.sources.encoding import encoding_of, utf16_of
-from blip_lite.data.sources.marks import Marks, agreed
+from blip_lite.data.sources.marks import Marks, agreed, is_empty
 from blip_lite.errors import DataError, ImageError
 from blip_lite.processing.download import cached
 from blip_lite.processing.images import IMAGE_SUFFIXES
@@ -244,7 +244,7 @@ def on_disk(path: Path) -> Path | None:
     return path.with_name(found) if found and os.path.isfile(path.with_name(found)) else None
 
 
-@lru_cache(64)
+@lru_cache(1024)
 def spellings(folder: str, changed: int) -> dict[str, str]:
     """The names in a folder by their folded spelling; of two that differ in capitals alone neither, as it may be
     either. `changed`: the folder's time, after which it is read again."""
@@ -327,8 +327,10 @@ def table_rows(
         in_split = agreed(marks.split(row, where), split, where)
         if isinstance(value, (int, float)) and not isinstance(value, bool) and value % 1 == 0:  # 7, for 7.jpg
             value = str(int(value))
-        if folder and isinstance(value, str) and row.get(folder[1]):
-            value = f"{folder[0]}{row[folder[1]]}/{value}"
+        if folder and isinstance(value, str) and value.strip() and not re.search(r"[/\\]", value):
+            value = (
+                f"{folder[0]}{str(row[folder[1]]).strip()}/{value.strip()}" if not is_empty(row[folder[1]]) else value
+            )
         if isinstance(value, str) and value in paths:
             yield Picture(*paths[value], captions, where, in_split)
             continue
@@ -382,7 +384,7 @@ def folder_column(
     columns = [c for c in cells[0] if c is not None and c not in (image, *captions)]
     for base in ("", *(f"{path.name}/" for path in sorted(root.glob("*/")))):
         for column in columns:
-            folders = [str(row.get(column) or "") for row in cells]
+            folders = ["" if row.get(column) is None else str(row[column]).strip() for row in cells]
             if all(re.fullmatch(r"[^/\\]+", f) and f not in (".", "..") for f in folders) and all(
                 on_disk(root / f"{base}{f}" / name) for f, name in zip(folders, names, strict=True)
             ):
