@@ -654,3 +654,15 @@ def test_a_folder_called_images_that_lacks_many(tmp_path: Path) -> None:
             photo(tmp_path / f"images/{n}.png", n + 40)
     found = load(as_csv(tmp_path, [f"{n}.png" for n in range(10)]))
     assert pairs(found) == {n: (f"caption {n}",) for n in range(10)}
+
+
+def test_a_late_row_without_the_column_of_the_folder(tmp_path: Path) -> None:
+    """It ended in a KeyError."""
+    rows: list[dict[str, str]] = []
+    for n in range(60):
+        photo(tmp_path / f"cats/{n}.png", n)
+        rows.append({"class": "cats", "filename": f"{n}.png", "caption": f"caption {n}"})
+    del rows[-1]["class"]
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match="line 60: there is no image .*59.png"):
+        load(tmp_path / "c.jsonl")

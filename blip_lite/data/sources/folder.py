@@ -28,7 +28,7 @@ from blip_lite.data.sources.hub import datasets_rows, hub, parquet_columns, save
 from blip_lite.data.sources.lists import LISTS, YAML, in_lists, split_lists
 from blip_lite.data.sources.marks import Marks
 from blip_lite.data.sources.shards import tar_rows
-from blip_lite.data.sources.table import PROBE, captions_of, read_json
+from blip_lite.data.sources.table import PROBE, captions_of, folded, read_json
 from blip_lite.errors import DataError
 from blip_lite.processing.images import IMAGE_SUFFIXES
 from blip_lite.processing.picture import Picture
@@ -213,7 +213,7 @@ def jsons_beside(found: Found) -> dict[Path, Path]:
 
 
 def fold(path: Path) -> str:
-    return os.path.join(path.parent, unicodedata.normalize("NFC", path.name).casefold())
+    return os.path.join(path.parent, folded(path.name))
 
 
 def says_boxes(text: Path) -> bool:
@@ -253,7 +253,8 @@ def captions_tables(folder: Path, found: Found, settings: DataSettings, notes: l
     splits, else the only one. Raises DataError where there are several and none says so."""
     headed = [text for text in sorted(found.texts) if is_text_table(text)]
     tables = [table for table in (*found.tables, *headed) if looks_like_captions(table)]
-    lists = [p for p in tables if (found_in := split_lists([p], [])).names or found_in.unread]
+    jsons = [p for p in tables if p.suffix.lower() == ".json"]  # what a CSV is, its header says
+    lists = [p for p in jsons if (found_in := split_lists([p], [])).names or found_in.unread]
     wanted = settings.caption_column.split(",") if settings.caption_column else None
     tables = [p for p in tables if p not in lists]
     tables = [p for p in tables if names_captions(p, wanted)] or tables

@@ -53,7 +53,7 @@ def tar_rows(paths: Sequence[Path], notes: list[str], root: Path | None = None) 
     first = list(islice(found, PROBE))
     marks = Marks(CAPTION_COLUMNS, notes, [about for *_, about in first])
     for where, name, split, pieces, captions, about in chain(first, found):
-        images = [ext for ext in pieces if f".{ext.rpartition('.')[2]}" in IMAGE_SUFFIXES]
+        images = pictures_of(pieces)
         several += len(images) > 1
         if marks.is_rejected(about, where):
             continue
@@ -110,7 +110,7 @@ def samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.TarIn
     of_name: dict[tuple[str, str], list[dict[str, tarfile.TarInfo]]] = {}
     for (folder, stem), run in runs(tar):
         known = of_name.setdefault((folder, stem), [])
-        fits = (p for p in known if not p.keys() & run.keys() and not (has_picture(p) and has_picture(run)))
+        fits = (p for p in known if not p.keys() & run.keys() and not (pictures_of(p) and pictures_of(run)))
         if (parts := next(fits, None)) is not None:
             parts |= run
         else:
@@ -138,8 +138,9 @@ def runs(tar: tarfile.TarFile) -> Iterator[tuple[tuple[str, str], dict[str, tarf
         yield key, parts
 
 
-def has_picture(parts: Iterable[str]) -> bool:
-    return any(f".{extension.rpartition('.')[2]}" in IMAGE_SUFFIXES for extension in parts)
+def pictures_of(parts: Iterable[str]) -> list[str]:
+    """The extensions of a sample that are those of pictures."""
+    return [extension for extension in parts if f".{extension.rpartition('.')[2]}" in IMAGE_SUFFIXES]
 
 
 def by_last_dot(stem: str, parts: dict[str, tarfile.TarInfo]) -> dict[str, dict[str, tarfile.TarInfo]]:
@@ -149,9 +150,9 @@ def by_last_dot(stem: str, parts: dict[str, tarfile.TarInfo]) -> dict[str, dict[
     for extension, member in parts.items():
         inner, _, kind = extension.rpartition(".")
         names.setdefault(f"{stem}.{inner}" if inner else stem, {})[kind] = member
-    if sum(has_picture(files) and bool({*TEXTS, "json"} & files.keys()) for files in names.values()) < 2:
+    if sum(bool(pictures_of(files)) and bool({*TEXTS, "json"} & files.keys()) for files in names.values()) < 2:
         return {stem: parts}
-    shared = {} if has_picture(names.get(stem, ())) else names.pop(stem, {})
+    shared = {} if pictures_of(names.get(stem, ())) else names.pop(stem, {})
     return {name: {k: m for k, m in shared.items() if k == "json"} | files for name, files in names.items()}
 
 

@@ -327,10 +327,9 @@ def table_rows(
         in_split = agreed(marks.split(row, where), split, where)
         if isinstance(value, (int, float)) and not isinstance(value, bool) and value % 1 == 0:  # 7, for 7.jpg
             value = str(int(value))
-        if folder and isinstance(value, str) and value.strip() and not re.search(r"[/\\]", value):
-            value = (
-                f"{folder[0]}{str(row[folder[1]]).strip()}/{value.strip()}" if not is_empty(row[folder[1]]) else value
-            )
+        if folder and isinstance(value, str) and not (is_empty(value) or re.search(r"[/\\]", value)):
+            base, inner = folder[0], row.get(folder[1])
+            value = value if is_empty(inner) else f"{base}{str(inner).strip()}/{value.strip()}"
         if isinstance(value, str) and value in paths:
             yield Picture(*paths[value], captions, where, in_split)
             continue
