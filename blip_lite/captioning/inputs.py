@@ -167,10 +167,7 @@ def in_place(file: str, passed_over: Counter[str]) -> Iterator[Picture]:
 def in_list(file: Iterable[str], folder: Path, allow_urls: bool, passed_over: Counter[str]) -> Iterator[Picture]:
     """The images of a list: paths from here or, where there is no such file, from the list's folder; URLs; folders."""
     for line in lines(file):
-        picture = named(line, None, allow_urls)
-        if isinstance(picture.image, str) and not os.path.lexists(picture.image):
-            there = named(line, folder, allow_urls)
-            picture = there if os.path.lexists(str(there.image)) else picture
+        picture = found_in((None, folder), line, allow_urls)
         if isinstance(picture.image, str) and os.path.isdir(picture.image):
             yield from in_folder(picture.image, passed_over)
         else:
@@ -240,6 +237,15 @@ def named(name: str, folder: Path | None, allow_urls: bool) -> Picture:
     return Picture(path, path)
 
 
+def found_in(folders: tuple[Path | None, Path | None], name: str, allow_urls: bool) -> Picture:
+    """`named` in the first of two folders or, where it is in the second alone, there."""
+    first = named(name, folders[0], allow_urls)
+    if not isinstance(first.image, str) or os.path.lexists(first.image):
+        return first
+    second = named(name, folders[1], allow_urls)
+    return second if os.path.lexists(str(second.image)) else first
+
+
 def identity(name: str) -> str:
     """`p.jpg`, `./p.jpg` and `/here/p.jpg` are one image."""
     if is_url(name):
@@ -275,10 +281,7 @@ def in_table(
         elif isinstance(value, str) and is_base64(value):
             yield Picture(where, partial(from_base64, value))
         elif isinstance(value, str) and value.strip():
-            picture = named(value, path.parent, allow_urls)  # our own tables name paths as the command did
-            here = named(value, None, allow_urls)
-            found = isinstance(picture.image, str) and os.path.lexists(picture.image)
-            yield here if not found and isinstance(here.image, str) and os.path.lexists(here.image) else picture
+            yield found_in((path.parent, None), value, allow_urls)  # our own tables name paths as the command did
         else:
             yield broken(where, f"no image in column {column}")
 
