@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import shutil
 import stat
 import tempfile
 from collections.abc import Callable
@@ -20,6 +21,9 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+import transformers
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from blip_lite import Captioner
@@ -28,6 +32,7 @@ from blip_lite.errors import CheckpointError
 from blip_lite.model.foreign import ORIGINAL
 from blip_lite.model.from_scratch import from_scratch
 from blip_lite.model.generation import generate
+from blip_lite.model.location import NO_WEIGHTS, locate
 from blip_lite.model.pretrained import load_pretrained, save_pretrained
 from blip_lite.settings import EvalConfig, TrainConfig
 from blip_lite.training.run import Progress
@@ -228,6 +233,100 @@ def test_a_mute_tokenizer_is_refused_and_added_tokens_named(tiny: Path, tmp_path
     (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n")
     with pytest.raises(CheckpointError, match="the tokenizer has 5 tokens"):
         load_pretrained(folder)
+
+
+WRAPPED = {
+    "by itself": lambda weights: weights,
+    "of a loop": lambda weights: {"epoch": 3, "model_state_dict": weights, "optimizer_state_dict": {"lr": 1e-5}},
+    "of Lightning": lambda weights: {"state_dict": {f"model.{name}": tensor for name, tensor in weights.items()}},
+}
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.from_regex(r"[a-zA-Z0-9_.-]{0,12}[a-z0-9]", fullmatch=True).filter(lambda n: not n.startswith((".", "-"))),
+    st.sampled_from([".pt", ".pth", ".ckpt", ".bin", ".PT", ".safetensors"]),
+    st.sampled_from(sorted(WRAPPED)),
+)
+def test_weights_of_any_name_beside_their_config_are_found(tiny: Path, stem: str, suffix: str, form: str) -> None:
+    weights = load_file(tiny / "model.safetensors")
+    with tempfile.TemporaryDirectory() as made:
+        folder = copied(tiny, Path(made) / "c", weights, "model.safetensors")
+        (folder / "model.safetensors").unlink()
+        for name in ("training_args.bin", "optimizer.pt", "rng_state.pth"):
+            torch.save({"seed": 1}, folder / name)  # a trainer's; no weights
+        file = folder / (stem + suffix)
+        save_file(weights, file) if suffix == ".safetensors" else torch.save(WRAPPED[form](weights), file)
+        assume(not file.name.startswith(NO_WEIGHTS))
+        for named in (folder, file):
+            state = load_pretrained(named)[0].state_dict()
+            assert all(torch.equal(tensor, state[name]) for name, tensor in weights.items())
+
+
+def test_weights_without_their_surroundings_say_what_to_put_beside_them(tiny: Path, tmp_path: Path) -> None:
+    weights = load_file(tiny / "model.safetensors")
+    for name in ("model.safetensors", "pytorch_model.bin", "last.ckpt"):
+        folder = copied(tiny, tmp_path / name, weights, name)
+        (folder / "config.json").unlink()
+        for named in (folder, folder / name):
+            with pytest.raises(
+                CheckpointError, match="put config.json, preprocessor_config.json and tokenizer.json of"
+            ):
+                load_pretrained(named)
+    bare = copied(tiny, tmp_path / "bare", weights, "model.safetensors")
+    for name in ("preprocessor_config.json", "tokenizer.json", "vocab.txt"):
+        (bare / name).unlink()
+    with pytest.raises(
+        CheckpointError, match="neither preprocessor_config.* and neither tokenizer.*BlipProcessor"
+    ) as e:
+        load_pretrained(bare)
+    told = re.search(r"`BlipProcessor.*?`", str(e.value))
+    assert told
+    exec(told[0].strip("`").replace("BASE", "tiny"), {"BlipProcessor": transformers.BlipProcessor, "tiny": tiny})
+    pictures = Captioner.from_pretrained(bare)(PICTURES)  # what the message says is enough
+    assert pictures == Captioner.from_pretrained(tiny)(PICTURES) and any(pictures)
+
+
+def test_the_folder_that_is_meant_is_taken_or_named(tiny: Path, tmp_path: Path) -> None:
+    trainers = tmp_path / "out"
+    for step in (500, 1000):
+        shutil.copytree(tiny, trainers / f"checkpoint-{step}")
+    with pytest.raises(CheckpointError, match="no config.json; checkpoint-500, checkpoint-1000 in it have: name one"):
+        load_pretrained(trainers)
+    cache = tmp_path / "models--me--blip"
+    for name in ("old", "new"):
+        shutil.copytree(tiny, cache / "snapshots" / name)
+    with pytest.raises(CheckpointError, match="no config.json"):  # which of the two?
+        load_pretrained(cache)
+    (cache / "refs").mkdir()
+    (cache / "refs/main").write_text("new\n")
+    assert locate(cache).folder == locate(cache / "snapshots").folder == cache / "snapshots/new"
+    (tmp_path / "model.tar.gz").write_bytes(b"\x1f\x8b")
+    for named, says in (
+        (tmp_path / "model.tar.gz", "an archive: unpack it"),
+        (tiny / "config.json", "name the folder"),
+    ):
+        with pytest.raises(CheckpointError, match=says):
+            load_pretrained(named)
+
+
+def test_a_pickled_model_is_not_run_and_the_remedy_said(tiny: Path, tmp_path: Path) -> None:
+    model = transformers.BlipForConditionalGeneration.from_pretrained(tiny)
+    for name in ("model.pt", "pytorch_model.bin"):
+        folder = copied(tiny, tmp_path / name, model, name)
+        with pytest.raises(CheckpointError, match=r"holds Python objects .*torch\.save\(model\.state_dict\(\), FILE\)"):
+            load_pretrained(folder)
+
+
+@pytest.mark.parametrize("named", ["https://huggingface.co/me/blip", "hf.co/me/blip/", "me/blip/", "me/blip"])
+def test_an_address_of_the_hub_is_its_id(monkeypatch: pytest.MonkeyPatch, named: str) -> None:
+    asked = []
+    monkeypatch.setattr("blip_lite.model.location.from_hub", lambda get: get())
+    monkeypatch.setattr("blip_lite.model.location._only_one_format", lambda name: [])
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: asked.append(name) or "/there")
+    assert locate(named).folder == Path("/there") and asked == ["me/blip"]
+    with pytest.raises(CheckpointError, match="no such directory, and not a Hub id"):  # another revision is not `main`
+        locate("https://huggingface.co/me/blip/tree/v2")
 
 
 def test_weights_have_the_rights_of_new_files(tiny: Path) -> None:

@@ -26,7 +26,7 @@ from blip_lite import storage
 from blip_lite.data.load import load_data
 from blip_lite.data.sources.shapes import draw_scene, scene_captions, scene_ids
 from blip_lite.errors import TIME_UP, CheckpointError, ConfigError, DataError, Stopped, TrainingError
-from blip_lite.model.pretrained import resolve
+from blip_lite.model.location import locate
 from blip_lite.processing import hub, threads
 from blip_lite.storage import read_run_config
 from blip_lite.training import checkpoint
@@ -352,7 +352,7 @@ def test_without_the_hub_the_answer_comes_soon_and_says_what_helps(
         if answers is None:  # connects, and hears nothing
             server.listen()
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
-        for kind, get in ((CheckpointError, resolve), (DataError, load)):
+        for kind, get in ((CheckpointError, locate), (DataError, load)):
             begun = time.monotonic()
             with pytest.raises(kind, match=r"nobody/nothing.* does not answer.*local folder.*HF_HUB_OFFLINE=1"):
                 get("nobody/nothing")

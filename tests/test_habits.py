@@ -26,7 +26,7 @@ from blip_lite.evaluation.evaluate import by_id, evaluate, find_checkpoint, prep
 from blip_lite.evaluation.sweep import parse_grid
 from blip_lite.model.foreign import from_original
 from blip_lite.model.generation import GenerationSettings
-from blip_lite.model.pretrained import resolve
+from blip_lite.model.location import locate
 from blip_lite.processing.picture import Picture
 from blip_lite.settings import EvalConfig
 from blip_lite.training.loop import train
@@ -292,7 +292,7 @@ def test_images_that_were_trained_on_are_no_test(run: Path, tmp_path: Path, monk
 
 
 def test_a_run_stands_for_its_best_checkpoint(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert resolve(run) == run / "best"
+    assert locate(run).folder == run / "best"
     for asked in ({"ckpt": str(run)}, {"run": str(run / "best")}, {"run": str(run)}, {"ckpt": str(run / "best")}):
         ckpt, found = find_checkpoint(EvalConfig.of(**asked))
         assert Path(ckpt) == run / "best" and found is not None and found.resolve() == run.resolve(), asked

@@ -151,7 +151,7 @@ def test_a_pickle_that_would_run_code_is_refused(hf_dir: Path, tmp_path: Path) -
     shutil.copytree(hf_dir, tmp_path / "evil")
     (tmp_path / "evil" / "model.safetensors").unlink()
     torch.save({"weights": Payload()}, tmp_path / "evil" / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match="holds Python objects .*not unpickled"):
         load_pretrained(tmp_path / "evil")
     assert not (tmp_path / "was-run").exists()
 

@@ -21,7 +21,8 @@ from blip_lite.data.dataset import DataSet
 from blip_lite.data.load import load_data
 from blip_lite.data.look import card, first_look, samples
 from blip_lite.errors import CheckpointError, ImageError
-from blip_lite.model.pretrained import load_processor, read_config, resolve
+from blip_lite.model.location import locate, weights_in
+from blip_lite.model.pretrained import load_processor, read_config
 from blip_lite.processing.images import open_image
 from blip_lite.processing.picture import Picture
 from blip_lite.processing.processor import Processor
@@ -187,12 +188,11 @@ def tools(config: TrainConfig) -> tuple[Processor | None, Captioner | None, str 
     """What counts tokens; what finds wrong captions, where a trained checkpoint was named; else why there is none."""
     if config.model.model in FROM_SCRATCH:
         return None, None, f"{config.model.model} makes its vocabulary from the captions"
-    named = Path(config.model.model).is_dir()
     try:
-        if named and any(file.suffix in (".safetensors", ".bin") for file in Path(config.model.model).iterdir()):
+        folder, _ = locate(config.model.model)
+        if Path(config.model.model).expanduser().exists() and weights_in(folder):
             captioner = Captioner.from_pretrained(config.model.model)
             return captioner.processor, captioner, None
-        folder = Path(config.model.model) if named else resolve(config.model.model)
         return load_processor(folder, read_config(folder)), None, None
     except CheckpointError as error:
         return None, None, str(error)

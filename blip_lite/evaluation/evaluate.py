@@ -30,7 +30,8 @@ from blip_lite.evaluation import files, metrics, verdicts
 from blip_lite.evaluation.captions import caption_with
 from blip_lite.evaluation.coco_process import coco_metrics, tokenize
 from blip_lite.evaluation.spice import spice
-from blip_lite.model.pretrained import original_file, read_decoding, resolve
+from blip_lite.model.location import locate
+from blip_lite.model.pretrained import read_decoding
 from blip_lite.processing.picture import Picture
 from blip_lite.processing.text import normalize_caption
 from blip_lite.reports.dashboards import log_evaluation
@@ -319,9 +320,9 @@ def trained_on(run: Path, base: TrainConfig, data: DataSet) -> bool:
 
 def decoding_of(ckpt: str) -> dict[str, Any]:
     """The prompt and decoding that a checkpoint brings, as flat settings."""
-    if not ckpt or original_file(ckpt):
+    if not ckpt:
         return {}
-    found = read_decoding(resolve(ckpt))
+    found = read_decoding(locate(ckpt).folder)
     return {**found["decoding"], "prompt": found["prompt"]}
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -38,18 +40,33 @@ def read_torch(file: Path) -> dict[str, Tensor]:
     """A file of `torch.save`, of any version. Only tensors are read (`weights_only=True`): nothing in it is run.
 
     Raises:
-        CheckpointError: a Git LFS pointer, or no tensors by name.
+        CheckpointError: a Git LFS pointer, Python objects, or no tensors by name.
     """
     with open(file, "rb") as opened:
         if opened.read(24).startswith(b"version https://git-lfs"):
             raise CheckpointError(f"{file}: a Git LFS pointer, not the weights: run `git lfs pull`")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        if not (names := _objects(file)):
+            raise
+        raise CheckpointError(
+            f"{file}: holds Python objects ({names[0]}), which are not unpickled, as that may run anything. Where "
+            "it was made, save the weights alone: `model.save_pretrained(FOLDER)` or "
+            "`torch.save(model.state_dict(), FILE)`"
+        ) from error
     except RuntimeError as error:
         if "mmap" not in str(error):
             raise
         content = torch.load(file, map_location="cpu", weights_only=True)  # from before torch 1.6: not a zip file
     return unwrapped(content, file)
+
+
+def _objects(file: Path) -> list[str]:
+    """The classes and functions in a file of `torch.save` that are no tensors'."""
+    with contextlib.suppress(Exception):  # no zip file, or none of torch's
+        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
+    return []
 
 
 def unwrapped(content: Any, file: Path) -> dict[str, Tensor]:
@@ -70,10 +87,15 @@ def is_original(weights: dict[str, Tensor]) -> bool:
 
 
 def from_original(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of BLIP's own release under the names of `transformers`; those of pretraining are left out. Raises
-    CheckpointError for the one that answers questions, whose decoder looks at a question instead of the image."""
+    """Weights of BLIP's own release under the names of `transformers`, those of pretraining left out; others as is.
+
+    Raises:
+        CheckpointError: the BLIP that answers questions: its decoder looks at a question instead of the image.
+    """
     if any(n.startswith("text_encoder.") for n in weights) and not any(n.startswith(HEADS) for n in weights):
         raise CheckpointError("a BLIP for visual question answering (a text_encoder without heads); it cannot caption")
+    if not is_original(weights):
+        return weights
     renamed = {}
     for name, tensor in weights.items():
         if PRETRAINING.match(name):

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -24,12 +23,9 @@ from blip_lite.model.blip import Blip
 from blip_lite.model.config import BlipConfig
 from blip_lite.model.foreign import config_of_original, from_original, is_original, read_torch, unwrapped
 from blip_lite.model.generation import GenerationSettings
-from blip_lite.processing.hub import from_hub
+from blip_lite.model.location import BESIDE, WHOLE, locate
 from blip_lite.processing.processor import CLIP_MEAN, CLIP_STD, Processor, wordpiece
 from blip_lite.settings import DecodingSettings
-
-HUB_FILES = ["*.json", "vocab.txt", "model*.safetensors", "pytorch_model*.bin"]
-
 
 # The vocabulary head is the word embedding, its bias has two names, and old checkpoints store a constant.
 HEAD = "text_decoder.cls.predictions."
@@ -48,49 +44,6 @@ MAX_TEXT_BYTES = 64 * 2**20
 
 
 CONSTANT = re.compile(r".*\.position_ids$")
-
-
-def resolve(path_or_id: str | Path) -> Path:
-    """A local directory as it is, of a run its `best/`; a Hub id is downloaded (or taken from the cache).
-
-    Raises:
-        CheckpointError: neither a directory nor a Hub id that can be had.
-    """
-    path = Path(path_or_id).expanduser()
-    if path.is_dir():
-        if (path / "best" / "config.json").is_file() and not any(path.glob("*.safetensors")):
-            return path / "best"
-        if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
-            raise CheckpointError(
-                f"{path_or_id}: an adapter (LoRA), no whole model: `merge_and_unload()` and save that"
-            )
-        return path
-    if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path_or_id)):
-        raise CheckpointError(f"{path_or_id}: no such directory, and not a Hub id (owner/name)")
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise CheckpointError(f"{path_or_id}: no such directory; for a Hub id `pip install huggingface_hub`") from None
-    name = str(path_or_id)
-
-    def get() -> str:
-        return snapshot_download(name, allow_patterns=HUB_FILES, ignore_patterns=_only_one_format(name))
-
-    try:
-        return Path(from_hub(get))
-    except LookupError as error:
-        raise CheckpointError(f"{name}: no such directory, and {error}") from error
-
-
-def _only_one_format(repo: str) -> list[str]:
-    """Patterns to leave out, so that weights that are there twice are downloaded once."""
-    from huggingface_hub import list_repo_files
-
-    try:
-        names = list_repo_files(repo)
-    except Exception:  # offline: the cache decides
-        return []
-    return ["*.bin"] if any(name.endswith(".safetensors") for name in names) else []
 
 
 def read_config(directory: Path) -> BlipConfig:
@@ -130,34 +83,35 @@ def refuse_large(path: Path) -> None:
         )
 
 
-def read_weights(directory: Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint, from `model.safetensors` or `pytorch_model.bin`, whole or in shards.
+def read_weights(directory: Path, file: Path | None = None) -> dict[str, Tensor]:
+    """All tensors of a checkpoint, under the names that its writer gave them but for wrappings.
+
+    Args:
+        directory: with `model.safetensors` or `pytorch_model.bin`, whole or in shards.
+        file: of weights under another name.
 
     Pickles are read with `weights_only=True` alone: nothing in them is run.
     """
-    readers: dict[str, Callable[[Path], dict[str, Tensor]]] = {
-        "model.safetensors": safetensors.torch.load_file,
-        "pytorch_model.bin": read_torch,
-    }
-    for name, read in readers.items():
+    if file:
+        return unwrapped(_read_file(file), file)
+    for name in WHOLE:
         index = directory / f"{name}.index.json"
-        if (directory / name).is_file():
-            shards = [name]
-        elif index.is_file():
-            shards = shards_of(index)
-        else:
-            continue
-        weights: dict[str, Tensor] = {}
-        for shard in shards:
-            try:
-                weights.update(read(directory / shard))
-            except CheckpointError:
-                raise
-            except Exception as error:  # torn zip, bad pickle, short header: many types, one meaning
-                reason = "a Git LFS pointer: run `git lfs pull`" if is_lfs(directory / shard) else error
-                raise CheckpointError(f"{directory / shard}: cannot be read ({reason})") from error
-        return unwrapped(weights, directory / shards[0])
-    raise CheckpointError(f"{directory}: has neither model.safetensors nor pytorch_model.bin")
+        if (directory / name).is_file() or index.is_file():
+            shards = [name] if (directory / name).is_file() else shards_of(index)
+            weights = {key: tensor for shard in shards for key, tensor in _read_file(directory / shard).items()}
+            return unwrapped(weights, directory / shards[0])
+    raise CheckpointError(f"{directory}: has neither {' nor '.join(WHOLE)}")
+
+
+def _read_file(file: Path) -> dict[str, Tensor]:
+    read = safetensors.torch.load_file if file.suffix.lower() == ".safetensors" else read_torch
+    try:
+        return read(file)
+    except CheckpointError:
+        raise
+    except Exception as error:  # torn zip, bad pickle, short header: many types, one meaning
+        reason = "a Git LFS pointer: run `git lfs pull`" if is_lfs(file) else error
+        raise CheckpointError(f"{file}: cannot be read ({reason})") from error
 
 
 def is_lfs(file: Path) -> bool:
@@ -240,37 +194,25 @@ def load_pretrained(
     Raises:
         CheckpointError: it cannot be found, or a file, key or shape is wrong; the message names it.
     """
-    if original := original_file(path_or_id):
-        return load_original(original, device, dtype)
-    directory = resolve(path_or_id)
-    config = read_config(directory)
-    processor = load_processor(directory, config)
+    folder, file = locate(path_or_id)
+    if file and not (folder / "config.json").is_file():
+        return load_original(file, device, dtype)
+    config = read_config(folder)
+    processor = load_processor(folder, config)
     with Unfilled(), torch.device("meta"):  # no memory and no time for weights that are replaced at once
         model = Blip(config)
-    load_weights(model, read_weights(directory), path_or_id)
+    load_weights(model, from_original(read_weights(folder, file)), path_or_id)
     return model.to(device, dtype).eval(), processor
-
-
-def original_file(path_or_id: str | Path) -> Path | None:
-    """The `.pth` of BLIP's own release: named, or alone in a folder without `config.json`."""
-    path = Path(path_or_id).expanduser()
-    if path.is_file() and path.suffix in (".pth", ".pt"):
-        return path
-    found = sorted(path.glob("*.pth")) if path.is_dir() and not (path / "config.json").is_file() else []
-    return found[0] if len(found) == 1 else None
 
 
 def load_original(file: Path, device: str | torch.device, dtype: torch.dtype) -> tuple[Blip, Processor]:
     """A `.pth` of BLIP's own release, with the vocabulary beside it (`vocab.txt` or `tokenizer.json` of
     bert-base-uncased; the release has none). Raises CheckpointError."""
-    try:
-        weights = read_torch(file)
-    except CheckpointError:
-        raise
-    except Exception as error:
-        raise CheckpointError(f"{file}: cannot be read ({error})") from error
+    weights = read_weights(file.parent, file)
     if not is_original(weights):
-        raise CheckpointError(f"{file}: not a captioner of BLIP's own release (visual_encoder.*, text_decoder.*)")
+        raise CheckpointError(
+            f"{file}: not of BLIP's own release (visual_encoder.*, text_decoder.*), and without config.json: {BESIDE}"
+        )
     if not any((file.parent / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
         raise CheckpointError(f"{file}: put bert-base-uncased's vocab.txt beside it; BLIP's release has none")
     width = weights["text_decoder.bert.embeddings.word_embeddings.weight"].shape[1]
@@ -300,6 +242,13 @@ def fits(tokenizer: Tokenizer, vocab_size: int, source: Path) -> None:
 def load_processor(directory: Path, config: BlipConfig) -> Processor:
     """Read the tokenizer (`tokenizer.json` or `vocab.txt`) and the image settings (`processor_config.json`, or
     the older `preprocessor_config.json`). Raises CheckpointError."""
+    needed = (("preprocessor_config.json", "processor_config.json"), ("tokenizer.json", "vocab.txt"))
+    if missing := [names for names in needed if not any((directory / name).is_file() for name in names)]:
+        raise CheckpointError(
+            f"{directory}: has neither {', and neither '.join(' nor '.join(names) for names in missing)}. A model that "
+            f"was saved without its processor gets it by `BlipProcessor.from_pretrained(BASE).save_pretrained("
+            f"{str(directory)!r})`, BASE being the checkpoint that was fine-tuned"
+        )
     settings: dict[str, Any] = {}
     if (directory / "processor_config.json").is_file():
         settings = _read_json(directory / "processor_config.json").get("image_processor") or {}

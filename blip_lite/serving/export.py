@@ -12,7 +12,8 @@ from blip_lite.errors import CheckpointError
 from blip_lite.evaluation.files import Files
 from blip_lite.evaluation.verdicts import of_log
 from blip_lite.model.generation import GenerationSettings
-from blip_lite.model.pretrained import DECODING, load_pretrained, resolve, save_pretrained
+from blip_lite.model.location import locate
+from blip_lite.model.pretrained import DECODING, load_pretrained, save_pretrained
 from blip_lite.reports.model_card import EXAMPLES, model_card, published, results_of
 from blip_lite.storage import is_run, read_metrics
 
@@ -29,8 +30,8 @@ def export(ckpt: Path, to: Path) -> list[Path]:
     """
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise CheckpointError(f"{to} is not empty: choose another --to")
-    ckpt = resolve(ckpt)
     model, processor = load_pretrained(ckpt)
+    ckpt = locate(ckpt).folder
     save_pretrained(model, processor, to)
     run, name = ckpt.resolve().parent, ckpt.resolve().name
     if is_run(run):
