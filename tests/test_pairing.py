@@ -7,6 +7,7 @@ import io
 import json
 import random
 import tarfile
+import tempfile
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -666,3 +667,59 @@ def test_a_late_row_without_the_column_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(DataError, match="line 60: there is no image .*59.png"):
         load(tmp_path / "c.jsonl")
+
+
+@FEW_EXAMPLES
+@given(
+    st.sampled_from(
+        [
+            ("id,file_name", "id,image_id,caption"),
+            ("image_id,path", "image_id,text"),
+            ("Image ID,file,w", "n,Image ID,caption"),
+            ("id,filename", "photo_id,description"),
+            ("uid,url,img", "uid,caption"),
+        ]
+    ),
+    st.sampled_from(["{}", "{}.0", "{:05d}", "b1e4-{}"]),
+    st.permutations(range(COUNT)),
+    st.booleans(),
+    st.booleans(),
+)
+def test_two_tables_of_a_database(
+    tmp_path: Path, heads: tuple[str, str], form: str, order: list[int], named: bool, whole: bool
+) -> None:
+    """The numbers are never those in the files' names; the splits stand in the table of the pictures."""
+    folder = Path(tempfile.mkdtemp(dir=tmp_path))
+    names = [photo(folder / "images" / f"{n}.jpg", n).name for n in range(COUNT)]
+    ids = dict(zip(range(COUNT), order, strict=True))
+    pictures, captions = heads
+
+    def table(head: str, rows: list[dict[str, str]]) -> str:
+        lines = [[row.get(cell, "7") for cell in head.split(",")] for row in rows]
+        return "\n".join([head, *map(",".join, lines)]) + "\n"
+
+    files, about = [], []
+    for n in order:
+        key = form.format(ids[n])
+        files.append({**dict.fromkeys(("file_name", "path", "file", "filename", "img"), names[n]), "split": SPLIT[n]})
+        files[-1] |= dict.fromkeys(("id", "image_id", "Image ID", "uid"), key)
+        about.append(
+            {"id": str(len(about)), "n": str(len(about)), **dict.fromkeys(("caption", "text"), f"caption {n}")}
+        )
+        about[-1] |= dict.fromkeys(("image_id", "Image ID", "photo_id", "uid"), key) | {"description": f"caption {n}"}
+    (folder / "photos.csv").write_text(table(pictures + ",split" * named, files))
+    (folder / "captions.csv").write_text(table(captions, about[::-1]))
+    found = load(folder if whole else folder / "captions.csv")
+    assert pairs(found) == RIGHT and any("by" in note and "photos.csv" in note for note in found.notes)
+    assert not named or splits(found) == SPLIT
+
+
+@pytest.mark.parametrize(
+    "pictures", ["image_id,path\n1,1.jpg\n", "id,file\n0,1.jpg\n1,0.jpg\n", "id,score\n0,3\n1,4\n", ""]
+)
+def test_a_table_beside_that_is_not_about_these_pictures(tmp_path: Path, pictures: str) -> None:
+    for n in (0, 1):
+        photo(tmp_path / f"{n}.jpg", n)
+    (tmp_path / "results.csv").write_text(pictures)
+    (tmp_path / "captions.csv").write_text("image_id,caption\n0,caption 0\n1,caption 1\n")
+    assert pairs(load(tmp_path / "captions.csv")) == {n: RIGHT[n] for n in (0, 1)}

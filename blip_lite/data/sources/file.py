@@ -24,6 +24,7 @@ from blip_lite.data.sources.karpathy import karpathy_rows
 from blip_lite.data.sources.lists import FILES as LIST_FILES
 from blip_lite.data.sources.lists import FOLDERS, in_lists, split_lists
 from blip_lite.data.sources.marks import Marks, agreed
+from blip_lite.data.sources.relations import with_names
 from blip_lite.data.sources.table import (
     ANNOTATIONS,
     PROBE,
@@ -83,7 +84,9 @@ def file_rows(
     elif isinstance(content, list) and content and is_label_studio(content[0]):
         rows = table_rows(label_studio(content, path), root, settings, notes, split)
     else:
-        rows = table_rows(utf8(path, read_table(path, notes=notes)), root, settings, notes, split)
+        table: Iterable[tuple[str, Mapping[str, Any]]] = utf8(path, read_table(path, notes=notes))
+        table = table if settings.image_column else with_names(table, path, notes)
+        rows = table_rows(table, root, settings, notes, split)
     return in_right_folder(rows, root, notes, split)
 
 
