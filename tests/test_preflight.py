@@ -101,6 +101,20 @@ def test_plan_measures_and_refuses(
         plan(tiny_config(tmp_path))
 
 
+def test_plan_takes_the_captions_that_training_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a picture with eight short captions only one is taken: a long one needs more. (Of the two long ones, one is
+    validated on at most.)"""
+    table = ["file_name,caption"]
+    for number, scene in enumerate(scene_ids(12, 0)):
+        draw_scene(scene, 32).save(tmp_path / f"{number}.png")
+        captions = ["a " * 20 + "circle"] if number in (7, 8) else [f"{'a ' * n}circle" for n in range(8)]
+        table += [f"{number}.png,{caption}" for caption in captions]
+    (tmp_path / "metadata.csv").write_text("\n".join(table))
+    for taken, tokens in ((1, 23), (8, 10)):  # [DEC], words and [SEP]; of 8 captions the longest has 8
+        plan(tiny_config(tmp_path, dataset=str(tmp_path), batch_size=1, captions_per_image=taken))
+        assert f"longest captions ({tokens} tokens)" in capsys.readouterr().out
+
+
 def test_plan_says_when_loading_limits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -136,7 +136,8 @@ def plan(config: TrainConfig) -> dict[str, Any]:
         show_augmentation(run, run.folder.with_name(f"{run.folder.name}-augmented.png"))
     batch_size, accumulation = config.loading.batch_size, run.accumulation
     # what a batch takes is its number of captions times its longest
-    size = {i: len(p.captions) * max(map(len, p.captions)) for i, p in enumerate(run.train_set.examples)}
+    most = config.optimisation.captions_per_image or math.inf
+    size = {i: min(most, len(p.captions)) * max(map(len, p.captions)) for i, p in enumerate(run.train_set.examples)}
     by_length = sorted(size, key=lambda i: -size[i])
     order = epoch_order(len(run.train_set), config.optimisation.seed, 0)
     shares = [by_length[:batch_size], *epoch_batches(order, batch_size)[: 3 * accumulation]]
