@@ -710,12 +710,95 @@ def test_two_tables_of_a_database(
     (folder / "photos.csv").write_text(table(pictures + ",split" * named, files))
     (folder / "captions.csv").write_text(table(captions, about[::-1]))
     found = load(folder if whole else folder / "captions.csv")
-    assert pairs(found) == RIGHT and any("by" in note and "photos.csv" in note for note in found.notes)
+    assert pairs(found) == RIGHT and any("is that of photos.csv" in note for note in found.notes)
     assert not named or splits(found) == SPLIT
 
 
+def database(folder: Path, captions: str = "id,image_id,caption", shift: int = 4) -> dict[int, str]:
+    """Numbered pictures whose files have other numbers, `images.csv` and `captions.csv`; (number in the files -> id)."""
+    ids = {n: str((n + shift) % COUNT) for n in range(COUNT)}
+    for n in range(COUNT):
+        photo(folder / "images" / f"{n}.jpg", n)
+    (folder / "images.csv").write_text("id,file_name\n" + "".join(f"{ids[n]},{n}.jpg\n" for n in range(COUNT)))
+    cells = captions.split(",")
+    rows = [{**dict.fromkeys(cells, ids[n]), "id": str(50 + n), "caption": f"caption {n}"} for n in range(COUNT)]
+    (folder / "captions.csv").write_text("\n".join([captions, *(",".join(r[c] for c in cells) for r in rows)]))
+    return ids
+
+
+OTHERS = {
+    "annotators.csv": "annotator_id,photo\n0,0.jpg\n1,1.jpg\n2,2.jpg\n",
+    "a_crops.csv": "id,image_id,path\n" + "".join(f"{n},{n},{(n + 1) % COUNT}.jpg\n" for n in range(COUNT)),
+    "a_neighbours.csv": "image_id,image\n" + "".join(f"{n % 3},{n}.jpg\n" for n in range(COUNT)),
+    "a_broken.csv": 'image_id,image\n1,"2.jpg\n',
+    "b_utf16.csv": "\xff\xfei\0m\0a",
+    "c_empty.csv": "",
+}
+
+
 @pytest.mark.parametrize(
-    "pictures", ["image_id,path\n1,1.jpg\n", "id,file\n0,1.jpg\n1,0.jpg\n", "id,score\n0,3\n1,4\n", ""]
+    "captions", ["id,image_id,caption", "id,annotator_id,image_id,caption", "uid,caption,id", "image,caption"]
+)
+@pytest.mark.parametrize("other", OTHERS)
+def test_the_table_of_the_pictures_is_told_from_others(tmp_path: Path, captions: str, other: str) -> None:
+    database(tmp_path, captions)
+    (tmp_path / other).write_text(OTHERS[other], "latin-1")
+    (tmp_path / "a.csv").mkdir()
+    (tmp_path / "aa.csv").symlink_to(tmp_path / "nowhere.csv")
+    assert pairs(load(tmp_path / "captions.csv")) == RIGHT
+
+
+@pytest.mark.parametrize("other", [*OTHERS, "images.csv"])
+def test_numbers_that_are_names_of_files_stay_so(tmp_path: Path, other: str) -> None:
+    """Without a table of the pictures, whatever tables have such numbers; or with one that names the originals."""
+    database(tmp_path, shift=0)
+    originals = "id,file_name\n" + "".join(f"{n},/mnt/orig/IMG_{n + 900}.CR2\n" for n in range(COUNT))
+    (tmp_path / "images.csv").unlink()
+    (tmp_path / other).write_text(OTHERS.get(other, originals), "latin-1")
+    assert pairs(load(tmp_path / "captions.csv")) == RIGHT
+
+
+def test_blemishes_of_the_table_of_pictures(tmp_path: Path) -> None:
+    ids = database(tmp_path)
+    lines = (tmp_path / "images.csv").read_text().splitlines()
+    (tmp_path / "images.csv").write_text("\n".join([*lines, lines[1], ",", "", lines[2]]))
+    assert pairs(load(tmp_path / "captions.csv")) == RIGHT
+    (tmp_path / "images.csv").write_text("\n".join([*lines, f"{ids[3]},5.jpg"]))
+    with pytest.raises(DataError, match=f"images.csv: id {ids[3]} is that of 3.jpg, and of 5.jpg"):
+        load(tmp_path / "captions.csv")
+    (tmp_path / "images.csv").write_text("\n".join(line for line in lines if not line.endswith(",3.jpg")))
+    with pytest.raises(DataError, match=r"(?s)line 5: no image.*1 rows have a image_id that is not in images.csv"):
+        load(tmp_path / "captions.csv")  # `7` is not guessed to be 7.jpg
+    found = load(tmp_path / "captions.csv", max_bad_images=0.2)
+    assert pairs(found) == {n: RIGHT[n] for n in RIGHT if n != 3}
+    (tmp_path / "images.csv").write_text("\n".join(lines))
+    (tmp_path / "old_images.csv").write_text(
+        (tmp_path / "images.csv").read_text().replace(".jpg", ".jpg").replace("1", "2")
+    )
+    with pytest.raises(
+        DataError, match="images.csv: |images.csv by image_id and old_images.csv by image_id name different"
+    ):
+        load(tmp_path / "captions.csv")
+
+
+def test_what_the_table_of_pictures_says_besides(tmp_path: Path) -> None:
+    """Splits, verdicts and folders count; its own texts are no captions."""
+    ids = database(tmp_path)
+    for n in range(COUNT):
+        (tmp_path / "images" / f"{n}.jpg").rename(photo(tmp_path / "images" / f"c{n % 2}" / f"{n}.jpg", n))
+    head = "id,file_name,folder,is_test,approved,description"
+    rows = [f"{ids[n]},{n}.jpg,images/c{n % 2},{int(n > 6)},{'no' if n == 2 else 'yes'},about" for n in range(COUNT)]
+    for name in ("images.csv", "my_photos.csv"):
+        (tmp_path / name).write_text("\n".join([head.replace("images/", ""), *rows]).replace("images/", ""))
+        for dataset in (tmp_path, tmp_path / "captions.csv"):
+            found = load(dataset)
+            assert pairs(found) == {n: RIGHT[n] for n in RIGHT if n != 2}
+            assert {n for n, split in splits(found).items() if split == "test"} == {7, 8}
+        (tmp_path / name).unlink()
+
+
+@pytest.mark.parametrize(
+    "pictures", ["image_id,path\n1,a.jpg\n", "id,file\n0,1.jpg\n1,0.jpg\n", "id,score\n0,3\n1,4\n", ""]
 )
 def test_a_table_beside_that_is_not_about_these_pictures(tmp_path: Path, pictures: str) -> None:
     for n in (0, 1):

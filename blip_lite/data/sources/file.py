@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,19 +19,19 @@ from blip_lite.data.names import (
     plain,
     split_of_name,
 )
-from blip_lite.data.sources.encoding import encoding_of, utf8, utf16_of
+from blip_lite.data.sources.encoding import encoding_of, utf8
 from blip_lite.data.sources.hub import datasets_rows, parquet
 from blip_lite.data.sources.karpathy import karpathy_rows
 from blip_lite.data.sources.lists import FILES as LIST_FILES
 from blip_lite.data.sources.lists import FOLDERS, in_lists, split_lists
 from blip_lite.data.sources.marks import Marks, agreed
-from blip_lite.data.sources.relations import with_names
+from blip_lite.data.sources.relations import with_pictures
 from blip_lite.data.sources.table import (
     ANNOTATIONS,
     PROBE,
     captions_of,
-    delimiter_of,
     folded,
+    header_of,
     image_path,
     inside,
     on_disk,
@@ -85,9 +86,19 @@ def file_rows(
         rows = table_rows(label_studio(content, path), root, settings, notes, split)
     else:
         table: Iterable[tuple[str, Mapping[str, Any]]] = utf8(path, read_table(path, notes=notes))
-        table = table if settings.image_column else with_names(table, path, notes)
+        if not settings.image_column:
+            table = with_pictures(table, path, partial(are_there, root, path, split), notes)
         rows = table_rows(table, root, settings, notes, split)
     return in_right_folder(rows, root, notes, split)
+
+
+def are_there(root: Path, table: Path, split: str | None, names: Sequence[str]) -> bool:
+    """Whether pictures of such names are in `root`, or where `in_right_folder` would look for them."""
+    try:
+        probe = [image_path(root, name, str(table))[1] for name in names]
+        return any(map(on_disk, probe)) or right_folders(probe, root, str(table), split) is not None
+    except DataError as error:
+        return "--image_root, or" in str(error)  # in two folders
 
 
 def load_file(path: Path, settings: DataSettings) -> Listing:
@@ -122,14 +133,6 @@ def is_text_table(path: Path) -> bool:
         return False
     columns = header_of(path)
     return len(columns) > 1 and find_column(columns, IMAGE_COLUMNS) is not None
-
-
-def header_of(path: Path) -> list[str]:
-    """The cells of a table's first line."""
-    with open(path, "rb") as file:
-        line = file.readline(10_000) + b"\0" * bool(utf16_of(path))
-    text = line.decode(utf16_of(path) or "utf-8", "replace").strip("\ufeff\0 \r\n")
-    return text.split(delimiter_of(text, ".csv"))
 
 
 def token_rows(path: Path, folder: Path, notes: list[str], split: str | None = None) -> Iterator[Picture]:

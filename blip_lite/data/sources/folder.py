@@ -27,6 +27,7 @@ from blip_lite.data.sources.file import REMEDIES, file_rows, header_of, is_text_
 from blip_lite.data.sources.hub import datasets_rows, hub, parquet_columns, saved
 from blip_lite.data.sources.lists import LISTS, YAML, in_lists, split_lists
 from blip_lite.data.sources.marks import Marks
+from blip_lite.data.sources.relations import without_pictures
 from blip_lite.data.sources.shards import tar_rows
 from blip_lite.data.sources.table import PROBE, captions_of, folded, read_json
 from blip_lite.errors import DataError
@@ -258,6 +259,7 @@ def captions_tables(folder: Path, found: Found, settings: DataSettings, notes: l
     wanted = settings.caption_column.split(",") if settings.caption_column else None
     tables = [p for p in tables if p not in lists]
     tables = [p for p in tables if names_captions(p, wanted)] or tables
+    tables = without_pictures(tables)
     inner = {table: PurePosixPath(table.relative_to(folder).as_posix()) for table in tables}
     splits = {table: split_of_name(table.stem) or split_of_path(inner[table]) for table in tables}
     several = {split for split, count in Counter(splits.values()).items() if count > 1}

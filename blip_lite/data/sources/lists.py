@@ -115,9 +115,9 @@ def split_lists(files: Iterable[Path], notes: list[str]) -> Lists:
             if pairs is None:
                 continue
             named = [(split, str(name)) for split, name in pairs if split]
-        except DataError as error:
+        except (DataError, UnicodeDecodeError) as error:
             if firm and path.suffix.lower() not in YAML:
-                raise
+                raise DataError(str(error) if isinstance(error, DataError) else f"{path}: {error}") from error
             notes.append(f"no list of a split: {error}")
             continue
         for split, name in named:

@@ -407,6 +407,14 @@ def delimiter_of(header: str, suffix: str) -> str:
     return several[0] if several else usual
 
 
+def header_of(path: Path) -> list[str]:
+    """The cells of a table's first line."""
+    with open(path, "rb") as file:
+        line = file.readline(10_000) + b"\0" * bool(utf16_of(path))
+    text = line.decode(utf16_of(path) or "utf-8", "replace").strip("\ufeff\0 \r\n")
+    return text.split(delimiter_of(text, ".csv"))
+
+
 def read_table(path: Path, strict: bool = True, notes: list[str] | None = None) -> Iterator[tuple[str, dict[Any, Any]]]:
     """("FILE, line N", row) of a CSV, TSV, JSONL or JSON file (a list of objects).
 
