@@ -206,7 +206,7 @@ def export(args: argparse.Namespace) -> int:
     from blip_lite.serving.export import export, push
 
     with one_line():
-        files = export(Path(args.ckpt), Path(args.to))
+        files = export(args.ckpt, Path(args.to))
         for path in files:
             print(f"{path.stat().st_size:>13,}  {path}")
         print(f"{args.to}: transformers loads it and gives the same caption")

@@ -3,8 +3,10 @@ run, which are the same through every door."""
 
 from __future__ import annotations
 
+import argparse
 import base64
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -196,8 +198,11 @@ def test_the_original_release_loads_with_a_vocabulary_beside_it(tmp_path: Path) 
         load_pretrained(tmp_path / "theirs")
     (tmp_path / "theirs/vocab.txt").write_bytes((tmp_path / "ours/vocab.txt").read_bytes())
     one, two = load_pretrained(tmp_path / "ours")[0], load_pretrained(tmp_path / "theirs/model_base_caption.pth")[0]
-    state = two.state_dict()
-    assert all(torch.equal(tensor, state[name]) for name, tensor in one.state_dict().items())
+    (tmp_path / "theirs/config.json").write_text('{"model_type": "bert"}')  # where the vocabulary comes from
+    torch.save({"x": torch.ones(1)}, tmp_path / "theirs/features.pt")
+    three = load_pretrained(tmp_path / "theirs")[0].state_dict()
+    for state in (two.state_dict(), three):
+        assert all(torch.equal(tensor, state[name]) for name, tensor in one.state_dict().items())
 
 
 @pytest.mark.parametrize(
@@ -269,9 +274,7 @@ def test_weights_without_their_surroundings_say_what_to_put_beside_them(tiny: Pa
         folder = copied(tiny, tmp_path / name, weights, name)
         (folder / "config.json").unlink()
         for named in (folder, folder / name):
-            with pytest.raises(
-                CheckpointError, match="put config.json, preprocessor_config.json and tokenizer.json of"
-            ):
+            with pytest.raises(CheckpointError, match="put these three files .*config.json, preprocessor"):
                 load_pretrained(named)
     bare = copied(tiny, tmp_path / "bare", weights, "model.safetensors")
     for name in ("preprocessor_config.json", "tokenizer.json", "vocab.txt"):
@@ -291,7 +294,9 @@ def test_the_folder_that_is_meant_is_taken_or_named(tiny: Path, tmp_path: Path) 
     trainers = tmp_path / "out"
     for step in (500, 1000):
         shutil.copytree(tiny, trainers / f"checkpoint-{step}")
-    with pytest.raises(CheckpointError, match="no config.json; checkpoint-500, checkpoint-1000 in it have: name one"):
+    with pytest.raises(
+        CheckpointError, match="no config.json of a BLIP; checkpoint-500, checkpoint-1000 in it have: name one"
+    ):
         load_pretrained(trainers)
     cache = tmp_path / "models--me--blip"
     for name in ("old", "new"):
@@ -310,9 +315,65 @@ def test_the_folder_that_is_meant_is_taken_or_named(tiny: Path, tmp_path: Path) 
             load_pretrained(named)
 
 
+def test_what_loops_keep_beside_weights_is_passed_over(tiny: Path, tmp_path: Path) -> None:
+    """In torch's old format and its new one: metrics of numpy, settings, averaged weights; any prefix of all names."""
+    weights = load_file(tiny / "model.safetensors")
+    mine = {f"model.blip.{name}": tensor for name, tensor in weights.items()}
+    beside = {"cider": np.float64(0.5), "step": np.int64(3), "better": np.bool_(True), "args": argparse.Namespace(lr=1)}
+    averaged = {"ema": {name: tensor + 1 for name, tensor in mine.items()}}
+    for new, inner in itertools.product((True, False), ("model", "model_state", "params")):
+        folder = copied(tiny, tmp_path / f"{new}-{inner}", {}, "none.bin")
+        (folder / "none.bin").unlink()
+        content = {**beside, **averaged, "model": {"name": "blip"}, inner: mine}
+        torch.save(content, folder / "last.ckpt", _use_new_zipfile_serialization=new)
+        state = load_pretrained(folder)[0].state_dict()
+        assert all(torch.equal(tensor, state[name]) for name, tensor in weights.items())
+        torch.save({"cfg": {}, "epoch": 3}, folder / "last.ckpt", _use_new_zipfile_serialization=new)
+        with pytest.raises(CheckpointError, match="no tensors by name, .*; it has cfg, epoch"):
+            load_pretrained(folder)
+
+
+def test_which_of_several_weights_is_asked(tiny: Path, tmp_path: Path) -> None:
+    """Never the base that lies beside what was trained, without a word."""
+    weights = load_file(tiny / "model.safetensors")
+    folder = copied(tiny, tmp_path / "c", weights, "model.safetensors")
+    tuned = {name: tensor + 1 for name, tensor in weights.items()}
+    torch.save(tuned, folder / "best.pth")
+    (folder / "._best.pth").write_bytes(b"macOS")
+    for present in (["best.pth", "model.safetensors"], ["best.pth", "last.pth"]):
+        with pytest.raises(CheckpointError, match=f"which of these weights. Name the file: {', '.join(present)}$"):
+            load_pretrained(folder)
+        (folder / "model.safetensors").unlink(missing_ok=True)
+        torch.save(weights, folder / "last.pth")
+    first = next(iter(weights))
+    assert torch.equal(load_pretrained(folder / "best.pth")[0].state_dict()[first], tuned[first])
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="an adapter"):
+        load_pretrained(folder)
+
+
+def test_a_run_without_a_best_names_its_checkpoints(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"settings": {}}')
+    shutil.copytree(tiny, tmp_path / "checkpoint-000002")
+    with pytest.raises(CheckpointError, match="checkpoint-000002 in it has: name that"):
+        load_pretrained(tmp_path)
+    shutil.copytree(tiny, tmp_path / "best")
+    (tmp_path / "link.safetensors").symlink_to(tiny / "model.safetensors")
+    assert locate(tmp_path).folder == tmp_path / "best"
+
+
+@pytest.mark.parametrize(
+    "name", ["~nobody-of-this-name/x", "x" * 5000, "pth/none.pth", "a/b.safetensors", "huggingface.co/x"]
+)
+def test_what_is_nowhere_is_one_line(name: str) -> None:
+    with pytest.raises(CheckpointError, match="no such directory or file, and not a Hub id") as error:
+        load_pretrained(name)
+    assert len(str(error.value)) < 300
+
+
 def test_a_pickled_model_is_not_run_and_the_remedy_said(tiny: Path, tmp_path: Path) -> None:
     model = transformers.BlipForConditionalGeneration.from_pretrained(tiny)
-    for name in ("model.pt", "pytorch_model.bin"):
+    for name in ("model.pt", "pytorch_model.bin", "old-model.pt"):
         folder = copied(tiny, tmp_path / name, model, name)
         with pytest.raises(CheckpointError, match=r"holds Python objects .*torch\.save\(model\.state_dict\(\), FILE\)"):
             load_pretrained(folder)
@@ -325,7 +386,9 @@ def test_an_address_of_the_hub_is_its_id(monkeypatch: pytest.MonkeyPatch, named:
     monkeypatch.setattr("blip_lite.model.location._only_one_format", lambda name: [])
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: asked.append(name) or "/there")
     assert locate(named).folder == Path("/there") and asked == ["me/blip"]
-    with pytest.raises(CheckpointError, match="no such directory, and not a Hub id"):  # another revision is not `main`
+    with pytest.raises(
+        CheckpointError, match="no such directory or file, and not a Hub id"
+    ):  # another revision is not `main`
         locate("https://huggingface.co/me/blip/tree/v2")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -190,7 +191,7 @@ def tools(config: TrainConfig) -> tuple[Processor | None, Captioner | None, str 
         return None, None, f"{config.model.model} makes its vocabulary from the captions"
     try:
         folder, _ = locate(config.model.model)
-        if Path(config.model.model).expanduser().exists() and weights_in(folder):
+        if os.path.exists(os.path.expanduser(config.model.model)) and weights_in(folder):
             captioner = Captioner.from_pretrained(config.model.model)
             return captioner.processor, captioner, None
         return load_processor(folder, read_config(folder)), None, None

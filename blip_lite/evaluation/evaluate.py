@@ -58,7 +58,8 @@ def find_checkpoint(config: EvalConfig) -> tuple[str, Path | None]:
             return str(run / path), run
         if "/" not in config.ckpt and not path.exists() and (meant := did_you_mean(config.ckpt, ("best", "latest"))):
             raise ConfigError(f"--ckpt {config.ckpt}: no such directory{meant}")
-        return config.ckpt, run or (path.resolve().parent if is_run(path.resolve().parent) else None)
+        home = (path.parent if path.is_file() else path).resolve().parent
+        return config.ckpt, run or (home if is_run(home) else None)
     run = run or newest_run(f"--ckpt {config.ckpt}")
     found_path = run / "best" if config.ckpt == "best" else newest(run)
     if found_path == run / "best" and not found_path.is_dir():

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+import argparse
+import codecs
 import contextlib
 import math
 import pickle
 import re
+from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from blip_lite.errors import CheckpointError
 
-INNER = ("model", "state_dict", "model_state_dict", "module", "net")  # keys under which trainers keep the weights
-PREFIXES = ("module.", "_orig_mod.", "base_model.model.", "model.")  # DDP, torch.compile, PEFT, Lightning
+# Keys under which trainers keep the weights; averaged ones are taken where there are no others.
+INNER = (
+    *("model", "state_dict", "model_state_dict", "module", "net", "model_state", "model_weights", "weights", "params"),
+    *("ema", "model_ema", "ema_state_dict", "state_dict_ema"),
+)
+# What DDP, torch.compile, PEFT, Lightning and others put before all names is what comes before these.
+_FIRST = re.compile(r"(.*?)(?:vision_model\.embeddings|visual_encoder)\.")
+# What loops keep beside weights that can do nothing: a metric of numpy's, the command line's settings.
+_HARMLESS: list[Any] = [
+    *((np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *{np.dtype, *(type(np.dtype(kind)) for kind in ("float64", "float32", "float16", "int64", "int32", "bool"))},
+    argparse.Namespace,
+    codecs.encode,  # the bytes of a number, in pickle's older protocols
+]
 
 # BLIP's own modules (https://github.com/salesforce/BLIP/blob/main/models/vit.py) -> those of `transformers`.
 ORIGINAL = (
@@ -45,21 +62,30 @@ def read_torch(file: Path) -> dict[str, Tensor]:
     with open(file, "rb") as opened:
         if opened.read(24).startswith(b"version https://git-lfs"):
             raise CheckpointError(f"{file}: a Git LFS pointer, not the weights: run `git lfs pull`")
+    with torch.serialization.safe_globals(_HARMLESS):
+        try:
+            content = _load(file)
+        except pickle.UnpicklingError as error:
+            if not (names := _objects(file) or re.findall(r"GLOBAL (\S+) was not an allowed", str(error))):
+                raise
+            raise CheckpointError(
+                f"{file}: holds Python objects ({names[0]}), which are not unpickled, as that may run anything. Where "
+                "it was made, save the weights alone: `model.save_pretrained(FOLDER)` or "
+                "`torch.save(model.state_dict(), FILE)`"
+            ) from error
+    if not (weights := _weights_in(content)):
+        keys = f"; it has {', '.join(map(str, islice(content, 8)))}" if isinstance(content, Mapping) else ""
+        raise CheckpointError(f"{file}: holds no tensors by name, by themselves or under {', '.join(INNER)}{keys}")
+    return weights
+
+
+def _load(file: Path) -> Any:
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        if not (names := _objects(file)):
-            raise
-        raise CheckpointError(
-            f"{file}: holds Python objects ({names[0]}), which are not unpickled, as that may run anything. Where "
-            "it was made, save the weights alone: `model.save_pretrained(FOLDER)` or "
-            "`torch.save(model.state_dict(), FILE)`"
-        ) from error
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except RuntimeError as error:
         if "mmap" not in str(error):
             raise
-        content = torch.load(file, map_location="cpu", weights_only=True)  # from before torch 1.6: not a zip file
-    return unwrapped(content, file)
+        return torch.load(file, map_location="cpu", weights_only=True)  # from before torch 1.6: not a zip file
 
 
 def _objects(file: Path) -> list[str]:
@@ -69,17 +95,23 @@ def _objects(file: Path) -> list[str]:
     return []
 
 
-def unwrapped(content: Any, file: Path) -> dict[str, Tensor]:
-    """The weights without what trainers and wrappers put around them and before their names. Raises CheckpointError."""
-    while isinstance(content, dict) and (inner := next((k for k in INNER if isinstance(content.get(k), dict)), None)):
-        content = content[inner]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise CheckpointError(f"{file}: holds no tensors by name")
-    while prefix := next((p for p in PREFIXES if content and all(name.startswith(p) for name in content)), None):
-        content = {name[len(prefix) :]: tensor for name, tensor in content.items()}
-    if any(".lora_" in name for name in content):
+def _weights_in(content: Any) -> dict[str, Tensor] | None:
+    """The tensors by name, without what trainers keep beside them."""
+    if not isinstance(content, Mapping):
+        return None
+    if content and all(isinstance(value, Tensor) for value in content.values()):
+        return dict(content)
+    return next((found for key in INNER if (found := _weights_in(content.get(key)))), None)
+
+
+def unwrapped(weights: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
+    """The weights without what wrappers put before all their names. Raises CheckpointError for an adapter's."""
+    prefix = min((found[1] for name in weights if (found := _FIRST.match(name))), key=len, default="")
+    if all(name.startswith(prefix) for name in weights):
+        weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
+    if any(".lora_" in name for name in weights):
         raise CheckpointError(f"{file}: a LoRA adapter; merge it into its model first (PEFT's merge_and_unload)")
-    return content
+    return weights
 
 
 def is_original(weights: dict[str, Tensor]) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -11,11 +13,28 @@ from blip_lite.processing.hub import from_hub
 
 HUB_FILES = ["*.json", "vocab.txt", "model*.safetensors", "pytorch_model*.bin"]
 WHOLE = ("model.safetensors", "pytorch_model.bin")  # as `transformers` names weights
-SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")  # as others save them
-NO_WEIGHTS = ("training_args.bin", "optimizer.", "scheduler.", "sampler.", "scaler.", "rng_state")  # trainers' own
-BESIDE = "put config.json, preprocessor_config.json and tokenizer.json of the checkpoint that was fine-tuned beside it"
+LOOPS = (".pt", ".pth", ".ckpt")  # as training loops do
+SUFFIXES = (".safetensors", ".bin", *LOOPS)
+NO_WEIGHTS = (
+    "training_args.",
+    "optim",
+    "scheduler",
+    "sampler",
+    "scaler",
+    "rng_state",
+    "random_states",
+    ".",
+)  # trainers'
+BESIDE = (
+    "put these three files of the checkpoint that was fine-tuned beside it: config.json, preprocessor_config.json, "
+    "tokenizer.json"
+)
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z")
-HUB_PAGE = re.compile(r"(?:https?://)?(?:huggingface\.co/|hf\.co/)?([\w-][\w.-]*/[\w.-]+?)(?:/tree/main)?/?")
+_SHARD = re.compile(r".+-\d+-of-\d+\.\w+")
+_HUB_PAGE = re.compile(
+    r"(?:https?://)?(?:(?:www\.)?huggingface\.co/|hf\.co/)?((?!huggingface\.co|hf\.co)[\w-][\w.-]*/[\w.-]+?)"
+    r"(?:/tree/main)?/?"
+)
 
 
 class Location(NamedTuple):
@@ -31,48 +50,68 @@ def locate(path_or_id: str | Path) -> Location:
     Raises:
         CheckpointError: it is none of these, or cannot be had from the Hub; the message says what helps.
     """
-    path = Path(path_or_id).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(path_or_id))
+    suffix = path.suffix.lower()
+    if os.path.isdir(path):
         return _in_folder(path)
-    if path.is_file():
-        if path.suffix.lower() in SUFFIXES:
-            return Location(path.parent, path)
-        archive = path.suffix.lower() in ARCHIVES
-        raise CheckpointError(
-            f"{path}: an archive: unpack it, and name the folder with config.json"
-            if archive
-            else f"{path}: a file without weights ({', '.join(SUFFIXES)}): name the folder, {path.parent}"
-        )
-    if not (page := HUB_PAGE.fullmatch(str(path_or_id))):
-        raise CheckpointError(f"{path_or_id}: no such directory, and not a Hub id (owner/name)")
+    if os.path.isfile(path):
+        if suffix in SUFFIXES:
+            return Location(path.parent, None if _SHARD.fullmatch(path.name) else path)
+        archive = f"{path}: an archive: unpack it, and name the folder with config.json"
+        other = f"{path}: a file without weights ({', '.join(SUFFIXES)}): name the folder, {path.parent}"
+        raise CheckpointError(archive if suffix in ARCHIVES else other)
+    page = None if suffix in (*SUFFIXES, *ARCHIVES) else _HUB_PAGE.fullmatch(str(path_or_id))
+    if not page:
+        raise CheckpointError(f"{str(path_or_id)[:200]}: no such directory or file, and not a Hub id (owner/name)")
     return Location(_of_hub(page[1]))
 
 
+def is_of_blip(folder: Path) -> bool:
+    """Whether the folder has a `config.json`, and not that of a run, or of the text model whose words it has."""
+    try:
+        about = json.loads((folder / "config.json").read_text("utf-8-sig"))
+        return str(about.get("model_type")).startswith("blip")
+    except (FileNotFoundError, AttributeError):
+        return False
+    except (OSError, ValueError, RecursionError):
+        return True  # damaged; who reads it says so
+
+
 def _in_folder(path: Path) -> Location:
-    """A folder as it is, or the one in it that is meant."""
-    if (path / "best" / "config.json").is_file() and not any(path.glob("*.safetensors")):
+    """A folder as it is, or the one in it that is meant. Raises CheckpointError where several things may be."""
+    described, files = is_of_blip(path), weights_in(path)
+    if not described and (path / "best" / "config.json").is_file():
         return Location(path / "best")  # a run of train.py
-    files = weights_in(path)
-    whole = any((path / name).is_file() or (path / f"{name}.index.json").is_file() for name in WHOLE)
-    own = files[0] if len(files) == 1 and not whole else None
-    if own or (path / "config.json").is_file():
-        return Location(path, own)
     if (path / "adapter_config.json").is_file():
         raise CheckpointError(f"{path}: an adapter (LoRA), no whole model: `merge_and_unload()` and save that")
+
+    whole = any((path / name).is_file() or (path / f"{name}.index.json").is_file() for name in WHOLE)
+    loops = [file for file in files if file.suffix.lower() in LOOPS]
+    lone = files if described or len(files) == 1 else [file for file in files if file.suffix == ".pth"]  # BLIP's
+    if described and whole and not loops:
+        return Location(path)
+    if len(lone) == 1:
+        other = (path / "config.json").is_file() and not described and lone[0].name in WHOLE
+        return Location(path, None if other else lone[0])  # who reads config.json says of what it is
+    if files:
+        names = ", ".join(file.name for file in files[:5]) + ", ..." * (len(files) > 5)
+        raise CheckpointError(f"{path}: which of these weights? Name the file: {names}")
+
     if cached := _snapshot(path):
         return Location(cached)
-    if whole:
-        raise CheckpointError(f"{path}: weights without their config.json: {BESIDE}")
     inner = sorted((config.parent for config in path.glob("*/config.json")), key=lambda p: (len(p.name), p.name))
-    names = ", ".join(folder.name for folder in inner[:5]) + ", ..." * (len(inner) > 5)
+    inner += sorted(config.parent for config in path.glob("snapshots/*/config.json"))
+    if (path / "config.json").is_file() and not (inner and not described):
+        return Location(path)
+    names = ", ".join(str(folder.relative_to(path)) for folder in inner[:5]) + ", ..." * (len(inner) > 5)
     hint = f"; {names} in it {'has' if len(inner) == 1 else 'have'}: name {'that' if len(inner) == 1 else 'one'}"
-    raise CheckpointError(f"{path}: not a checkpoint directory, it has no config.json{hint if inner else ''}")
+    raise CheckpointError(f"{path}: not a checkpoint directory, it has no config.json of a BLIP{hint * bool(inner)}")
 
 
 def weights_in(folder: Path) -> list[Path]:
-    """The files that may hold a model's weights, by their names."""
+    """The files that may hold a model's weights, by their names; no shards."""
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
-    return [file for file in files if not file.name.startswith(NO_WEIGHTS)]
+    return [file for file in files if not (file.name.startswith(NO_WEIGHTS) or _SHARD.fullmatch(file.name))]
 
 
 def _snapshot(path: Path) -> Path | None:

@@ -23,7 +23,7 @@ from blip_lite.model.blip import Blip
 from blip_lite.model.config import BlipConfig
 from blip_lite.model.foreign import config_of_original, from_original, is_original, read_torch, unwrapped
 from blip_lite.model.generation import GenerationSettings
-from blip_lite.model.location import BESIDE, WHOLE, locate
+from blip_lite.model.location import BESIDE, WHOLE, is_of_blip, locate
 from blip_lite.processing.processor import CLIP_MEAN, CLIP_STD, Processor, wordpiece
 from blip_lite.settings import DecodingSettings
 
@@ -195,7 +195,7 @@ def load_pretrained(
         CheckpointError: it cannot be found, or a file, key or shape is wrong; the message names it.
     """
     folder, file = locate(path_or_id)
-    if file and not (folder / "config.json").is_file():
+    if file and not is_of_blip(folder):
         return load_original(file, device, dtype)
     config = read_config(folder)
     processor = load_processor(folder, config)
@@ -210,9 +210,7 @@ def load_original(file: Path, device: str | torch.device, dtype: torch.dtype) ->
     bert-base-uncased; the release has none). Raises CheckpointError."""
     weights = read_weights(file.parent, file)
     if not is_original(weights):
-        raise CheckpointError(
-            f"{file}: not of BLIP's own release (visual_encoder.*, text_decoder.*), and without config.json: {BESIDE}"
-        )
+        raise CheckpointError(f"{file}: not of BLIP's own release (visual_encoder.*, text_decoder.*), so {BESIDE}")
     if not any((file.parent / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
         raise CheckpointError(f"{file}: put bert-base-uncased's vocab.txt beside it; BLIP's release has none")
     width = weights["text_decoder.bert.embeddings.word_embeddings.weight"].shape[1]

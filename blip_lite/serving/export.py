@@ -18,7 +18,7 @@ from blip_lite.reports.model_card import EXAMPLES, model_card, published, result
 from blip_lite.storage import is_run, read_metrics
 
 
-def export(ckpt: Path, to: Path) -> list[Path]:
+def export(ckpt: str | Path, to: Path) -> list[Path]:
     """Write the checkpoint, its model card and its metrics into a new folder, load it in `transformers`, and see that a
     picture gets the same caption there. No file names a place on this machine.
 
@@ -31,9 +31,9 @@ def export(ckpt: Path, to: Path) -> list[Path]:
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise CheckpointError(f"{to} is not empty: choose another --to")
     model, processor = load_pretrained(ckpt)
-    ckpt = locate(ckpt).folder
+    folder = locate(ckpt).folder.resolve()
     save_pretrained(model, processor, to)
-    run, name = ckpt.resolve().parent, ckpt.resolve().name
+    run, name = folder.parent, folder.name
     if is_run(run):
         card = model_card(run, of_log(read_metrics(run)), name)
         (to / "README.md").write_text(card, "utf-8", "backslashreplace")
