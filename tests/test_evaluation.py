@@ -151,7 +151,7 @@ def test_the_run_the_checkpoint_belongs_to_is_found(run: Path, tmp_path: Path, m
     assert find_checkpoint(EvalConfig.of(run=str(run), ckpt="checkpoint-000012"))[0] == str(run / "checkpoint-000012")
     assert find_checkpoint(EvalConfig.of(ckpt=str(run / "best")))[1] == run.resolve()
     weights = str(run / "best" / "model.safetensors")
-    assert find_checkpoint(EvalConfig.of(ckpt=weights)) == (weights, run.resolve())
+    assert find_checkpoint(EvalConfig.of(ckpt=weights)) == (str(run / "best"), run.resolve())
     assert find_checkpoint(EvalConfig.of(ckpt="Salesforce/blip-image-captioning-base"))[1] is None
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="no run under runs/"):

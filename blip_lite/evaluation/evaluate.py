@@ -30,7 +30,7 @@ from blip_lite.evaluation import files, metrics, verdicts
 from blip_lite.evaluation.captions import caption_with
 from blip_lite.evaluation.coco_process import coco_metrics, tokenize
 from blip_lite.evaluation.spice import spice
-from blip_lite.model.location import locate
+from blip_lite.model.location import WHOLE, locate
 from blip_lite.model.pretrained import read_decoding
 from blip_lite.processing.picture import Picture
 from blip_lite.processing.text import normalize_caption
@@ -52,14 +52,15 @@ def find_checkpoint(config: EvalConfig) -> tuple[str, Path | None]:
         return str(run), run.resolve().parent
     if config.ckpt not in ("best", "latest"):
         path = Path(config.ckpt)
+        if path.is_file() and path.name in WHOLE:
+            return find_checkpoint(dataclasses.replace(config, ckpt=str(path.parent)))
         if is_run(path):
             return find_checkpoint(dataclasses.replace(config, run=str(path), ckpt="best"))
         if run and not path.exists() and (run / path).is_dir():  # its name in the run
             return str(run / path), run
         if "/" not in config.ckpt and not path.exists() and (meant := did_you_mean(config.ckpt, ("best", "latest"))):
             raise ConfigError(f"--ckpt {config.ckpt}: no such directory{meant}")
-        home = (path.parent if path.is_file() else path).resolve().parent
-        return config.ckpt, run or (home if is_run(home) else None)
+        return config.ckpt, run or (path.resolve().parent if is_run(path.resolve().parent) else None)
     run = run or newest_run(f"--ckpt {config.ckpt}")
     found_path = run / "best" if config.ckpt == "best" else newest(run)
     if found_path == run / "best" and not found_path.is_dir():
