@@ -678,15 +678,18 @@ def test_a_late_row_without_the_column_of_the_folder(tmp_path: Path) -> None:
             ("Image ID,file,w", "n,Image ID,caption"),
             ("id,filename", "photo_id,description"),
             ("uid,url,img", "uid,caption"),
+            (",file_name", "id,image_id,caption"),
+            ("w,original_filename,asset_key", "image_fk,caption"),
         ]
     ),
     st.sampled_from(["{}", "{}.0", "{:05d}", "b1e4-{}"]),
     st.permutations(range(COUNT)),
     st.booleans(),
     st.booleans(),
+    st.sampled_from(["", '"']),
 )
 def test_two_tables_of_a_database(
-    tmp_path: Path, heads: tuple[str, str], form: str, order: list[int], named: bool, whole: bool
+    tmp_path: Path, heads: tuple[str, str], form: str, order: list[int], named: bool, whole: bool, mark: str
 ) -> None:
     """The numbers are never those in the files' names; the splits stand in the table of the pictures."""
     folder = Path(tempfile.mkdtemp(dir=tmp_path))
@@ -696,17 +699,25 @@ def test_two_tables_of_a_database(
 
     def table(head: str, rows: list[dict[str, str]]) -> str:
         lines = [[row.get(cell, "7") for cell in head.split(",")] for row in rows]
-        return "\n".join([head, *map(",".join, lines)]) + "\n"
+        lines = [head.split(","), *lines]
+        return "".join(",".join(f"{mark}{cell}{mark}" for cell in line) + "\n" for line in lines)
 
     files, about = [], []
     for n in order:
         key = form.format(ids[n])
-        files.append({**dict.fromkeys(("file_name", "path", "file", "filename", "img"), names[n]), "split": SPLIT[n]})
-        files[-1] |= dict.fromkeys(("id", "image_id", "Image ID", "uid"), key)
+        files.append(
+            {
+                **dict.fromkeys(("file_name", "path", "file", "filename", "img", "original_filename"), names[n]),
+                "split": SPLIT[n],
+            }
+        )
+        files[-1] |= dict.fromkeys(("id", "image_id", "Image ID", "uid", "", "asset_key"), key)
         about.append(
             {"id": str(len(about)), "n": str(len(about)), **dict.fromkeys(("caption", "text"), f"caption {n}")}
         )
-        about[-1] |= dict.fromkeys(("image_id", "Image ID", "photo_id", "uid"), key) | {"description": f"caption {n}"}
+        about[-1] |= dict.fromkeys(("image_id", "Image ID", "photo_id", "uid", "image_fk"), key) | {
+            "description": f"caption {n}"
+        }
     (folder / "photos.csv").write_text(table(pictures + ",split" * named, files))
     (folder / "captions.csv").write_text(table(captions, about[::-1]))
     found = load(folder if whole else folder / "captions.csv")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
@@ -102,7 +103,8 @@ def without_pictures(tables: Sequence[Path]) -> list[Path]:
 
 
 def is_called_after_pictures(table: Path) -> bool:
-    return bool(_PICTURES & {*words_in(table.stem)})
+    words = {*words_in(table.stem)}
+    return bool(_PICTURES & words) and not words & {"caption", "captions"}
 
 
 def keys_of(rows: Sequence[Row]) -> list[str]:
@@ -118,9 +120,10 @@ def keys_of(rows: Sequence[Row]) -> list[str]:
 def tables_beside(path: Path) -> list[Path]:
     """Tables that are of the same split as `path`, or of none."""
     folders = [path.parent, *([path.parent.parent] if plain(path.parent.name) in ANNOTATIONS else [])]
-    files = [p for folder in folders for p in sorted(folder.iterdir()) if p != path and p.is_file()]
+    names = [os.path.join(folder, name) for folder in folders for name in os.listdir(folder)]  # may be a million
+    tables = [Path(name) for name in sorted(names) if name.lower().endswith((".csv", ".tsv", ".jsonl"))]
     splits = None, split_of_name(path.stem)
-    return [p for p in files if p.suffix.lower() in (".csv", ".tsv", ".jsonl") and split_of_name(p.stem) in splits]
+    return [table for table in tables if table != path and split_of_name(table.stem) in splits and table.is_file()]
 
 
 def related(
@@ -129,21 +132,19 @@ def related(
     """What a table says of the numbers in a column `key` of `rows`, if it is about them: it has most of these numbers,
     and the names of files beside them. One that is not `called` after pictures is believed where the names are there,
     and the numbers are no names themselves. Raises DataError for two names of one number."""
-    columns = next(read_table(table), ("", {}))[1] if table.suffix.lower() == ".jsonl" else header_of(table)
-    own, ours = [column.strip() for column in columns if column], _KEY.fullmatch(plain(key))
-    ids = [find_column(own, [key]), *(c for c in own if ours and _KEY.fullmatch(plain(c)))]
-    ids += [find_column(own, ["id", "uid", "index", "unnamed0"])] if called else []
-    column = next((c for c in ids if c), own[0] if called and "" in map(str.strip, columns) else None)
-    if column is None or len(own) < 2 or (caption_columns(own) and not called):
+    columns = list(next(read_table(table), ("", {}))[1]) if table.suffix.lower() == ".jsonl" else header_of(table)
+    columns = [column.strip().strip('"') for column in columns]
+    column = column_of_numbers(columns, key, called)
+    if column is None or (caption_columns(columns) and not called):
         return None
     others = [row for _, row in read_table(table) if not all(map(is_empty, row.values()))]
-    file = find_column([c for c in own if c != column], _FILES) or next(
-        (c for c in own if c != column and others and all(is_picture(row.get(c)) for row in others[:PROBE])), None
-    )
+    rest = [c for c in columns if c and c != column]
+    named = [c for c in rest if others and all(is_picture(row.get(c)) for row in others[:PROBE])]
+    file = find_column(rest, _FILES) or next(iter(named), None)
     wanted = {number(row.get(key)) for row in rows}
     if file is None or not any(number(row.get(column)) in wanted for row in others):
         return None
-    left_out = {column, file, *caption_columns(own)}
+    left_out = {column, file, *caption_columns(columns)}
     pictures: dict[str, Row] = {}
     for row in others:
         name, said = str(row.get(file)).strip(), number(row.get(column))
@@ -153,12 +154,24 @@ def related(
     found = Relation(table, key, pictures, called)
     if 2 * len([said for said in wanted if said in pictures]) <= len(wanted):
         return None
-    named = [(name, str(row.get(key))) for name, row in zip(names_of(found, rows), rows, strict=True) if name]
-    same = all(number(PurePosixPath(name).stem) == number(said) for name, said in named)
-    names_there = are_there([name for name, _ in named])
-    if not same and are_there([said.strip() for _, said in named]):  # the numbers are names, too: of other files
+    pairs = [(name, str(row.get(key))) for name, row in zip(names_of(found, rows), rows, strict=True) if name]
+    same = all(number(PurePosixPath(name).stem) == number(said) for name, said in pairs)
+    names_there = are_there([name for name, _ in pairs])
+    if not same and are_there([said.strip() for _, said in pairs]):  # the numbers are names, too: of other files
         return found if called and names_there else None
     return found if called or names_there else None
+
+
+def column_of_numbers(columns: Sequence[str], key: str, called: bool) -> str | None:
+    """The column of a table beside that has the numbers of the captions' `key`: called alike, or after pictures as it
+    is; in a table that is `called` so, `id`, or the first one of pandas, which has no name."""
+    if found := find_column(columns, [key]):
+        return found
+    if _KEY.fullmatch(plain(key)) and (other := next((c for c in columns if _KEY.fullmatch(plain(c))), None)):
+        return other
+    if not called:
+        return None
+    return find_column(columns, ["id", "uid", "index", "unnamed0"]) or ("" if "" in columns else None)
 
 
 def names_of(relation: Relation, rows: Sequence[Row]) -> list[str]:
