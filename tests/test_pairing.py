@@ -721,7 +721,7 @@ def test_two_tables_of_a_database(
     (folder / "photos.csv").write_text(table(pictures + ",split" * named, files))
     (folder / "captions.csv").write_text(table(captions, about[::-1]))
     found = load(folder if whole else folder / "captions.csv")
-    assert pairs(found) == RIGHT and any("is that of photos.csv" in note for note in found.notes)
+    assert pairs(found) == RIGHT and any("photos.csv names the images" in note for note in found.notes)
     assert not named or splits(found) == SPLIT
 
 
@@ -748,7 +748,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize(
-    "captions", ["id,image_id,caption", "id,annotator_id,image_id,caption", "uid,caption,id", "image,caption"]
+    "captions", ["id,image_id,caption", "id,annotator_id,image_id,caption", "image_no,caption,id", "image,caption"]
 )
 @pytest.mark.parametrize("other", OTHERS)
 def test_the_table_of_the_pictures_is_told_from_others(tmp_path: Path, captions: str, other: str) -> None:
@@ -778,7 +778,9 @@ def test_blemishes_of_the_table_of_pictures(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=f"images.csv: id {ids[3]} is that of 3.jpg, and of 5.jpg"):
         load(tmp_path / "captions.csv")
     (tmp_path / "images.csv").write_text("\n".join(line for line in lines if not line.endswith(",3.jpg")))
-    with pytest.raises(DataError, match=r"(?s)line 5: no image.*1 rows have a image_id that is not in images.csv"):
+    with pytest.raises(
+        DataError, match=r"(?s)line 5: no image.*1 of the image_id in captions.csv are not in images.csv"
+    ):
         load(tmp_path / "captions.csv")  # `7` is not guessed to be 7.jpg
     found = load(tmp_path / "captions.csv", max_bad_images=0.2)
     assert pairs(found) == {n: RIGHT[n] for n in RIGHT if n != 3}
@@ -790,6 +792,38 @@ def test_blemishes_of_the_table_of_pictures(tmp_path: Path) -> None:
         DataError, match="images.csv: |images.csv by image_id and old_images.csv by image_id name different"
     ):
         load(tmp_path / "captions.csv")
+
+
+def test_verdicts_on_a_picture_and_on_its_caption_both_count(tmp_path: Path) -> None:
+    ids = database(tmp_path)
+    said = {0: ("rejected", "accepted"), 1: ("accepted", "rejected"), 2: ("rejected", "")}
+    both = [said.get(n, ("accepted", "accepted")) for n in range(COUNT)]
+    pictures = [f"{ids[n]},{n}.jpg,{both[n][0]}" for n in range(COUNT)]
+    captions = [f"{ids[n]},caption {n},{both[n][1]}" for n in range(COUNT)]
+    (tmp_path / "images.csv").write_text("\n".join(["id,file_name,status", *pictures]))
+    (tmp_path / "captions.csv").write_text("\n".join(["image_id,caption,status", *captions]))
+    assert pairs(load(tmp_path / "captions.csv")) == {n: RIGHT[n] for n in range(3, COUNT)}
+
+
+def test_other_columns_are_no_numbers_of_pictures(tmp_path: Path) -> None:
+    """A rating of 1 to 9 beside ids that name the pictures; ids that differ in capitals; rows that say nothing."""
+    for n in range(COUNT):
+        photo(tmp_path / f"p{n}.jpg", n)
+    files = [f"{n},p{(n + 1) % COUNT}.jpg" for n in range(COUNT)]
+    (tmp_path / "photos.csv").write_text("\n".join(["id,file_name", *files]))
+    rows = [f"p{n},caption {n},{n}" for n in range(COUNT)]
+    (tmp_path / "captions.csv").write_text("\n".join(["id,caption,rating", *rows]))
+    assert pairs(load(tmp_path / "captions.csv")) == RIGHT
+    ids = ["aXb", "axB", *(f"x{n}" for n in range(2, COUNT))]
+    (tmp_path / "photos.csv").write_text("\n".join(["id,file_name", *(f"{i},p{n}.jpg" for n, i in enumerate(ids))]))
+    rows = [f"{i},caption {n}" for n, i in enumerate(ids)]
+    (tmp_path / "captions.csv").write_text("\n".join(["image_id,caption", *rows]))
+    assert pairs(load(tmp_path / "captions.csv")) == RIGHT
+    (tmp_path / "photos.csv").write_text("\n".join(["id,file_name", ",p1.jpg", ",p2.jpg", "aXb,", "axB,"]))
+    (tmp_path / "captions.csv").write_text(
+        "\n".join(["image_id,caption", *(f"p{n},caption {n}" for n in range(COUNT))])
+    )
+    assert pairs(load(tmp_path / "captions.csv")) == RIGHT
 
 
 def test_what_the_table_of_pictures_says_besides(tmp_path: Path) -> None:

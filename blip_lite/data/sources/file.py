@@ -69,6 +69,10 @@ REMEDIES = {
 }
 
 
+class SeveralFolders(DataError):
+    """Images of a table's names are in two folders."""
+
+
 def file_rows(
     path: Path, root: Path, settings: DataSettings, notes: list[str], split: str | None = None
 ) -> Iterable[Picture]:
@@ -97,8 +101,10 @@ def are_there(root: Path, table: Path, split: str | None, names: Sequence[str]) 
     try:
         probe = [image_path(root, name, str(table))[1] for name in names]
         return any(map(on_disk, probe)) or right_folders(probe, root, str(table), split) is not None
-    except DataError as error:
-        return "--image_root, or" in str(error)  # in two folders
+    except SeveralFolders:
+        return True
+    except DataError:
+        return False
 
 
 def load_file(path: Path, settings: DataSettings) -> Listing:
@@ -213,7 +219,7 @@ def right_folders(
         full.sort(key=lambda f: (likely(f), len(has[f])), reverse=True)
         best = full[0]
         if twins := [f for f in full[1:] if likely(f) == likely(best) and has[f] & has[best]]:
-            raise DataError(
+            raise SeveralFolders(
                 f"{where}: images of these names are in {best} and in {twins[0]}; say which with --image_root, or "
                 "write the folder before each name"
             )

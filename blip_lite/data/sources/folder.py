@@ -259,7 +259,7 @@ def captions_tables(folder: Path, found: Found, settings: DataSettings, notes: l
     wanted = settings.caption_column.split(",") if settings.caption_column else None
     tables = [p for p in tables if p not in lists]
     tables = [p for p in tables if names_captions(p, wanted)] or tables
-    tables = without_pictures(tables)
+    tables = without_pictures(tables, notes)
     inner = {table: PurePosixPath(table.relative_to(folder).as_posix()) for table in tables}
     splits = {table: split_of_name(table.stem) or split_of_path(inner[table]) for table in tables}
     several = {split for split, count in Counter(splits.values()).items() if count > 1}

@@ -115,9 +115,13 @@ def split_lists(files: Iterable[Path], notes: list[str]) -> Lists:
             if pairs is None:
                 continue
             named = [(split, str(name)) for split, name in pairs if split]
-        except (DataError, UnicodeDecodeError) as error:
+        except UnicodeDecodeError as error:
+            notes.append(f"no list of a split: {path} cannot be read ({error})")
+            lists.unread += [path] if firm else []
+            continue
+        except DataError as error:
             if firm and path.suffix.lower() not in YAML:
-                raise DataError(str(error) if isinstance(error, DataError) else f"{path}: {error}") from error
+                raise
             notes.append(f"no list of a split: {error}")
             continue
         for split, name in named:

@@ -9,7 +9,15 @@ from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from blip_lite.data.names import IMAGE_COLUMNS, caption_columns, find_column, plain, split_of_name, words_in
+from blip_lite.data.names import (
+    CAPTION_COLUMNS,
+    IMAGE_COLUMNS,
+    caption_columns,
+    find_column,
+    plain,
+    split_of_name,
+    words_in,
+)
 from blip_lite.data.sources.marks import is_empty
 from blip_lite.data.sources.table import ANNOTATIONS, PROBE, header_of, read_table
 from blip_lite.errors import DataError
@@ -20,29 +28,31 @@ _PICTURES = {*_WORDS, *(f"{word}s" for word in _WORDS)}
 _KEY = re.compile(
     rf"(?:{'|'.join(_WORDS)})(?:id|uid|uuid|no|nr|num|number|key|fk|ref|idx|index)|(?:id|fk)(?:image|img)"
 )
+_SHARED = re.compile(r".+(?:id|key|number|hash)|uid|md5|sha\d+")  # that two tables may both have
 _FILES = [name for name in IMAGE_COLUMNS if not name.endswith("url")]
 
 Row = Mapping[str, Any]
+AreThere = Callable[[Sequence[str]], bool]
 
 
-class Relation(NamedTuple):
-    """What a table beside says of the pictures.
+class Join(NamedTuple):
+    """A table beside that names the pictures of the captions.
 
     Attributes:
         table: that table.
         key: the captions' column that holds numbers of pictures.
-        rows: of that table, by number, with the picture's name under `image`.
-        called: whether the table is called after pictures, and so about nothing else.
+        column: its own that does.
+        rows: its rows by number, with the picture's name under `image`.
     """
 
     table: Path
     key: str
+    column: str
     rows: dict[str, Row]
-    called: bool
 
 
 def with_pictures(
-    rows: Iterable[tuple[str, Row]], path: Path, are_there: Callable[[Sequence[str]], bool], notes: list[str]
+    rows: Iterable[tuple[str, Row]], path: Path, are_there: AreThere, notes: list[str]
 ) -> Iterator[tuple[str, Row]]:
     """Rows of captions; where they say a picture's number alone (`image_id`), and a table beside has the name of each
     (`images.csv` with `id,file_name`), with what that one says of the picture.
@@ -54,57 +64,50 @@ def with_pictures(
     """
     rows = iter(rows)
     first = list(islice(rows, PROBE))
-    found = relation_of(path, [row for _, row in first], are_there)
-    if found is None:
+    join = join_of(path, [row for _, row in first], are_there)
+    if join is None:
         yield from chain(first, rows)
         return
-    name, key = found.table.name, found.key
+    name, key = join.table.name, join.key
     notes.append(
-        f"{path.name}: {key} is that of {name}, which names the images. --image_column {key} takes it for names"
+        f"{path.name}: {name} names the images, {key} is its {join.column or 'first column'}. "
+        f"--image_column {key} takes {key} for names"
     )
-    silent: list[str] = []
+    silent = 0
     for where, row in chain(first, rows):
-        picture = found.rows.get(number(row.get(key)))
-        if picture is None:
-            silent.append(f"{where}: {row.get(key)}")
-        yield where, {**(picture or {"image": None}), **{column: row[column] for column in row if column != key}}
+        picture = {} if is_empty(row.get(key)) else join.rows.get(number(row[key]), {})
+        silent += not picture
+        own = {
+            column: cell for column, cell in row.items() if column != key and not (is_empty(cell) and column in picture)
+        }
+        both = {f"item {column}": cell for column, cell in picture.items() if column in own}  # two verdicts: both count
+        yield where, {"image": None, **picture, **both, **own}
     if silent:
-        notes.append(f"{len(silent)} rows have a {key} that is not in {name}: {', '.join(silent[:3])}")
+        notes.append(f"{silent} of the {key} in {path.name} are not in {name}")
 
 
-def relation_of(path: Path, rows: Sequence[Row], are_there: Callable[[Sequence[str]], bool]) -> Relation | None:
-    """The relation of captions to the table beside that names their pictures, if any. Raises DataError for two that say
-    different things."""
-    found: list[Relation] = []
+def join_of(path: Path, rows: Sequence[Row], are_there: AreThere) -> Join | None:
+    """The join of captions with the table beside that names their pictures, if any. Raises DataError for two that say
+    different things, and for a table that is called after pictures and cannot be read."""
+    found: list[Join] = []
     keys = keys_of(rows)
     for table in tables_beside(path) if keys else ():
         called = is_called_after_pictures(table)
         try:
-            found += [one for key in keys if (one := related(table, key, rows, called, are_there))]
-        except (DataError, OSError, ValueError) as error:
+            for key in keys:
+                if (join := joined(table, key, rows, called)) and is_believed(join, rows, called, are_there):
+                    found.append(join)
+        except DataError:
             if called:
-                raise (
-                    error if isinstance(error, DataError) else DataError(f"{table}: cannot be read ({error})")
-                ) from error
-    found = [one for one in found if one.called] or found
-    found = [one for one in found if _KEY.fullmatch(plain(one.key))] or found
-    if len({tuple(names_of(one, rows)) for one in found}) > 1:
-        either = " and ".join(f"{one.table.name} by {one.key}" for one in found[:2])
+                raise
+        except (OSError, ValueError) as error:
+            if called:
+                raise DataError(f"{table}: cannot be read ({error})") from error
+    found = [join for join in found if is_called_after_pictures(join.table)] or found
+    if len({tuple(name for name, _ in pairs_of(join, rows)) for join in found}) > 1:
+        either = " and ".join(f"{join.table.name} by {join.key}" for join in found[:2])
         raise DataError(f"{path}: {either} name different images. Take one away, or name a column with --image_column")
     return found[0] if found else None
-
-
-def without_pictures(tables: Sequence[Path]) -> list[Path]:
-    """Captions' tables without those of the pictures that others of them have the numbers of (with a column
-    `description`, say)."""
-    headed = {table: header_of(table) for table in tables if table.suffix.lower() in (".csv", ".tsv")}
-    numbered = [table for table, columns in headed.items() if not find_column(columns, IMAGE_COLUMNS)]
-    return [t for t in tables if t in numbered or not (numbered and t in headed and is_called_after_pictures(t))]
-
-
-def is_called_after_pictures(table: Path) -> bool:
-    words = {*words_in(table.stem)}
-    return bool(_PICTURES & words) and not words & {"caption", "captions"}
 
 
 def keys_of(rows: Sequence[Row]) -> list[str]:
@@ -113,8 +116,11 @@ def keys_of(rows: Sequence[Row]) -> list[str]:
     if image := find_column(columns, IMAGE_COLUMNS):
         bare = all(re.fullmatch(r"\s*\d+(?:\.0)?\s*", str(row.get(image))) for row in rows)
         return [image] if bare else []
-    others = [column for column in columns if plain(column) != "id" and column not in caption_columns(columns)]
-    return [column for column in others if _KEY.fullmatch(plain(column))] or others
+    if keys := [column for column in columns if _KEY.fullmatch(plain(column))]:
+        return keys
+    own = find_column(columns, ["id"])
+    named = own is not None and not all(str(row.get(own)).strip().isdigit() for row in rows)
+    return [] if named else [c for c in columns if _SHARED.fullmatch(plain(c)) and c not in caption_columns(columns)]
 
 
 def tables_beside(path: Path) -> list[Path]:
@@ -126,40 +132,36 @@ def tables_beside(path: Path) -> list[Path]:
     return [table for table in tables if table != path and split_of_name(table.stem) in splits and table.is_file()]
 
 
-def related(
-    table: Path, key: str, rows: Sequence[Row], called: bool, are_there: Callable[[Sequence[str]], bool]
-) -> Relation | None:
-    """What a table says of the numbers in a column `key` of `rows`, if it is about them: it has most of these numbers,
-    and the names of files beside them. One that is not `called` after pictures is believed where the names are there,
-    and the numbers are no names themselves. Raises DataError for two names of one number."""
-    columns = list(next(read_table(table), ("", {}))[1]) if table.suffix.lower() == ".jsonl" else header_of(table)
-    columns = [column.strip().strip('"') for column in columns]
+def is_called_after_pictures(table: Path) -> bool:
+    """Whether a table is about pictures and nothing else, by its name: `images.csv`, `my_photos.csv`."""
+    words = {*words_in(table.stem)}
+    return bool(_PICTURES & words) and not words & {"caption", "captions"}
+
+
+def joined(table: Path, key: str, rows: Sequence[Row], called: bool) -> Join | None:
+    """The join by a column `key` of `rows`, if a table has most of its numbers, and names of files beside them. Raises
+    DataError for two names of one number, and what reading the table raises."""
+    first = [row for _, row in islice(read_table(table), PROBE)]
+    columns = [column for column in (first[0] if first else ()) if column is not None]
     column = column_of_numbers(columns, key, called)
     if column is None or (caption_columns(columns) and not called):
         return None
-    others = [row for _, row in read_table(table) if not all(map(is_empty, row.values()))]
     rest = [c for c in columns if c and c != column]
-    named = [c for c in rest if others and all(is_picture(row.get(c)) for row in others[:PROBE])]
-    file = find_column(rest, _FILES) or next(iter(named), None)
-    wanted = {number(row.get(key)) for row in rows}
-    if file is None or not any(number(row.get(column)) in wanted for row in others):
+    file = find_column(rest, _FILES) or next((c for c in rest if all(is_picture(row.get(c)) for row in first)), None)
+    if file is None:
         return None
-    left_out = {column, file, *caption_columns(columns)}
+    texts = [c for c in rest if plain(c).rstrip("0123456789") in CAPTION_COLUMNS]  # of the table's own
     pictures: dict[str, Row] = {}
-    for row in others:
-        name, said = str(row.get(file)).strip(), number(row.get(column))
-        about = {"image": name, **{c: value for c, value in row.items() if c is not None and c not in left_out}}
-        if pictures.setdefault(said, about)["image"] != name:
-            raise DataError(f"{table}: {column} {said} is that of {pictures[said]['image']}, and of {name}")
-    found = Relation(table, key, pictures, called)
-    if 2 * len([said for said in wanted if said in pictures]) <= len(wanted):
-        return None
-    pairs = [(name, str(row.get(key))) for name, row in zip(names_of(found, rows), rows, strict=True) if name]
-    same = all(number(PurePosixPath(name).stem) == number(said) for name, said in pairs)
-    names_there = are_there([name for name, _ in pairs])
-    if not same and are_there([said.strip() for _, said in pairs]):  # the numbers are names, too: of other files
-        return found if called and names_there else None
-    return found if called or names_there else None
+    for _, row in read_table(table):
+        if is_empty(row.get(column)) or is_empty(row.get(file)):
+            continue
+        name, said = str(row[file]).strip(), number(row[column])
+        about = {c: cell for c, cell in row.items() if c is not None and c not in (column, file, *texts)}
+        if pictures.setdefault(said, {"image": name, **about})["image"] != name:
+            raise DataError(f"{table}: {column} {row[column]} is that of {pictures[said]['image']}, and of {name}")
+    join = Join(table, key, column, pictures)
+    wanted = {number(row.get(key)) for row in rows}
+    return join if 2 * len(wanted & pictures.keys()) > len(wanted) else None
 
 
 def column_of_numbers(columns: Sequence[str], key: str, called: bool) -> str | None:
@@ -167,16 +169,54 @@ def column_of_numbers(columns: Sequence[str], key: str, called: bool) -> str | N
     is; in a table that is `called` so, `id`, or the first one of pandas, which has no name."""
     if found := find_column(columns, [key]):
         return found
-    if _KEY.fullmatch(plain(key)) and (other := next((c for c in columns if _KEY.fullmatch(plain(c))), None)):
-        return other
-    if not called:
+    if not (_KEY.fullmatch(plain(key)) or plain(key) in _PICTURES):
         return None
-    return find_column(columns, ["id", "uid", "index", "unnamed0"]) or ("" if "" in columns else None)
+    if other := next((c for c in columns if _KEY.fullmatch(plain(c))), None):
+        return other
+    return (
+        (find_column(columns, ["id", "uid", "index", "unnamed0"]) or ("" if "" in columns else None))
+        if called
+        else None
+    )
 
 
-def names_of(relation: Relation, rows: Sequence[Row]) -> list[str]:
-    """The name of each row's picture, by the relation; empty if it has none."""
-    return [relation.rows.get(number(row.get(relation.key)), {}).get("image", "") for row in rows]
+def is_believed(join: Join, rows: Sequence[Row], called: bool, are_there: AreThere) -> bool:
+    """Whether a join is meant. Numbers may be names of files, too: `4` of 4.jpg. Where the join says another file, a
+    table that is `called` after pictures is believed, if its files are there, and any other is not."""
+    pairs = pairs_of(join, rows)
+    same = all(number(PurePosixPath(name).stem) == number(said) for name, said in pairs)
+    names_there = are_there([name for name, _ in pairs])
+    if same or not are_there([said for _, said in pairs]):
+        return called or names_there
+    return called and names_there
+
+
+def pairs_of(join: Join, rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """(the picture's name, its number) of the rows that have one, by the join."""
+    numbers = [str(row.get(join.key)).strip() for row in rows]
+    return [(join.rows[number(said)]["image"], said) for said in numbers if number(said) in join.rows]
+
+
+def without_pictures(tables: Sequence[Path], notes: list[str]) -> list[Path]:
+    """Captions' tables without those of the pictures that others have the numbers of, though these hold texts, too (in
+    a column `description`, say)."""
+    heads = {table: header_of(table) for table in tables if table.suffix.lower() in (".csv", ".tsv")}
+    keys = {
+        c
+        for columns in heads.values()
+        if not find_column(columns, IMAGE_COLUMNS)
+        for c in columns
+        if _KEY.fullmatch(plain(c))
+    }
+    of_pictures = [
+        table
+        for table, columns in heads.items()
+        if is_called_after_pictures(table)
+        and find_column(columns, _FILES)
+        and any(column_of_numbers(columns, key, True) for key in keys)
+    ]
+    notes += [f"{table.name} names the images; its texts are no captions" for table in of_pictures]
+    return [table for table in tables if table not in of_pictures]
 
 
 def is_picture(cell: Any) -> bool:
@@ -184,6 +224,8 @@ def is_picture(cell: Any) -> bool:
 
 
 def number(value: Any) -> str:
-    """One spelling: `7`, `007` and pandas' `7.0` are one; so is `{8F-3A}` and `8f-3a`."""
-    text = re.sub(r"(?<=\d)\.0$", "", str(value).strip()).strip("{}").casefold()
-    return text.lstrip("0") or "0" if text.isdecimal() else text
+    """One spelling: `7`, `007` and pandas' `7.0` are one; so are `{8F-3A}` and `8f-3a`."""
+    text = re.sub(r"(?<=\d)\.0$", "", str(value).strip())
+    if text.isdecimal():
+        return text.lstrip("0") or "0"
+    return text.strip("{}").casefold() if re.fullmatch(r"\{?[0-9a-fA-F-]+\}?", text) else text
