@@ -144,7 +144,8 @@ class Captioner:
         """Load a checkpoint directory or a Hub id.
 
         Args:
-            path_or_id: e.g. `runs/flickr8k/best` or `Salesforce/blip-image-captioning-base`.
+            path_or_id: e.g. `runs/flickr8k/best`, `last.ckpt` or `Salesforce/blip-image-captioning-base`, as for
+                `load_pretrained`.
             device: `auto`, `cpu`, `cuda`, `cuda:1` or 1, `mps`.
             dtype: of the weights; `auto` is bfloat16 on a GPU that has it, float16 on an older one, else float32.
             quantize: `"int8"` runs the image encoder in 8-bit integers. Captions differ now and then from float32's

@@ -34,7 +34,7 @@ from blip_lite.errors import CheckpointError
 from blip_lite.model.foreign import ORIGINAL
 from blip_lite.model.from_scratch import from_scratch
 from blip_lite.model.generation import generate
-from blip_lite.model.location import NO_WEIGHTS, locate
+from blip_lite.model.location import NO_WEIGHTS, has_weights, locate
 from blip_lite.model.pretrained import load_pretrained, save_pretrained
 from blip_lite.settings import EvalConfig, TrainConfig
 from blip_lite.training.run import Progress
@@ -262,7 +262,7 @@ def test_weights_of_any_name_beside_their_config_are_found(tiny: Path, stem: str
             torch.save({"seed": 1}, folder / name)  # a trainer's; no weights
         file = folder / (stem + suffix)
         save_file(weights, file) if suffix == ".safetensors" else torch.save(WRAPPED[form](weights), file)
-        assume(not file.name.startswith(NO_WEIGHTS))
+        assume(not NO_WEIGHTS.match(file.name))
         for named in (folder, file):
             state = load_pretrained(named)[0].state_dict()
             assert all(torch.equal(tensor, state[name]) for name, tensor in weights.items())
@@ -340,7 +340,7 @@ def test_which_of_several_weights_is_asked(tiny: Path, tmp_path: Path) -> None:
     tuned = {name: tensor + 1 for name, tensor in weights.items()}
     torch.save(tuned, folder / "best.pth")
     (folder / "._best.pth").write_bytes(b"macOS")
-    for present in (["best.pth", "model.safetensors"], ["best.pth", "last.pth"]):
+    for present in (["model.safetensors", "best.pth"], ["best.pth", "last.pth"]):
         with pytest.raises(CheckpointError, match=f"which of these weights. Name the file: {', '.join(present)}$"):
             load_pretrained(folder)
         (folder / "model.safetensors").unlink(missing_ok=True)
@@ -349,6 +349,32 @@ def test_which_of_several_weights_is_asked(tiny: Path, tmp_path: Path) -> None:
     assert torch.equal(load_pretrained(folder / "best.pth")[0].state_dict()[first], tuned[first])
     (folder / "adapter_config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="an adapter"):
+        load_pretrained(folder)
+
+
+def test_what_else_lies_beside_a_whole_checkpoint_is_passed_over(tiny: Path, tmp_path: Path) -> None:
+    weights = load_file(tiny / "model.safetensors")
+    folder = copied(tiny, tmp_path / "c", weights, "model.safetensors")
+    for name in ("features.pt", "Optimizer.pt", "trainer_state.pt", "model.fp16.safetensors", "pytorch_model.bin"):
+        torch.save({}, folder / name)
+    assert locate(folder) == (folder, None) and has_weights(folder)
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    index = {"weight_map": dict.fromkeys(weights, "model-00001-of-00001.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model.fp16.safetensors").unlink()
+    (folder / "pytorch_model.bin").unlink()
+    assert locate(folder) == locate(folder / "model-00001-of-00001.safetensors") == (folder, None)
+    load_pretrained(folder)
+    torch.save(weights, folder / "optimal.ckpt")  # no optimizer's
+    (folder / "optimal.ckpt").rename(folder / "last.ckpt")
+    with pytest.raises(CheckpointError, match="Name the file: model.safetensors.index.json, last.ckpt"):
+        load_pretrained(folder)
+
+
+def test_averaged_weights_are_not_taken_for_damaged_ones(tiny: Path, tmp_path: Path) -> None:
+    weights = load_file(tiny / "model.safetensors")
+    folder = copied(tiny, tmp_path / "c", {"model": {**weights, "step": 3}, "ema": weights}, "last.ckpt")
+    with pytest.raises(CheckpointError, match="'step' is no tensor, among those of 'model'"):
         load_pretrained(folder)
 
 

@@ -22,7 +22,7 @@ from blip_lite.data.dataset import DataSet
 from blip_lite.data.load import load_data
 from blip_lite.data.look import card, first_look, samples
 from blip_lite.errors import CheckpointError, ImageError
-from blip_lite.model.location import locate, weights_in
+from blip_lite.model.location import has_weights, locate
 from blip_lite.model.pretrained import load_processor, read_config
 from blip_lite.processing.images import open_image
 from blip_lite.processing.picture import Picture
@@ -191,7 +191,7 @@ def tools(config: TrainConfig) -> tuple[Processor | None, Captioner | None, str 
         return None, None, f"{config.model.model} makes its vocabulary from the captions"
     try:
         folder, _ = locate(config.model.model)
-        if os.path.exists(os.path.expanduser(config.model.model)) and weights_in(folder):
+        if os.path.exists(os.path.expanduser(config.model.model)) and has_weights(folder):
             captioner = Captioner.from_pretrained(config.model.model)
             return captioner.processor, captioner, None
         return load_processor(folder, read_config(folder)), None, None

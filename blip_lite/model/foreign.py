@@ -73,7 +73,7 @@ def read_torch(file: Path) -> dict[str, Tensor]:
                 "it was made, save the weights alone: `model.save_pretrained(FOLDER)` or "
                 "`torch.save(model.state_dict(), FILE)`"
             ) from error
-    if not (weights := _weights_in(content)):
+    if not (weights := _weights_in(content, file)):
         keys = f"; it has {', '.join(map(str, islice(content, 8)))}" if isinstance(content, Mapping) else ""
         raise CheckpointError(f"{file}: holds no tensors by name, by themselves or under {', '.join(INNER)}{keys}")
     return weights
@@ -95,13 +95,20 @@ def _objects(file: Path) -> list[str]:
     return []
 
 
-def _weights_in(content: Any) -> dict[str, Tensor] | None:
-    """The tensors by name, without what trainers keep beside them."""
+def _weights_in(content: Any, file: Path) -> dict[str, Tensor] | None:
+    """The tensors by name, without what trainers keep beside them. Raises CheckpointError where something else is among
+    them, rather than take the average that follows."""
     if not isinstance(content, Mapping):
         return None
     if content and all(isinstance(value, Tensor) for value in content.values()):
         return dict(content)
-    return next((found for key in INNER if (found := _weights_in(content.get(key)))), None)
+    for key in INNER:
+        if found := _weights_in(inner := content.get(key), file):
+            return found
+        if isinstance(inner, Mapping) and any(isinstance(value, Tensor) for value in inner.values()):
+            odd = next(name for name, value in inner.items() if not isinstance(value, Tensor))
+            raise CheckpointError(f"{file}: {odd!r} is no tensor, among those of {key!r}")
+    return None
 
 
 def unwrapped(weights: dict[str, Tensor], file: Path) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Where a checkpoint lies: a folder, one file of weights, a run, a clone of the Hub's cache, or the Hub."""
+"""Where a checkpoint lies: a folder, one file of weights, a run, a folder of the Hub's cache, or the Hub."""
 
 from __future__ import annotations
 
@@ -15,16 +15,13 @@ HUB_FILES = ["*.json", "vocab.txt", "model*.safetensors", "pytorch_model*.bin"]
 WHOLE = ("model.safetensors", "pytorch_model.bin")  # as `transformers` names weights
 LOOPS = (".pt", ".pth", ".ckpt")  # as training loops do
 SUFFIXES = (".safetensors", ".bin", *LOOPS)
-NO_WEIGHTS = (
-    "training_args.",
-    "optim",
-    "scheduler",
-    "sampler",
-    "scaler",
-    "rng_state",
-    "random_states",
-    ".",
-)  # trainers'
+# What trainers write beside weights; with a point first, what macOS does.
+NO_WEIGHTS = re.compile(
+    r"\.|training_args|trainer_state|optim(?:izer)?(?:[._\d-]|$)|(?:lr_)?scheduler|sampler|(?:grad_)?scaler|"
+    r"rng_state|random_states",
+    re.IGNORECASE,
+)
+_TRAINED = re.compile("best|last|latest|final|model|blip|epoch|step|checkpoint|ckpt|weights|ema|tuned|state_dict")
 BESIDE = (
     "put these three files of the checkpoint that was fine-tuned beside it: config.json, preprocessor_config.json, "
     "tokenizer.json"
@@ -79,39 +76,61 @@ def is_of_blip(folder: Path) -> bool:
 
 def _in_folder(path: Path) -> Location:
     """A folder as it is, or the one in it that is meant. Raises CheckpointError where several things may be."""
-    described, files = is_of_blip(path), weights_in(path)
-    if not described and (path / "best" / "config.json").is_file():
+    if not is_of_blip(path) and (path / "best" / "config.json").is_file():
         return Location(path / "best")  # a run of train.py
     if (path / "adapter_config.json").is_file():
-        raise CheckpointError(f"{path}: an adapter (LoRA), no whole model: `merge_and_unload()` and save that")
+        raise CheckpointError(
+            f"{path}: has an adapter (LoRA, adapter_config.json), which is not read: `merge_and_unload()` and save "
+            "that; or take it away, if it is merged"
+        )
+    return _weights_of(path) or _inside(path)
 
-    whole = any((path / name).is_file() or (path / f"{name}.index.json").is_file() for name in WHOLE)
-    loops = [file for file in files if file.suffix.lower() in LOOPS]
-    lone = files if described or len(files) == 1 else [file for file in files if file.suffix == ".pth"]  # BLIP's
-    if described and whole and not loops:
-        return Location(path)
-    if len(lone) == 1:
-        other = (path / "config.json").is_file() and not described and lone[0].name in WHOLE
-        return Location(path, None if other else lone[0])  # who reads config.json says of what it is
-    if files:
+
+def _weights_of(path: Path) -> Location | None:
+    """The weights that lie in a folder; none where nothing there says that it is a checkpoint."""
+    described, files, whole = is_of_blip(path), weights_in(path), _whole(path)
+    if described and whole:
+        loops = [file for file in files if file.suffix.lower() in LOOPS and _TRAINED.search(file.stem.lower())]
+        files = [path / whole, *loops] if loops else []
+        if not loops:
+            return Location(path)
+    if not described and len(files) > 1:  # BLIP's release has a .pth
+        files = [file for file in files if file.suffix.lower() == ".pth"][:2] or files
+    if len(files) > 1:
         names = ", ".join(file.name for file in files[:5]) + ", ..." * (len(files) > 5)
         raise CheckpointError(f"{path}: which of these weights? Name the file: {names}")
+    return Location(path, files[0]) if files else Location(path) if described else None
 
+
+def _inside(path: Path) -> Location:
+    """What a folder without weights holds: a checkpoint in the Hub's cache, or a config.json of another kind, whose
+    reader says so. Raises CheckpointError that names the checkpoints in it."""
     if cached := _snapshot(path):
         return Location(cached)
     inner = sorted((config.parent for config in path.glob("*/config.json")), key=lambda p: (len(p.name), p.name))
     inner += sorted(config.parent for config in path.glob("snapshots/*/config.json"))
-    if (path / "config.json").is_file() and not (inner and not described):
+    if (path / "config.json").is_file() and not inner:
         return Location(path)
     names = ", ".join(str(folder.relative_to(path)) for folder in inner[:5]) + ", ..." * (len(inner) > 5)
     hint = f"; {names} in it {'has' if len(inner) == 1 else 'have'}: name {'that' if len(inner) == 1 else 'one'}"
     raise CheckpointError(f"{path}: not a checkpoint directory, it has no config.json of a BLIP{hint * bool(inner)}")
 
 
+def _whole(folder: Path) -> str | None:
+    """The file of weights, or its index, under the names that `transformers` gives."""
+    names = [name for whole in WHOLE for name in (whole, f"{whole}.index.json")]
+    return next((name for name in names if (folder / name).is_file()), None)
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a folder holds weights, and not a processor alone."""
+    return bool(_whole(folder) or weights_in(folder))
+
+
 def weights_in(folder: Path) -> list[Path]:
     """The files that may hold a model's weights, by their names; no shards."""
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
-    return [file for file in files if not (file.name.startswith(NO_WEIGHTS) or _SHARD.fullmatch(file.name))]
+    return [file for file in files if not (NO_WEIGHTS.match(file.name) or _SHARD.fullmatch(file.name))]
 
 
 def _snapshot(path: Path) -> Path | None:

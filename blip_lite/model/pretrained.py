@@ -100,7 +100,8 @@ def read_weights(directory: Path, file: Path | None = None) -> dict[str, Tensor]
             shards = [name] if (directory / name).is_file() else shards_of(index)
             weights = {key: tensor for shard in shards for key, tensor in _read_file(directory / shard).items()}
             return unwrapped(weights, directory / shards[0])
-    raise CheckpointError(f"{directory}: has neither {' nor '.join(WHOLE)}")
+    there = ", ".join(sorted(path.name for path in directory.iterdir())[:12])
+    raise CheckpointError(f"{directory}: has neither {' nor '.join(WHOLE)}; there are {there}")
 
 
 def _read_file(file: Path) -> dict[str, Tensor]:
@@ -184,7 +185,8 @@ def load_pretrained(
     """Load a captioning checkpoint: ours, or one saved by `transformers`, old or new.
 
     Args:
-        path_or_id: a directory, or a Hub id such as `Salesforce/blip-image-captioning-base`.
+        path_or_id: a directory, a run, a file of weights beside its `config.json`, a folder of the Hub's cache, or a
+            Hub id such as `Salesforce/blip-image-captioning-base`.
         device: where the model goes.
         dtype: of the weights.
 
@@ -217,7 +219,8 @@ def load_original(file: Path, device: str | torch.device, dtype: torch.dtype) ->
     config = BlipConfig.from_dict(config_of_original(weights, max(1, width // 64)))
     tokenizer, text = _load_tokenizer(file.parent), config.text
     fits(tokenizer, text.vocab_size, file)
-    processor = Processor(tokenizer, config.vision.image_size, text.bos_token_id, text.sep_token_id, text.pad_token_id)
+    ids = text.bos_token_id, text.sep_token_id, text.pad_token_id
+    processor = Processor(tokenizer, config.vision.image_size, *ids, **read_decoding(file.parent))
     with Unfilled(), torch.device("meta"):
         model = Blip(config)
     load_weights(model, from_original(weights), file)
