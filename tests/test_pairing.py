@@ -819,6 +819,10 @@ def test_other_columns_are_no_numbers_of_pictures(tmp_path: Path) -> None:
     rows = [f"{i},caption {n}" for n, i in enumerate(ids)]
     (tmp_path / "captions.csv").write_text("\n".join(["image_id,caption", *rows]))
     assert pairs(load(tmp_path / "captions.csv")) == RIGHT
+    rows = [f"{n},p{n}.jpg,caption {n}" for n in range(COUNT)]
+    (tmp_path / "photos.csv").write_text("\n".join(["id,file_name", *files]))
+    (tmp_path / "captions.csv").write_text("\n".join(["image,file_name,caption", *rows]))
+    assert pairs(load(tmp_path / "captions.csv")) == RIGHT
     (tmp_path / "photos.csv").write_text("\n".join(["id,file_name", ",p1.jpg", ",p2.jpg", "aXb,", "axB,"]))
     (tmp_path / "captions.csv").write_text(
         "\n".join(["image_id,caption", *(f"p{n},caption {n}" for n in range(COUNT))])

@@ -301,6 +301,12 @@ def sidecars(folder: Path, above: str = "") -> None:
         lines(folder / f"{above.format(part=PARTS[n])}{n}.txt", caption)
 
 
+def two_tables(folder: Path) -> None:
+    draw(folder / "images")
+    lines(folder / "images.csv", "id,file_name", *(f"{8 - n},{n}.png" for n in range(len(CAPTIONS))))
+    lines(folder / "captions.csv", "image_id,caption", *(f"{8 - n},{caption}" for n, caption in enumerate(CAPTIONS)))
+
+
 def parallel_texts(folder: Path) -> None:
     draw(folder, "images/a/{}.png")
     for n, caption in enumerate(CAPTIONS):
@@ -341,6 +347,7 @@ WRITE: dict[str, Callable[[Path], None]] = {
     "a table for each split": lambda f: table(f, "{}.csv", "images", "parts"),
     "lists of names for the splits": named_lists,
     "one table": lambda f: table(f, "captions.csv"),
+    "a table of pictures and one of captions": two_tables,
     "COCO, nocaps, VizWiz": coco,
     "JSON of names": lambda f: one_json(f, "captions.json", {f"{n}.png": c for n, c in enumerate(CAPTIONS)}),
     "conversations": lambda f: one_json(

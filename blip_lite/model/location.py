@@ -22,6 +22,7 @@ NO_WEIGHTS = re.compile(
     re.IGNORECASE,
 )
 _TRAINED = re.compile("best|last|latest|final|model|blip|epoch|step|checkpoint|ckpt|weights|ema|tuned|state_dict")
+MAX_TEXT_BYTES = 64 * 2**20  # of any file but the weights
 BESIDE = (
     "put these three files of the checkpoint that was fine-tuned beside it: config.json, preprocessor_config.json, "
     "tokenizer.json"
@@ -63,9 +64,19 @@ def locate(path_or_id: str | Path) -> Location:
     return Location(_of_hub(page[1]))
 
 
+def refuse_large(path: Path) -> None:
+    """Weights may be large; no other file of a checkpoint is read beyond 64 MiB. Raises CheckpointError."""
+    if path.stat().st_size > MAX_TEXT_BYTES:
+        raise CheckpointError(
+            f"{path}: refused, {path.stat().st_size / 2**20:,.0f} MiB; at most {MAX_TEXT_BYTES / 2**20:.0f} are read"
+        )
+
+
 def is_of_blip(folder: Path) -> bool:
-    """Whether the folder has a `config.json`, and not that of a run, or of the text model whose words it has."""
+    """Whether the folder has a `config.json`, and not that of a run, or of the text model whose words it has. Raises
+    CheckpointError for one that is too large."""
     try:
+        refuse_large(folder / "config.json")
         about = json.loads((folder / "config.json").read_text("utf-8-sig"))
         return str(about.get("model_type")).startswith("blip")
     except (FileNotFoundError, AttributeError):

@@ -23,7 +23,7 @@ from blip_lite.model.blip import Blip
 from blip_lite.model.config import BlipConfig
 from blip_lite.model.foreign import config_of_original, from_original, is_original, read_torch, unwrapped
 from blip_lite.model.generation import GenerationSettings
-from blip_lite.model.location import BESIDE, WHOLE, is_of_blip, locate
+from blip_lite.model.location import BESIDE, WHOLE, is_of_blip, locate, refuse_large
 from blip_lite.processing.processor import CLIP_MEAN, CLIP_STD, Processor, wordpiece
 from blip_lite.settings import DecodingSettings
 
@@ -38,9 +38,6 @@ DERIVED = {
 
 
 DECODING = tuple(field.name for field in fields(DecodingSettings) if field.name != "prompt")
-
-
-MAX_TEXT_BYTES = 64 * 2**20
 
 
 CONSTANT = re.compile(r".*\.position_ids$")
@@ -73,14 +70,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: expected a JSON object")
     return content
-
-
-def refuse_large(path: Path) -> None:
-    """Weights may be large; no other file of a checkpoint is read beyond 64 MiB. Raises CheckpointError."""
-    if path.stat().st_size > MAX_TEXT_BYTES:
-        raise CheckpointError(
-            f"{path}: refused, {path.stat().st_size / 2**20:,.0f} MiB; at most {MAX_TEXT_BYTES / 2**20:.0f} are read"
-        )
 
 
 def read_weights(directory: Path, file: Path | None = None) -> dict[str, Tensor]:

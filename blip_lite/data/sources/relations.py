@@ -113,9 +113,9 @@ def join_of(path: Path, rows: Sequence[Row], are_there: AreThere) -> Join | None
 def keys_of(rows: Sequence[Row]) -> list[str]:
     """The columns of captions that may hold numbers of pictures; none where one names the pictures themselves."""
     columns = [column for column in (rows[0] if rows else ()) if column is not None]
-    if image := find_column(columns, IMAGE_COLUMNS):
-        bare = all(re.fullmatch(r"\s*\d+(?:\.0)?\s*", str(row.get(image))) for row in rows)
-        return [image] if bare else []
+    if images := [column for column in columns if plain(column) in IMAGE_COLUMNS]:
+        cells = [str(row.get(column)) for column in images for row in rows]
+        return images if all(re.fullmatch(r"\s*\d+(?:\.0)?\s*", cell) for cell in cells) else []
     if keys := [column for column in columns if _KEY.fullmatch(plain(column))]:
         return keys
     own = find_column(columns, ["id"])
