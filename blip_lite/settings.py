@@ -57,7 +57,7 @@ FROM_SCRATCH: dict[str, dict[str, Any]] = {
     },
     "small": {
         **FINE_TUNING,
-        "optimizer": "muon",  # a fifth more CIDEr in as many steps, with the next or without: docs/quality.md
+        "optimizer": "muon",  # with the next a fifth more CIDEr in as many steps: docs/quality.md
         "parallel_prediction": 0.5,
         "learning_rate": 6e-4,
         "epochs": 5,
