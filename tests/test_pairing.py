@@ -794,6 +794,27 @@ def test_blemishes_of_the_table_of_pictures(tmp_path: Path) -> None:
         load(tmp_path / "captions.csv")
 
 
+def test_tables_of_pictures_by_split(tmp_path: Path) -> None:
+    """Beside one of all captions, and beside one of captions for each split, that have the same numbers."""
+    ids = database(tmp_path)
+    (tmp_path / "images.csv").unlink()
+    for split in SPLITS:
+        files = [f"{ids[n]},{n}.jpg" for n in range(COUNT) if SPLIT[n] == split]
+        (tmp_path / f"images_{split}.csv").write_text("\n".join(["id,file_name", *files]))
+    for dataset in (tmp_path, tmp_path / "captions.csv"):
+        found = load(dataset)
+        assert pairs(found) == RIGHT and splits(found) == SPLIT
+    (tmp_path / "captions.csv").unlink()
+    for split in SPLITS:
+        numbers = [n for n in range(COUNT) if SPLIT[n] == split]
+        files = [f"{place},{n}.jpg" for place, n in enumerate(numbers)]
+        (tmp_path / f"images_{split}.csv").write_text("\n".join(["id,file_name", *files]))
+        captions = [f"{place},caption {n}" for place, n in enumerate(numbers)]
+        (tmp_path / f"captions_{split}.csv").write_text("\n".join(["image_id,caption", *captions]))
+    found = load(tmp_path)
+    assert pairs(found) == RIGHT and splits(found) == SPLIT
+
+
 def test_verdicts_on_a_picture_and_on_its_caption_both_count(tmp_path: Path) -> None:
     ids = database(tmp_path)
     said = {0: ("rejected", "accepted"), 1: ("accepted", "rejected"), 2: ("rejected", "")}

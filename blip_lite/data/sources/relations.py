@@ -94,20 +94,33 @@ def join_of(path: Path, rows: Sequence[Row], are_there: AreThere) -> Join | None
     for table in tables_beside(path) if keys else ():
         called = is_called_after_pictures(table)
         try:
-            for key in keys:
-                if (join := joined(table, key, rows, called)) and is_believed(join, rows, called, are_there):
-                    found.append(join)
+            found += [join for key in keys if (join := joined(table, key, rows, called))]
         except DataError:
             if called:
                 raise
         except (OSError, ValueError) as error:
             if called:
                 raise DataError(f"{table}: cannot be read ({error})") from error
+    found = [join for join in together(found, path) if is_believed(join, rows, are_there)]
     found = [join for join in found if is_called_after_pictures(join.table)] or found
     if len({tuple(name for name, _ in pairs_of(join, rows)) for join in found}) > 1:
         either = " and ".join(f"{join.table.name} by {join.key}" for join in found[:2])
         raise DataError(f"{path}: {either} name different images. Take one away, or name a column with --image_column")
     return found[0] if found else None
+
+
+def together(joins: Sequence[Join], path: Path) -> list[Join]:
+    """The joins, those with tables of splits (`images_train.csv`, `images_test.csv`) as one, for captions of none."""
+    parts = [join for join in joins if split_of_name(join.table.stem) and not split_of_name(path.stem)]
+    of_keys: dict[str, Join] = {}
+    for part in parts:
+        whole = of_keys.setdefault(part.key, part._replace(rows={}))
+        for said, row in part.rows.items():
+            if whole.rows.setdefault(said, row)["image"] != row["image"]:
+                raise DataError(
+                    f"{part.table}: {part.column} {said} is that of {row['image']}; in {whole.table.name} of another"
+                )
+    return [*(join for join in joins if join not in parts), *of_keys.values()]
 
 
 def keys_of(rows: Sequence[Row]) -> list[str]:
@@ -124,12 +137,17 @@ def keys_of(rows: Sequence[Row]) -> list[str]:
 
 
 def tables_beside(path: Path) -> list[Path]:
-    """Tables that are of the same split as `path`, or of none."""
+    """Tables that are of the same split as `path`, or of none; all, if it is of none."""
     folders = [path.parent, *([path.parent.parent] if plain(path.parent.name) in ANNOTATIONS else [])]
     names = [os.path.join(folder, name) for folder in folders for name in os.listdir(folder)]  # may be a million
     tables = [Path(name) for name in sorted(names) if name.lower().endswith((".csv", ".tsv", ".jsonl"))]
-    splits = None, split_of_name(path.stem)
-    return [table for table in tables if table != path and split_of_name(table.stem) in splits and table.is_file()]
+    own = split_of_name(path.stem)
+    tables = [t for t in tables if not own or split_of_name(t.stem) in (own, None)]
+    return [
+        t
+        for t in tables
+        if t != path and t.is_file() and (own or not split_of_name(t.stem) or is_called_after_pictures(t))
+    ]
 
 
 def is_called_after_pictures(table: Path) -> bool:
@@ -139,7 +157,7 @@ def is_called_after_pictures(table: Path) -> bool:
 
 
 def joined(table: Path, key: str, rows: Sequence[Row], called: bool) -> Join | None:
-    """The join by a column `key` of `rows`, if a table has most of its numbers, and names of files beside them. Raises
+    """The join by a column `key` of `rows`, if a table has some of its numbers, and names of files beside them. Raises
     DataError for two names of one number, and what reading the table raises."""
     first = [row for _, row in islice(read_table(table), PROBE)]
     columns = [column for column in (first[0] if first else ()) if column is not None]
@@ -160,8 +178,7 @@ def joined(table: Path, key: str, rows: Sequence[Row], called: bool) -> Join | N
         if pictures.setdefault(said, {"image": name, **about})["image"] != name:
             raise DataError(f"{table}: {column} {row[column]} is that of {pictures[said]['image']}, and of {name}")
     join = Join(table, key, column, pictures)
-    wanted = {number(row.get(key)) for row in rows}
-    return join if 2 * len(wanted & pictures.keys()) > len(wanted) else None
+    return join if pairs_of(join, rows) else None
 
 
 def column_of_numbers(columns: Sequence[str], key: str, called: bool) -> str | None:
@@ -180,10 +197,14 @@ def column_of_numbers(columns: Sequence[str], key: str, called: bool) -> str | N
     )
 
 
-def is_believed(join: Join, rows: Sequence[Row], called: bool, are_there: AreThere) -> bool:
-    """Whether a join is meant. Numbers may be names of files, too: `4` of 4.jpg. Where the join says another file, a
-    table that is `called` after pictures is believed, if its files are there, and any other is not."""
-    pairs = pairs_of(join, rows)
+def is_believed(join: Join, rows: Sequence[Row], are_there: AreThere) -> bool:
+    """Whether a join is meant: most numbers are in it. They may be names of files, too: `4` of 4.jpg. Where
+    the join says another file, a table that is called after pictures is believed, if its files are there, and any other
+    is not."""
+    pairs, called = pairs_of(join, rows), is_called_after_pictures(join.table)
+    wanted = {number(row.get(join.key)) for row in rows}
+    if 2 * len(wanted & join.rows.keys()) <= len(wanted):
+        return False
     same = all(number(PurePosixPath(name).stem) == number(said) for name, said in pairs)
     names_there = are_there([name for name, _ in pairs])
     if same or not are_there([said for _, said in pairs]):
