@@ -744,6 +744,7 @@ OTHERS = {
     "a_broken.csv": 'image_id,image\n1,"2.jpg\n',
     "b_utf16.csv": "\xff\xfei\0m\0a",
     "c_empty.csv": "",
+    "image_log.csv": 'when,what\n1,"a\n',
 }
 
 

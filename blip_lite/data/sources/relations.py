@@ -127,7 +127,7 @@ def keys_of(rows: Sequence[Row]) -> list[str]:
     """The columns of captions that may hold numbers of pictures; none where one names the pictures themselves."""
     columns = [column for column in (rows[0] if rows else ()) if column is not None]
     if images := [column for column in columns if plain(column) in IMAGE_COLUMNS]:
-        cells = [str(row.get(column)) for column in images for row in rows]
+        cells = [str(row[column]) for column in images for row in rows if not is_empty(row.get(column))]
         return images if all(re.fullmatch(r"\s*\d+(?:\.0)?\s*", cell) for cell in cells) else []
     if keys := [column for column in columns if _KEY.fullmatch(plain(column))]:
         return keys
@@ -159,12 +159,15 @@ def is_called_after_pictures(table: Path) -> bool:
 def joined(table: Path, key: str, rows: Sequence[Row], called: bool) -> Join | None:
     """The join by a column `key` of `rows`, if a table has some of its numbers, and names of files beside them. Raises
     DataError for two names of one number, and what reading the table raises."""
-    first = [row for _, row in islice(read_table(table), PROBE)]
-    columns = [column for column in (first[0] if first else ()) if column is not None]
+    try:
+        columns = [column for column in next(read_table(table), ("", {}))[1] if column is not None]
+    except (DataError, OSError, ValueError):
+        return None  # what it is about, nobody knows
     column = column_of_numbers(columns, key, called)
     if column is None or (caption_columns(columns) and not called):
         return None
     rest = [c for c in columns if c and c != column]
+    first = [row for _, row in islice(read_table(table), PROBE)]
     file = find_column(rest, _FILES) or next((c for c in rest if all(is_picture(row.get(c)) for row in first)), None)
     if file is None:
         return None
