@@ -371,6 +371,14 @@ def test_what_else_lies_beside_a_whole_checkpoint_is_passed_over(tiny: Path, tmp
         load_pretrained(folder)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_model_of_another_kind_is_called_by_its_name(tiny: Path, tmp_path: Path, name: str) -> None:
+    folder = copied(tiny, tmp_path / "c", load_file(tiny / "model.safetensors"), name)
+    (folder / "config.json").write_text('{"model_type": "llava"}')
+    with pytest.raises(CheckpointError, match="config.json describes a 'llava' model"):
+        load_pretrained(folder)
+
+
 def test_averaged_weights_are_not_taken_for_damaged_ones(tiny: Path, tmp_path: Path) -> None:
     weights = load_file(tiny / "model.safetensors")
     folder = copied(tiny, tmp_path / "c", {"model": {**weights, "step": 3}, "ema": weights}, "last.ckpt")

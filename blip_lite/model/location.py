@@ -105,6 +105,8 @@ def _weights_of(path: Path) -> Location | None:
         files = [path / whole, *loops] if loops else []
         if not loops:
             return Location(path)
+    if not described and whole and (path / "config.json").is_file() and len(files) == 1:
+        return Location(path)  # another model: who reads config.json says which
     if not described and len(files) > 1:  # BLIP's release has a .pth
         files = [file for file in files if file.suffix.lower() == ".pth"][:2] or files
     if len(files) > 1:
