@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from blip_lite.errors import CheckpointError
+from blip_lite.model.location import is_lfs
 
 # Keys under which trainers keep the weights; averaged ones are taken where there are no others.
 INNER = (
@@ -59,9 +60,8 @@ def read_torch(file: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: a Git LFS pointer, Python objects, or no tensors by name.
     """
-    with open(file, "rb") as opened:
-        if opened.read(24).startswith(b"version https://git-lfs"):
-            raise CheckpointError(f"{file}: a Git LFS pointer, not the weights: run `git lfs pull`")
+    if is_lfs(file):
+        raise CheckpointError(f"{file}: a Git LFS pointer, not the weights: run `git lfs pull`")
     with torch.serialization.safe_globals(_HARMLESS):
         try:
             content = _load(file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -72,6 +73,13 @@ def refuse_large(path: Path) -> None:
         )
 
 
+def is_lfs(file: Path) -> bool:
+    """Whether a file is what Git LFS puts in the place of a large one."""
+    with contextlib.suppress(OSError), open(file, "rb") as opened:
+        return opened.read(24).startswith(b"version https://git-lfs")
+    return False
+
+
 def is_of_blip(folder: Path) -> bool:
     """Whether the folder has a `config.json`, and not that of a run, or of the text model whose words it has. Raises
     CheckpointError for one that is too large."""
@@ -87,27 +95,29 @@ def is_of_blip(folder: Path) -> bool:
 
 def _in_folder(path: Path) -> Location:
     """A folder as it is, or the one in it that is meant. Raises CheckpointError where several things may be."""
-    if not is_of_blip(path) and (path / "best" / "config.json").is_file():
+    described = is_of_blip(path)
+    if not described and (path / "best" / "config.json").is_file():
         return Location(path / "best")  # a run of train.py
     if (path / "adapter_config.json").is_file():
         raise CheckpointError(
             f"{path}: has an adapter (LoRA, adapter_config.json), which is not read: `merge_and_unload()` and save "
             "that; or take it away, if it is merged"
         )
-    return _weights_of(path) or _inside(path)
+    return _weights_of(path, described) or _inside(path)
 
 
-def _weights_of(path: Path) -> Location | None:
-    """The weights that lie in a folder; none where nothing there says that it is a checkpoint."""
-    described, files, whole = is_of_blip(path), weights_in(path), _whole(path)
+def _weights_of(path: Path, described: bool) -> Location | None:
+    """The weights that lie in a folder; none where nothing there says that it is a checkpoint. `described`: by its
+    `config.json`."""
+    files, whole = weights_in(path), whole_in(path)
     if described and whole:
         loops = [file for file in files if file.suffix.lower() in LOOPS and _TRAINED.search(file.stem.lower())]
-        files = [path / whole, *loops] if loops else []
         if not loops:
             return Location(path)
-    if not described and whole and (path / "config.json").is_file() and len(files) == 1:
+        files = [path / whole, *loops]
+    elif not described and whole and (path / "config.json").is_file() and len(files) == 1:
         return Location(path)  # another model: who reads config.json says which
-    if not described and len(files) > 1:  # BLIP's release has a .pth
+    elif not described and len(files) > 1:  # BLIP's release has a .pth
         files = [file for file in files if file.suffix.lower() == ".pth"][:2] or files
     if len(files) > 1:
         names = ", ".join(file.name for file in files[:5]) + ", ..." * (len(files) > 5)
@@ -129,7 +139,7 @@ def _inside(path: Path) -> Location:
     raise CheckpointError(f"{path}: not a checkpoint directory, it has no config.json of a BLIP{hint * bool(inner)}")
 
 
-def _whole(folder: Path) -> str | None:
+def whole_in(folder: Path) -> str | None:
     """The file of weights, or its index, under the names that `transformers` gives."""
     names = [name for whole in WHOLE for name in (whole, f"{whole}.index.json")]
     return next((name for name in names if (folder / name).is_file()), None)
@@ -137,7 +147,7 @@ def _whole(folder: Path) -> str | None:
 
 def has_weights(folder: Path) -> bool:
     """Whether a folder holds weights, and not a processor alone."""
-    return bool(_whole(folder) or weights_in(folder))
+    return bool(whole_in(folder) or weights_in(folder))
 
 
 def weights_in(folder: Path) -> list[Path]:

@@ -23,7 +23,7 @@ from blip_lite.model.blip import Blip
 from blip_lite.model.config import BlipConfig
 from blip_lite.model.foreign import config_of_original, from_original, is_original, read_torch, unwrapped
 from blip_lite.model.generation import GenerationSettings
-from blip_lite.model.location import BESIDE, WHOLE, is_of_blip, locate, refuse_large
+from blip_lite.model.location import BESIDE, WHOLE, is_lfs, is_of_blip, locate, refuse_large, whole_in
 from blip_lite.processing.processor import CLIP_MEAN, CLIP_STD, Processor, wordpiece
 from blip_lite.settings import DecodingSettings
 
@@ -83,14 +83,13 @@ def read_weights(directory: Path, file: Path | None = None) -> dict[str, Tensor]
     """
     if file:
         return unwrapped(_read_file(file), file)
-    for name in WHOLE:
-        index = directory / f"{name}.index.json"
-        if (directory / name).is_file() or index.is_file():
-            shards = [name] if (directory / name).is_file() else shards_of(index)
-            weights = {key: tensor for shard in shards for key, tensor in _read_file(directory / shard).items()}
-            return unwrapped(weights, directory / shards[0])
-    there = ", ".join(sorted(path.name for path in directory.iterdir())[:12])
-    raise CheckpointError(f"{directory}: has neither {' nor '.join(WHOLE)}; there are {there}")
+    whole = whole_in(directory)
+    if whole is None:
+        there = ", ".join(sorted(path.name for path in directory.iterdir())[:12])
+        raise CheckpointError(f"{directory}: has neither {' nor '.join(WHOLE)}; there are {there}")
+    shards = shards_of(directory / whole) if whole.endswith(".json") else [whole]
+    weights = {key: tensor for shard in shards for key, tensor in _read_file(directory / shard).items()}
+    return unwrapped(weights, directory / shards[0])
 
 
 def _read_file(file: Path) -> dict[str, Tensor]:
@@ -102,12 +101,6 @@ def _read_file(file: Path) -> dict[str, Tensor]:
     except Exception as error:  # torn zip, bad pickle, short header: many types, one meaning
         reason = "a Git LFS pointer: run `git lfs pull`" if is_lfs(file) else error
         raise CheckpointError(f"{file}: cannot be read ({reason})") from error
-
-
-def is_lfs(file: Path) -> bool:
-    with contextlib.suppress(OSError), open(file, "rb") as opened:
-        return opened.read(24).startswith(b"version https://git-lfs")
-    return False
 
 
 def shards_of(index: Path) -> list[str]:

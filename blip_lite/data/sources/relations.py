@@ -18,10 +18,10 @@ from blip_lite.data.names import (
     split_of_name,
     words_in,
 )
+from blip_lite.data.sources.lists import has_suffix
 from blip_lite.data.sources.marks import is_empty
 from blip_lite.data.sources.table import ANNOTATIONS, PROBE, header_of, read_table
 from blip_lite.errors import DataError
-from blip_lite.processing.images import IMAGE_SUFFIXES
 
 _WORDS = ("image", "img", "picture", "pic", "photo", "file", "media", "asset")
 _PICTURES = {*_WORDS, *(f"{word}s" for word in _WORDS)}
@@ -137,17 +137,17 @@ def keys_of(rows: Sequence[Row]) -> list[str]:
 
 
 def tables_beside(path: Path) -> list[Path]:
-    """Tables that are of the same split as `path`, or of none; all, if it is of none."""
+    """Tables that are of the same split as `path`, or of none; of pictures also of any, if it is of none."""
     folders = [path.parent, *([path.parent.parent] if plain(path.parent.name) in ANNOTATIONS else [])]
     names = [os.path.join(folder, name) for folder in folders for name in os.listdir(folder)]  # may be a million
     tables = [Path(name) for name in sorted(names) if name.lower().endswith((".csv", ".tsv", ".jsonl"))]
     own = split_of_name(path.stem)
-    tables = [t for t in tables if not own or split_of_name(t.stem) in (own, None)]
-    return [
-        t
-        for t in tables
-        if t != path and t.is_file() and (own or not split_of_name(t.stem) or is_called_after_pictures(t))
-    ]
+
+    def fits(table: Path) -> bool:
+        split = split_of_name(table.stem)
+        return split in (own, None) or (own is None and is_called_after_pictures(table))
+
+    return [table for table in tables if table != path and fits(table) and table.is_file()]
 
 
 def is_called_after_pictures(table: Path) -> bool:
@@ -159,21 +159,24 @@ def is_called_after_pictures(table: Path) -> bool:
 def joined(table: Path, key: str, rows: Sequence[Row], called: bool) -> Join | None:
     """The join by a column `key` of `rows`, if a table has some of its numbers, and names of files beside them. Raises
     DataError for two names of one number, and what reading the table raises."""
+    table_rows = read_table(table)
     try:
-        columns = [column for column in next(read_table(table), ("", {}))[1] if column is not None]
+        head = next(table_rows, ("", {}))
     except (DataError, OSError, ValueError):
         return None  # what it is about, nobody knows
+    columns = [column for column in head[1] if column is not None]
     column = column_of_numbers(columns, key, called)
     if column is None or (caption_columns(columns) and not called):
         return None
     rest = [c for c in columns if c and c != column]
-    first = [row for _, row in islice(read_table(table), PROBE)]
-    file = find_column(rest, _FILES) or next((c for c in rest if all(is_picture(row.get(c)) for row in first)), None)
+    first = [head, *islice(table_rows, PROBE - 1)]
+    named = (c for c in rest if all(has_suffix(str(row.get(c))) for _, row in first))
+    file = find_column(rest, _FILES) or next(named, None)
     if file is None:
         return None
     texts = [c for c in rest if plain(c).rstrip("0123456789") in CAPTION_COLUMNS]  # of the table's own
     pictures: dict[str, Row] = {}
-    for _, row in read_table(table):
+    for _, row in chain(first, table_rows):
         if is_empty(row.get(column)) or is_empty(row.get(file)):
             continue
         name, said = str(row[file]).strip(), number(row[column])
@@ -193,11 +196,9 @@ def column_of_numbers(columns: Sequence[str], key: str, called: bool) -> str | N
         return None
     if other := next((c for c in columns if _KEY.fullmatch(plain(c))), None):
         return other
-    return (
-        (find_column(columns, ["id", "uid", "index", "unnamed0"]) or ("" if "" in columns else None))
-        if called
-        else None
-    )
+    if not called:
+        return None
+    return find_column(columns, ["id", "uid", "index", "unnamed0"]) or ("" if "" in columns else None)
 
 
 def is_believed(join: Join, rows: Sequence[Row], are_there: AreThere) -> bool:
@@ -209,10 +210,10 @@ def is_believed(join: Join, rows: Sequence[Row], are_there: AreThere) -> bool:
     if 2 * len(wanted & join.rows.keys()) <= len(wanted):
         return False
     same = all(number(PurePosixPath(name).stem) == number(said) for name, said in pairs)
-    names_there = are_there([name for name, _ in pairs])
+    names = [name for name, _ in pairs]
     if same or not are_there([said for _, said in pairs]):
-        return called or names_there
-    return called and names_there
+        return called or are_there(names)
+    return called and are_there(names)
 
 
 def pairs_of(join: Join, rows: Sequence[Row]) -> list[tuple[str, str]]:
@@ -241,10 +242,6 @@ def without_pictures(tables: Sequence[Path], notes: list[str]) -> list[Path]:
     ]
     notes += [f"{table.name} names the images; its texts are no captions" for table in of_pictures]
     return [table for table in tables if table not in of_pictures]
-
-
-def is_picture(cell: Any) -> bool:
-    return isinstance(cell, str) and PurePosixPath(cell.strip()).suffix.lower() in IMAGE_SUFFIXES
 
 
 def number(value: Any) -> str:
