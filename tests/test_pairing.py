@@ -12,6 +12,9 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
+import datasets
+import pyarrow
+import pyarrow.parquet
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -725,6 +728,151 @@ def test_two_tables_of_a_database(
     assert not named or splits(found) == SPLIT
 
 
+@FEW_EXAMPLES
+@given(
+    st.lists(st.integers(0, 99_999), min_size=COUNT, max_size=COUNT, unique=True),
+    st.sampled_from(["{:05d}.jpg", "{:012d}.png", "{:07d}.JPG", "COCO_val2014_{:012d}.jpg"]),
+    st.sampled_from(["{}", "{}.0", "{:05d}"]),
+    st.sampled_from(["image_id", "image"]),
+    st.sampled_from(["", "images"]),
+    st.sampled_from(["names", "numbers", ""]),
+    st.booleans(),
+)
+def test_numbers_that_lost_their_leading_zeros(
+    tmp_path: Path, numbers: list[int], name: str, form: str, column: str, inner: str, listed: str, whole: bool
+) -> None:
+    """As Excel writes `00005` of 00005.jpg, and as COCO's ids are written; in captions, and in lists of splits."""
+    folder = Path(tempfile.mkdtemp(dir=tmp_path))
+    files = [photo(folder / inner / name.format(number), n).name for n, number in enumerate(numbers)]
+    captions = (f"{form.format(number)},caption {n}\n" for n, number in enumerate(numbers))
+    (folder / "captions.csv").write_text("".join([f"{column},caption\n", *captions]))
+    for split in SPLITS if listed else ():
+        lines = [files[n] if listed == "names" else str(numbers[n]) for n in range(COUNT) if SPLIT[n] == split]
+        (folder / f"{split}.txt").write_text("\n".join(lines))
+    found = load(folder if whole else folder / "captions.csv")
+    assert pairs(found) == RIGHT
+    assert not listed or splits(found) == SPLIT
+
+
+def test_a_number_that_may_be_two_pictures_is_none(tmp_path: Path) -> None:
+    for n, name in enumerate(["0005.jpg", "005.jpg", "6.jpg", "06.jpg", "7.jpg"]):
+        photo(tmp_path / name, n)
+    (tmp_path / "captions.csv").write_text("image_id,caption\n6,caption 2\n06,caption 3\n7,caption 4\n")
+    assert pairs(load(tmp_path)) == {n: RIGHT[n] for n in (2, 3, 4)}
+    (tmp_path / "captions.csv").write_text("image_id,caption\n5,caption 2\n6,caption 2\n7,caption 4\n")
+    with pytest.raises(DataError, match="line 2: there is no image .*5"):
+        load(tmp_path)
+
+
+def columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def by_split(rows: list[dict[str, Any]], split_of: Any) -> dict[str, list[dict[str, Any]]]:
+    return {split: [row for row in rows if split_of(row) == split] for split in SPLITS}
+
+
+FORMS: dict[str, tuple[str, Any]] = {  # suffix, rows -> text
+    "CSV": (".csv", lambda rows: "\n".join([",".join(rows[0]), *(",".join(map(str, r.values())) for r in rows)])),
+    "TSV": (".tsv", lambda rows: "\n".join(["\t".join(rows[0]), *("\t".join(map(str, r.values())) for r in rows)])),
+    "JSON lines": (".jsonl", lambda rows: "\n".join(map(json.dumps, rows))),
+    "list": (".json", json.dumps),
+    "images": (".json", lambda rows: json.dumps({"info": {"year": 2026}, "images": rows})),
+    "data": (".json", lambda rows: json.dumps({"data": rows})),
+    "another": (".json", lambda rows: json.dumps({"records": rows})),
+    "columns": (".json", lambda rows: json.dumps(columns(rows))),
+    "pandas": (".json", lambda rows: json.dumps({k: dict(enumerate(v)) for k, v in columns(rows).items()})),
+    "by number": (".json", lambda rows: json.dumps({row["id"]: row for row in rows})),
+    "Parquet": (".parquet", None),
+}
+
+
+def write_rows(path: Path, form: str, rows: list[dict[str, Any]]) -> Path:
+    suffix, text = FORMS[form]
+    path = path.with_suffix(suffix)
+    if text:
+        path.write_text(text(rows))
+    else:
+        pyarrow.parquet.write_table(pyarrow.table(columns(rows)), path)
+    return path
+
+
+@FEW_EXAMPLES
+@given(
+    st.sampled_from([*FORMS]),
+    st.sampled_from([form for form in FORMS if form != "images"]),
+    st.permutations(range(COUNT)),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([{}, {"description": "about"}]),
+)
+def test_two_tables_in_any_form(
+    tmp_path: Path,
+    pictures: str,
+    captions: str,
+    order: list[int],
+    named: bool,
+    whole: bool,
+    texts: bool,
+    more: dict[str, str],
+) -> None:
+    """Numbers or texts that are never those in the files' names, in whatever holds the two tables."""
+    folder = Path(tempfile.mkdtemp(dir=tmp_path))
+    ids = {n: f"{order[n]}" if texts else order[n] for n in range(COUNT)}
+    files = [
+        {"id": ids[n], "file_name": photo(folder / "images" / f"{n}.jpg", n).name, "split": SPLIT[n], **more}
+        for n in range(COUNT)
+    ]
+    about = [{"id": 50 + n, "image_id": ids[n], "caption": f"caption {n}"} for n in order]
+    if not named:
+        files = [{key: cell for key, cell in row.items() if key != "split"} for row in files]
+    write_rows(folder / "images", pictures, files)
+    table = write_rows(folder / "captions", captions, about)
+    found = load(folder if whole else table)
+    assert pairs(found) == RIGHT and any("names the images" in note for note in found.notes)
+    assert not named or splits(found) == SPLIT
+
+
+def test_names_by_number_and_by_split_as_json(tmp_path: Path) -> None:
+    """`{"8": "0.jpg"}`, and rows under the names of splits, on both sides."""
+    ids = database(tmp_path)
+    (tmp_path / "images.csv").unlink()
+    rows = [{"image_id": ids[n], "caption": f"caption {n}"} for n in range(COUNT)]
+    (tmp_path / "captions.csv").unlink()
+    (tmp_path / "captions.json").write_text(json.dumps(rows))
+    (tmp_path / "images.json").write_text(json.dumps({ids[n]: f"{n}.jpg" for n in range(COUNT)}))
+    for dataset in (tmp_path, tmp_path / "captions.json"):
+        assert pairs(load(dataset)) == RIGHT
+    split_of = {ids[n]: SPLIT[n] for n in range(COUNT)}
+    files = [{"id": ids[n], "file_name": f"{n}.jpg"} for n in range(COUNT)]
+    (tmp_path / "images.json").write_text(json.dumps(by_split(files, lambda row: split_of[row["id"]])))
+    for content in (rows, by_split(rows, lambda row: split_of[row["image_id"]])):
+        (tmp_path / "captions.json").write_text(json.dumps(content))
+        for dataset in (tmp_path, tmp_path / "captions.json"):
+            found = load(dataset)
+            assert pairs(found) == RIGHT and splits(found) == SPLIT
+
+
+def test_parquet_that_holds_its_pictures_needs_no_table_beside(tmp_path: Path) -> None:
+    """Whatever the pictures' column is called, and `image_id` beside."""
+    ids = database(tmp_path)
+    (tmp_path / "captions.csv").unlink()
+    for name, cells in {
+        "thing": [{"bytes": encoded(n), "path": None} for n in range(COUNT)],
+        "image": [encoded(n) for n in range(COUNT)],
+    }.items():
+        rows = {name: cells, "image_id": [*ids.values()], "caption": [f"caption {n}" for n in range(COUNT)]}
+        if name == "thing":
+            features = datasets.Features(
+                thing=datasets.Image(), image_id=datasets.Value("string"), caption=datasets.Value("string")
+            )
+            datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "captions.parquet")
+        else:
+            pyarrow.parquet.write_table(pyarrow.table(rows), tmp_path / "captions.parquet")
+        assert pairs(load(tmp_path / "captions.parquet")) == RIGHT
+
+
 def database(folder: Path, captions: str = "id,image_id,caption", shift: int = 4) -> dict[int, str]:
     """Numbered pictures whose files have other numbers, `images.csv` and `captions.csv`; (number in the files -> id)."""
     ids = {n: str((n + shift) % COUNT) for n in range(COUNT)}
@@ -745,6 +893,11 @@ OTHERS = {
     "b_utf16.csv": "\xff\xfei\0m\0a",
     "c_empty.csv": "",
     "image_log.csv": 'when,what\n1,"a\n',
+    "d_broken.json": '{"images": [',
+    "e_numbers.json": "[1, 2]",
+    "f_config.json": '{"id": 1, "path": "x", "0": {"id": 0}}',
+    "g_index.json": json.dumps({f"{n}.jpg": n for n in range(COUNT)}),
+    "h_broken.parquet": "PAR1 and no more",
 }
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from blip_lite.data.dataset import Listing
 from blip_lite.data.names import (
     CAPTION_COLUMNS,
+    ID_COLUMNS,
     IMAGE_COLUMNS,
     caption_columns,
     find_column,
@@ -25,7 +26,8 @@ from blip_lite.data.sources.karpathy import karpathy_rows
 from blip_lite.data.sources.lists import FILES as LIST_FILES
 from blip_lite.data.sources.lists import FOLDERS, in_lists, split_lists
 from blip_lite.data.sources.marks import Marks, agreed
-from blip_lite.data.sources.relations import with_pictures
+from blip_lite.data.sources.records import LISTS_OF_ROWS, Place, are_rows, places, transposed
+from blip_lite.data.sources.relations import is_key, with_pictures
 from blip_lite.data.sources.table import (
     ANNOTATIONS,
     PROBE,
@@ -79,20 +81,26 @@ def file_rows(
     """Rows of a captions file; its images are in `root`, or in the folder beside it that has them."""
     suffix = path.suffix.lower()
     content = read_json(path) if suffix == ".json" else None
+
+    def named(table: Iterable[Place]) -> Iterable[Place]:
+        return (
+            table if settings.image_column else with_pictures(table, path, partial(are_there, root, path, split), notes)
+        )
+
+    def rows_of(table: Iterable[Place], split: str | None = split) -> Iterable[Picture]:
+        return table_rows(named(table), root, settings, notes, split)
+
     rows: Iterable[Picture]
     if suffix == ".parquet":
-        rows = datasets_rows({"": parquet(path)}, str(path), root, settings, notes, split)
+        rows = datasets_rows({"": parquet(path)}, str(path), root, settings, notes, split, named)
     elif suffix == ".token" or path.name.lower().endswith(".token.txt"):
         rows = token_rows(path, root, notes, split)
     elif isinstance(content, Mapping):
-        rows = object_rows(content, root, path, settings, notes, split)
+        rows = object_rows(content, root, path, rows_of, notes, split)
     elif isinstance(content, list) and content and is_label_studio(content[0]):
-        rows = table_rows(label_studio(content, path), root, settings, notes, split)
+        rows = rows_of(label_studio(content, path))
     else:
-        table: Iterable[tuple[str, Mapping[str, Any]]] = utf8(path, read_table(path, notes=notes))
-        if not settings.image_column:
-            table = with_pictures(table, path, partial(are_there, root, path, split), notes)
-        rows = table_rows(table, root, settings, notes, split)
+        rows = rows_of(utf8(path, read_table(path, notes=notes)))
     return in_right_folder(rows, root, notes, split)
 
 
@@ -253,10 +261,19 @@ def shortenings(names: Sequence[str]) -> Iterator[Callable[[str], str | None]]:
 
 
 def object_rows(
-    content: Mapping[str, Any], root: Path, path: Path, settings: DataSettings, notes: list[str], split: str | None
+    content: Mapping[str, Any],
+    root: Path,
+    path: Path,
+    rows_of: Callable[[Iterable[Place], str | None], Iterable[Picture]],
+    notes: list[str],
+    split: str | None,
 ) -> Iterable[Picture]:
     """JSON that is one object: COCO's annotations, Karpathy's images, `{"data": [rows]}`, `{"train": [rows], ...}`,
-    `{"image": [...], "caption": [...]}`, `{id: row}` or `{name: captions}`."""
+    `{"image": [...], "caption": [...]}`, `{id: row}` or `{name: captions}`.
+
+    Args:
+        rows_of: makes pictures of rows and their split.
+    """
     info = content.get("info")
     about = {k: v for k, v in {**(info if isinstance(info, dict) else {}), **content}.items() if isinstance(v, str)}
     if Marks((), []).split(about, str(path)) == "test":  # as TextCaps says it of a file
@@ -266,14 +283,14 @@ def object_rows(
     if isinstance(content.get("images"), list) and not caption_columns([*content]):
         images = [image for image in content["images"] if isinstance(image, Mapping)]
         if any(caption_columns([*image]) and "sentences" not in image for image in images):
-            return table_rows(places(path, "images", content["images"]), root, settings, notes, split)
+            return rows_of(places(path, "images", content["images"]), split)
         if not any("sentences" in image for image in images):
             if split == "test":  # published without its captions
                 notes.append(f"{path}: its images have no captions; left out")
                 return ()
             raise DataError(f"{path}: its images have no captions (neither `sentences` nor `annotations`)")
         return karpathy_rows(content["images"], root, str(path), notes)
-    tables = {key: content[key] for key in ("data", "annotations", "rows", "items") if are_rows(content.get(key))}
+    tables = {key: content[key] for key in LISTS_OF_ROWS if are_rows(content.get(key))}
     parts = {key: split_of_name(key) for key in content if are_rows(content[key])}
     if any(parts.values()):  # a part that is called something else must not be lost, or trained on
         if odd := [
@@ -283,48 +300,25 @@ def object_rows(
         ]:
             raise DataError(f"{path}: parts {', '.join(parts)}; {odd[0]!r} is no split (train, validation, test)")
         named = ((agreed(part, split, f"{path}, {key}"), content[key], key) for key, part in parts.items())
-        return chain.from_iterable(
-            table_rows(places(path, key, rows), root, settings, notes, part) for part, rows, key in named
-        )
+        return chain.from_iterable(rows_of(places(path, key, rows), part) for part, rows, key in named)
     if tables:
         key = next(iter(tables))
-        return table_rows(places(path, key, tables[key]), root, settings, notes, split)
-    if find_column([*content], IMAGE_COLUMNS) and caption_columns([*content]):
-        return table_rows(transposed(content, path), root, settings, notes, split)
-    if are_rows([*content.values()]) and all(find_column([*v], IMAGE_COLUMNS) for v in content.values()):
-        return table_rows(((f"{path}, {key}", row) for key, row in content.items()), root, settings, notes, split)
+        return rows_of(places(path, key, tables[key]), split)
+    if find_column([*content], (*IMAGE_COLUMNS, *ID_COLUMNS)) and caption_columns([*content]):
+        return rows_of(transposed(content, path), split)
+    if are_rows([*content.values()]) and all(names_its_picture(name, row) for name, row in content.items()):
+        return rows_of(((f"{path}, {key}", row) for key, row in content.items()), split)
     if content and all(is_named(name, value) for name, value in content.items()):
         return named_rows(content, root, path, notes, split)
     lists = [(key, value) for key, value in content.items() if are_rows(value)]
     if content and len(lists) == len(content):  # by class, as NWPU-Captions
         rows = chain.from_iterable(places(path, key, value) for key, value in lists)
-        return table_rows(rows, root, settings, notes, split)
+        return rows_of(rows, split)
     keys = ", ".join(map(repr, list(content)[:5]))
     raise DataError(
         f"{path}: an object with {keys}; expected COCO's images and annotations, Karpathy's images, "
         '{"data": [{"image": ..., "caption": ...}]} or {"001.jpg": "a caption"}'
     )
-
-
-def are_rows(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(row, Mapping) for row in value)
-
-
-def places(path: Path, key: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    return ((f"{path}, {key}, item {number}", row) for number, row in enumerate(rows, 1))
-
-
-def transposed(content: Mapping[str, Any], path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows of `{"image": [...], "caption": [...]}`, with lists or, as pandas writes them, with `{"0": ...}`."""
-    columns = {k: [*v.values()] if isinstance(v, Mapping) else v for k, v in content.items()}
-    columns = {
-        k: v for k, v in columns.items() if isinstance(v, list) or plain(k) in (*IMAGE_COLUMNS, *CAPTION_COLUMNS)
-    }
-    lengths = {len(v) if isinstance(v, list) else None for v in columns.values()}
-    if len(lengths) > 1 or None in lengths:
-        raise DataError(f"{path}: its columns {', '.join(columns)} are not lists of one length")
-    for number, cells in enumerate(zip(*columns.values(), strict=True), 1):
-        yield f"{path}, row {number}", dict(zip(columns, cells, strict=True))
 
 
 def is_label_studio(task: Any) -> bool:
@@ -353,6 +347,12 @@ def label_studio(tasks: Sequence[Mapping[str, Any]], path: Path) -> Iterator[tup
     for number, (task, fields) in enumerate(zip(tasks, typed, strict=True), 1):
         said = {"caption" if lone else name: texts for name, texts in fields.items()}
         yield f"{path}, item {number}", task["data"] | said
+
+
+def names_its_picture(name: str, row: Mapping[str, Any]) -> bool:
+    """Whether a row has its picture's name, or its number beside a key that is no name."""
+    number = any(map(is_key, row)) and Path(name).suffix.lower() not in IMAGE_SUFFIXES
+    return number or find_column([*row], IMAGE_COLUMNS) is not None
 
 
 def is_named(name: str, value: Any) -> bool:

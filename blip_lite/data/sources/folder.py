@@ -27,7 +27,7 @@ from blip_lite.data.sources.file import REMEDIES, file_rows, header_of, is_text_
 from blip_lite.data.sources.hub import datasets_rows, hub, parquet_columns, saved
 from blip_lite.data.sources.lists import LISTS, YAML, in_lists, split_lists
 from blip_lite.data.sources.marks import Marks
-from blip_lite.data.sources.relations import without_pictures
+from blip_lite.data.sources.relations import is_called_after_pictures, without_pictures
 from blip_lite.data.sources.shards import tar_rows
 from blip_lite.data.sources.table import PROBE, captions_of, folded, read_json
 from blip_lite.errors import DataError
@@ -121,7 +121,7 @@ def load_folder(folder: Path, settings: DataSettings) -> Listing:
         rows = tar_rows(found.tars, notes, folder)
     elif found.parquets and (settings.dataset_config or settings.dataset_split):
         rows, published = datasets_rows(hub(str(folder), settings), folder.name, folder, settings, notes), True
-    elif captioned := [p for p in found.parquets if settings.caption_column or has_captions(columns[p])]:
+    elif captioned := captioned_parquets(found, columns, settings, notes):
         rows, published = parquet_rows(folder, captioned, settings, notes), True
     elif (not mostly or (extracted and (boxes or asked_for))) and (
         named := captions_tables(folder, found, settings, notes)
@@ -141,6 +141,17 @@ def load_folder(folder: Path, settings: DataSettings) -> Listing:
 
 def has_captions(columns: Sequence[str]) -> bool:
     return bool(caption_columns(columns) or any(plain(c).startswith("caption") for c in columns))
+
+
+def captioned_parquets(
+    found: Found, columns: Mapping[Path, Sequence[str]], settings: DataSettings, notes: list[str]
+) -> list[Path]:
+    """Parquet files that have captions, and do not just name the pictures of others."""
+    files = [p for p in found.parquets if settings.caption_column or has_captions(columns[p])]
+    if not any(map(is_called_after_pictures, files)):
+        return files
+    captions = without_pictures([*files, *filter(looks_like_captions, found.tables)], notes)
+    return [p for p in files if p in captions]
 
 
 def parquet_rows(folder: Path, files: Sequence[Path], settings: DataSettings, notes: list[str]) -> Iterator[Picture]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -71,10 +71,20 @@ def saved(folder: Path) -> dict[str, Any]:
 
 
 def datasets_rows(
-    tables: Mapping[str, Any], name: str, root: Path, settings: DataSettings, notes: list[str], split: str | None = None
+    tables: Mapping[str, Any],
+    name: str,
+    root: Path,
+    settings: DataSettings,
+    notes: list[str],
+    split: str | None = None,
+    named_images: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> Iterator[Picture]:
     """Rows of `datasets.Dataset`s by name. Where there are several, the names are the splits; a data set with a single
-    part often calls it train whatever it is, so only a test is believed then."""
+    part often calls it train whatever it is, so only a test is believed then.
+
+    Args:
+        named_images: adds the images' names to (where, row) pairs of a table that holds none, nor images.
+    """
     import datasets
 
     splits = {part: split_of_name(part) for part in tables}
@@ -93,10 +103,11 @@ def datasets_rows(
         if pictures and not settings.image_column and find_column(table.column_names, IMAGE_COLUMNS) not in pictures:
             part_settings = replace(settings, image_column=pictures[0])
         labels = {column: kind for column, kind in table.features.items() if isinstance(kind, datasets.ClassLabel)}
-        rows = (
+        rows: Iterable[Any] = (
             (f"{f'{name} {part}'.strip()}, row {number}", row | named_labels(row, labels))
             for number, row in enumerate(table)
         )
+        rows = rows if pictures else named_images(rows)
         given = splits[part] if named else split
         yield from table_rows(rows, root, part_settings, notes, given, partial(read_cell, table))
 

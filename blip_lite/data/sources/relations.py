@@ -20,7 +20,8 @@ from blip_lite.data.names import (
 )
 from blip_lite.data.sources.lists import has_suffix
 from blip_lite.data.sources.marks import is_empty
-from blip_lite.data.sources.table import ANNOTATIONS, PROBE, header_of, read_table
+from blip_lite.data.sources.records import columns_of, records
+from blip_lite.data.sources.table import ANNOTATIONS, PROBE
 from blip_lite.errors import DataError
 
 _WORDS = ("image", "img", "picture", "pic", "photo", "file", "media", "asset")
@@ -123,24 +124,35 @@ def together(joins: Sequence[Join], path: Path) -> list[Join]:
     return [*(join for join in joins if join not in parts), *of_keys.values()]
 
 
+def is_key(column: str) -> bool:
+    """Whether a column is called after numbers of pictures: `image_id`, `photo_no`."""
+    return _KEY.fullmatch(plain(column)) is not None
+
+
 def keys_of(rows: Sequence[Row]) -> list[str]:
     """The columns of captions that may hold numbers of pictures; none where one names the pictures themselves."""
     columns = [column for column in (rows[0] if rows else ()) if column is not None]
     if images := [column for column in columns if plain(column) in IMAGE_COLUMNS]:
-        cells = [str(row[column]) for column in images for row in rows if not is_empty(row.get(column))]
-        return images if all(re.fullmatch(r"\s*\d+(?:\.0)?\s*", cell) for cell in cells) else []
-    if keys := [column for column in columns if _KEY.fullmatch(plain(column))]:
+        cells = [row[column] for column in images for row in rows if not is_empty(row.get(column))]
+        return images if all(map(is_number, cells)) else []
+    if keys := [column for column in columns if is_key(column)]:
         return keys
     own = find_column(columns, ["id"])
     named = own is not None and not all(str(row.get(own)).strip().isdigit() for row in rows)
     return [] if named else [c for c in columns if _SHARED.fullmatch(plain(c)) and c not in caption_columns(columns)]
 
 
+def is_number(cell: Any) -> bool:
+    return isinstance(cell, (str, int, float)) and re.fullmatch(r"\s*\d+(?:\.0)?\s*", str(cell)) is not None
+
+
 def tables_beside(path: Path) -> list[Path]:
     """Tables that are of the same split as `path`, or of none; of pictures also of any, if it is of none."""
     folders = [path.parent, *([path.parent.parent] if plain(path.parent.name) in ANNOTATIONS else [])]
     names = [os.path.join(folder, name) for folder in folders for name in os.listdir(folder)]  # may be a million
-    tables = [Path(name) for name in sorted(names) if name.lower().endswith((".csv", ".tsv", ".jsonl"))]
+    tables = [
+        Path(name) for name in sorted(names) if name.lower().endswith((".csv", ".tsv", ".jsonl", ".json", ".parquet"))
+    ]
     own = split_of_name(path.stem)
 
     def fits(table: Path) -> bool:
@@ -159,7 +171,7 @@ def is_called_after_pictures(table: Path) -> bool:
 def joined(table: Path, key: str, rows: Sequence[Row], called: bool) -> Join | None:
     """The join by a column `key` of `rows`, if a table has some of its numbers, and names of files beside them. Raises
     DataError for two names of one number, and what reading the table raises."""
-    table_rows = read_table(table)
+    table_rows = records(table)
     try:
         head = next(table_rows, ("", {}))
     except (DataError, OSError, ValueError):
@@ -192,9 +204,9 @@ def column_of_numbers(columns: Sequence[str], key: str, called: bool) -> str | N
     is; in a table that is `called` so, `id`, or the first one of pandas, which has no name."""
     if found := find_column(columns, [key]):
         return found
-    if not (_KEY.fullmatch(plain(key)) or plain(key) in _PICTURES):
+    if not (is_key(key) or plain(key) in _PICTURES):
         return None
-    if other := next((c for c in columns if _KEY.fullmatch(plain(c))), None):
+    if other := next(filter(is_key, columns), None):
         return other
     if not called:
         return None
@@ -225,14 +237,10 @@ def pairs_of(join: Join, rows: Sequence[Row]) -> list[tuple[str, str]]:
 def without_pictures(tables: Sequence[Path], notes: list[str]) -> list[Path]:
     """Captions' tables without those of the pictures that others have the numbers of, though these hold texts, too (in
     a column `description`, say)."""
-    heads = {table: header_of(table) for table in tables if table.suffix.lower() in (".csv", ".tsv")}
-    keys = {
-        c
-        for columns in heads.values()
-        if not find_column(columns, IMAGE_COLUMNS)
-        for c in columns
-        if _KEY.fullmatch(plain(c))
-    }
+    if len(tables) < 2 or not any(map(is_called_after_pictures, tables)):
+        return [*tables]
+    heads = {table: columns_of(table) for table in tables}
+    keys = {c for columns in heads.values() if not find_column(columns, IMAGE_COLUMNS) for c in columns if is_key(c)}
     of_pictures = [
         table
         for table, columns in heads.items()

@@ -1,0 +1,111 @@
+"""Rows of any table, whatever holds them: CSV, TSV, JSON lines, Parquet, and the forms of JSON that have rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from blip_lite.data.names import CAPTION_COLUMNS, ID_COLUMNS, IMAGE_COLUMNS, find_column, plain, split_of_name
+from blip_lite.data.sources.hub import reading
+from blip_lite.data.sources.lists import has_suffix
+from blip_lite.data.sources.table import header_of, parse_json, read_json, read_table
+from blip_lite.errors import DataError
+
+LISTS_OF_ROWS = ("data", "annotations", "rows", "items")  # how people call rows in an object of JSON
+
+Place = tuple[str, Mapping[str, Any]]  # ("FILE, line N", row)
+
+
+def records(path: Path) -> Iterator[Place]:
+    """The rows of a table; none where a JSON file holds something else. Of Parquet the columns of texts and numbers,
+    as pictures may be gigabytes. Raises what reading raises."""
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        import pyarrow.parquet
+
+        with reading(path):
+            file = pyarrow.parquet.ParquetFile(path)
+            columns = [
+                name
+                for name, kind in zip(file.schema_arrow.names, file.schema_arrow.types, strict=True)
+                if is_plain(kind)
+            ]
+            rows = (row for batch in file.iter_batches(1024, columns=columns) for row in batch.to_pylist())
+            yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows))
+    elif suffix == ".json":
+        yield from json_records(read_json(path), path)
+    else:
+        yield from read_table(path)
+
+
+def is_plain(kind: Any) -> bool:
+    """Whether a column of Arrow's holds texts, numbers or truths."""
+    import pyarrow
+
+    kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+    texts = pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind) or pyarrow.types.is_string_view(kind)
+    return texts or pyarrow.types.is_primitive(kind) or pyarrow.types.is_decimal(kind)
+
+
+def columns_of(path: Path) -> list[str]:
+    """The columns of a table, by its beginning where that suffices."""
+    suffix = path.suffix.lower()
+    if suffix in (".json", ".parquet"):
+        return [*next(iter(records(path)), ("", {}))[1]]
+    if suffix != ".jsonl":
+        return header_of(path)
+    with open(path, "rb") as file:
+        try:
+            row = parse_json(file.readline())
+        except (ValueError, RecursionError):
+            return []
+    return [*row] if isinstance(row, Mapping) else []
+
+
+def json_records(content: Any, path: Path) -> Iterator[Place]:
+    """Rows of JSON: `[rows]`, `{"images": [rows]}`, `{"train": [rows], ...}` (called `split`), `{"file_name": [...]}`,
+    `{number: row}` and `{number: name}` (called `id` and `file_name`)."""
+    if isinstance(content, list) and are_rows(content):
+        yield from ((f"{path}, item {number}", row) for number, row in enumerate(content, 1))
+    if not isinstance(content, Mapping):
+        return
+    lists = [key for key in content if are_rows(content[key])]
+    usual = [key for key in ("images", *LISTS_OF_ROWS) if key in lists]
+    if usual or len(lists) == 1:
+        key = (usual or lists)[0]
+        yield from places(path, key, content[key])
+    elif lists and all(map(split_of_name, lists)):
+        for key in lists:
+            yield from ((where, {"split": key, **row}) for where, row in places(path, key, content[key]))
+    elif find_column([*content], (*IMAGE_COLUMNS, *ID_COLUMNS)) and not any(map(is_scalar, content.values())):
+        yield from transposed(content, path)
+    elif are_rows([*content.values()]):
+        yield from ((f"{path}, {key}", {"id": key, **row}) for key, row in content.items())
+    elif content and all(isinstance(value, str) and has_suffix(value) for value in content.values()):
+        yield from ((f"{path}, {key}", {"id": key, "file_name": name}) for key, name in content.items())
+
+
+def is_scalar(value: Any) -> bool:
+    return not isinstance(value, (list, Mapping))
+
+
+def are_rows(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(row, Mapping) for row in value)
+
+
+def places(path: Path, key: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[Place]:
+    return ((f"{path}, {key}, item {number}", row) for number, row in enumerate(rows, 1))
+
+
+def transposed(content: Mapping[str, Any], path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of `{"image": [...], "caption": [...]}`, with lists or, as pandas writes them, with `{"0": ...}`."""
+    columns = {k: [*v.values()] if isinstance(v, Mapping) else v for k, v in content.items()}
+    columns = {
+        k: v for k, v in columns.items() if isinstance(v, list) or plain(k) in (*IMAGE_COLUMNS, *CAPTION_COLUMNS)
+    }
+    lengths = {len(v) if isinstance(v, list) else None for v in columns.values()}
+    if len(lengths) > 1 or None in lengths:
+        raise DataError(f"{path}: its columns {', '.join(columns)} are not lists of one length")
+    for number, cells in enumerate(zip(*columns.values(), strict=True), 1):
+        yield f"{path}, row {number}", dict(zip(columns, cells, strict=True))
