@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import time
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -87,21 +86,6 @@ def pick_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.d
     if name not in DTYPES:
         raise ConfigError(f"dtype {dtype}: expected auto, {', '.join(DTYPES)}")
     return DTYPES[name]
-
-
-def bfloat16_gain(model: Blip) -> float:
-    """How many times as fast the model's processor multiplies its image encoder's largest matrix in bfloat16 as in
-    float32, measured in some 0.1 s: 0.5 on one that has the instructions, 2 on another, so no flag of it can tell."""
-    vision = model.config.vision
-    patches = torch.randn((vision.image_size // vision.patch_size) ** 2 + 1, vision.hidden_size)
-    matrix = torch.randn(vision.intermediate_size, vision.hidden_size)
-    factors = {dtype: (patches.to(dtype), matrix.to(dtype)) for dtype in (torch.float32, torch.bfloat16)}
-    least = dict.fromkeys(factors, math.inf)
-    for dtype, (rows, weights) in 3 * list(factors.items()):
-        began = time.perf_counter()
-        torch.nn.functional.linear(rows, weights)
-        least[dtype] = min(least[dtype], time.perf_counter() - began)
-    return least[torch.float32] / least[torch.bfloat16]
 
 
 def is_one(images: Any) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from transformers import BlipForConditionalGeneration
 
 from blip_lite import Captioner
@@ -143,6 +144,23 @@ def test_overwrite_deletes_nothing_when_the_new_run_cannot_start(tmp_path: Path)
 def test_resume_without_a_run_starts_afresh(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(tiny_config(tmp_path, resume=True, max_steps=1))
     assert "starting afresh" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("precision", "gain", "said"), [("bf16", 0.1, True), ("bf16", 2.0, False), ("no", 0.1, False)])
+def test_bf16_on_a_processor_without_its_instructions_is_told(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    precision: str,
+    gain: float,
+    said: bool,
+) -> None:
+    monkeypatch.setattr("blip_lite.model.flops.bfloat16_gain", lambda _: gain)
+    monkeypatch.setattr(AcceleratorState, "_shared_state", {})  # that of the test before has another precision
+    config = tiny_config(tmp_path, mixed_precision=precision).resolved()
+    prepare(config, start(config))
+    line = "10.0 times as slowly in bfloat16 as in float32: --mixed_precision no is faster"
+    assert (line in capsys.readouterr().out) == said
 
 
 def test_accumulation_gives_the_large_batchs_run(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from blip_lite.captioner import Captioner, bfloat16_gain
+from blip_lite.captioner import Captioner
 from blip_lite.captioning.bulk import Captioned, caption_files, review_of
 from blip_lite.captioning.inputs import broken, count, expand, identity, is_url, passed_over_text, without_texts
 from blip_lite.captioning.journal import (
@@ -52,6 +52,7 @@ from blip_lite.captioning.outputs import (
 )
 from blip_lite.captioning.review import items_of, write_page
 from blip_lite.errors import BrokenOff, ConfigError, ImageError
+from blip_lite.model.flops import bfloat16_gain, bfloat16_slower
 from blip_lite.model.pretrained import DECODING
 from blip_lite.processing.images import IMAGE_SUFFIXES
 from blip_lite.processing.picture import Picture
@@ -266,11 +267,13 @@ def begin(args: argparse.Namespace, rank: int, wait: Callable[[], None], seen: S
 
 
 def say_faster(args: argparse.Namespace, captioner: Captioner, rank: int) -> None:
-    """Before a long job on a CPU: whether this processor is faster in bfloat16, with a model that is worth it."""
+    """Before a long job on a CPU: whether this processor is faster in the other type, with a model that is worth it."""
     model = captioner.model
-    if rank or not (args.output or args.sidecar) or args.dtype != "auto" or model.device.type != "cpu":
+    if rank or not (args.output or args.sidecar) or model.device.type != "cpu":
         return
-    if model.config.vision.hidden_size >= 512 and (gain := bfloat16_gain(model)) >= WORTH_IT:
+    if args.dtype == "bfloat16" and (slower := bfloat16_slower(model)):
+        print(f"{slower}: --dtype float32 is faster", file=sys.stderr)
+    if args.dtype == "auto" and model.config.vision.hidden_size >= 512 and (gain := bfloat16_gain(model)) >= WORTH_IT:
         print(
             f"this processor multiplies {gain:.1f} times as fast in bfloat16 as in float32: --dtype bfloat16 is "
             "faster, and some captions differ",

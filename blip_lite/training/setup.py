@@ -27,6 +27,7 @@ from blip_lite.data.look import first_look, first_look_page, refuse_what_is_no_c
 from blip_lite.errors import CheckpointError, ConfigError
 from blip_lite.evaluation.captions import decoding
 from blip_lite.model.blip import Blip, avoid_cudnn_attention
+from blip_lite.model.flops import bfloat16_slower
 from blip_lite.model.from_scratch import from_scratch
 from blip_lite.model.pretrained import load_pretrained, resize
 from blip_lite.model.quantize import need_compiler
@@ -137,6 +138,12 @@ def prepare(config: TrainConfig, accelerator: Accelerator, needed: Sequence[str]
     generation = decoding(config.decoding, model, processor)
     size = sum(p.numel() for p in model.parameters()) / 1e6
     accelerator.print(f"{config.model.model}: {size:.1f}M parameters, {accelerator.device}, {precision(accelerator)}")
+    if (
+        accelerator.device.type == "cpu"
+        and accelerator.mixed_precision == "bf16"
+        and (slower := bfloat16_slower(model))
+    ):
+        accelerator.print(f"{slower}: --mixed_precision no is faster")
     optimisation, batch_size = config.optimisation, config.loading.batch_size
     train_set = Captions(data.splits["train"], processor, config.decoding.prompt, optimisation.max_length)
     train_set.captions_per_image, train_set.seed = optimisation.captions_per_image, optimisation.seed
