@@ -23,7 +23,9 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+import torch.distributed.checkpoint
 import transformers
+from accelerate.utils import merge_fsdp_weights
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -413,7 +415,57 @@ def test_a_pickled_model_is_not_run_and_the_remedy_said(tiny: Path, tmp_path: Pa
             load_pretrained(folder)
 
 
-@pytest.mark.parametrize("named", ["https://huggingface.co/me/blip", "hf.co/me/blip/", "me/blip/", "me/blip"])
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("global_step500/", "DeepSpeed's shards: `python zero_to_fp32.py"),
+        ("zero_to_fp32.py", "DeepSpeed's shards"),
+        ("pytorch_model_fsdp_0/", "FSDP's shards: `accelerate merge-weights"),
+        ("__0_0.distcp", "FSDP's shards"),
+        ("tf_model.h5", "TensorFlow's weights"),
+        ("flax_model-00001-of-00002.msgpack", "Flax's weights"),
+        ("decoder_model.onnx", "made for another runtime"),
+        ("notes.md", "has neither model.safetensors nor pytorch_model.bin; there are"),
+    ],
+)
+def test_weights_of_other_frameworks_are_told_what_helps(tiny: Path, tmp_path: Path, name: str, says: str) -> None:
+    folder = copied(tiny, tmp_path / "c", {}, "none.bin")
+    (folder / "none.bin").unlink()
+    (folder / name).mkdir() if name.endswith("/") else (folder / name).write_bytes(b"")
+    with pytest.raises(CheckpointError, match=says):
+        load_pretrained(folder)
+    for file in tiny.iterdir():
+        (folder / file.name).unlink(missing_ok=True)
+    says = says if "has neither" not in says else "it has no config.json of a BLIP"
+    with pytest.raises(CheckpointError, match=says):
+        load_pretrained(folder)
+
+
+def test_the_remedy_for_shards_of_fsdp_helps(tiny: Path, tmp_path: Path) -> None:
+    weights = load_file(tiny / "model.safetensors")
+    folder = copied(tiny, tmp_path / "c", {}, "none.bin")
+    (folder / "none.bin").unlink()
+    torch.distributed.checkpoint.save(weights, checkpoint_id=folder / "pytorch_model_fsdp_0", no_dist=True)
+    with pytest.raises(CheckpointError, match="FSDP") as error:
+        load_pretrained(folder)
+    command = re.search("`(accelerate .*)`", str(error.value))
+    assert command
+    inner, output = command[1].replace("OUTPUT", str(tmp_path / "out")).split()[2:]
+    merge_fsdp_weights(inner, output)
+    shutil.copy(tmp_path / "out/model.safetensors", folder)
+    state = load_pretrained(folder)[0].state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in weights.items())
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        *("https://huggingface.co/me/blip", "hf.co/me/blip/", "me/blip/", "me/blip"),
+        "https://huggingface.co/me/blip/tree/main/",
+        "https://huggingface.co/me/blip/blob/main/model.safetensors",
+        "https://huggingface.co/me/blip/resolve/main/config.json?download=true",
+    ],
+)
 def test_an_address_of_the_hub_is_its_id(monkeypatch: pytest.MonkeyPatch, named: str) -> None:
     asked = []
     monkeypatch.setattr("blip_lite.model.location.from_hub", lambda get: get())
@@ -423,7 +475,7 @@ def test_an_address_of_the_hub_is_its_id(monkeypatch: pytest.MonkeyPatch, named:
     with pytest.raises(
         CheckpointError, match="no such directory or file, and not a Hub id"
     ):  # another revision is not `main`
-        locate("https://huggingface.co/me/blip/tree/v2")
+        locate("https://huggingface.co/me/blip/blob/v2/model.safetensors")
 
 
 def test_weights_have_the_rights_of_new_files(tiny: Path) -> None:

@@ -29,10 +29,21 @@ BESIDE = (
     "tokenizer.json"
 )
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z")
+OTHERS = (  # names of other frameworks' weights, and what makes ours of them
+    (
+        r"zero_to_fp32\.py|global_step\d+",
+        "DeepSpeed's shards: `python zero_to_fp32.py . .` in this folder makes weights",
+    ),
+    (r"pytorch_model_fsdp_\d+", "FSDP's shards: `accelerate merge-weights {} OUTPUT` makes weights"),
+    (r".*\.distcp", "FSDP's shards: `accelerate merge-weights {.parent} OUTPUT` makes weights"),
+    (r"tf_model.*\.h5", "TensorFlow's weights: `from_pretrained(..., from_tf=True)` of transformers 4 reads them"),
+    (r"flax_model.*\.msgpack", "Flax's weights: `from_pretrained(..., from_flax=True)` of transformers 4 reads them"),
+    (r".*\.(?:onnx|gguf|tflite|engine)", "made for another runtime: name the checkpoint that it was made of"),
+)
 _SHARD = re.compile(r".+-\d+-of-\d+\.\w+")
 _HUB_PAGE = re.compile(
     r"(?:https?://)?(?:(?:www\.)?huggingface\.co/|hf\.co/)?((?!huggingface\.co|hf\.co)[\w-][\w.-]*/[\w.-]+?)"
-    r"(?:/tree/main)?/?"
+    r"(?:/(?:tree|blob|resolve)/main(?:/.*)?)?/?"
 )
 
 
@@ -59,7 +70,8 @@ def locate(path_or_id: str | Path) -> Location:
         archive = f"{path}: an archive: unpack it, and name the folder with config.json"
         other = f"{path}: a file without weights ({', '.join(SUFFIXES)}): name the folder, {path.parent}"
         raise CheckpointError(archive if suffix in ARCHIVES else other)
-    page = None if suffix in (*SUFFIXES, *ARCHIVES) else _HUB_PAGE.fullmatch(str(path_or_id))
+    of_web = "huggingface.co/" in str(path_or_id)
+    page = _HUB_PAGE.fullmatch(str(path_or_id)) if of_web or suffix not in (*SUFFIXES, *ARCHIVES) else None
     if not page:
         raise CheckpointError(f"{str(path_or_id)[:200]}: no such directory or file, and not a Hub id (owner/name)")
     return Location(_of_hub(page[1]))
@@ -135,6 +147,8 @@ def _inside(path: Path) -> Location:
     if (path / "config.json").is_file() and not inner:
         return Location(path)
     names = ", ".join(str(folder.relative_to(path)) for folder in inner[:5]) + ", ..." * (len(inner) > 5)
+    if remedy := of_others(path):
+        raise CheckpointError(f"{path}: {remedy}; then {BESIDE}")
     hint = f"; {names} in it {'has' if len(inner) == 1 else 'have'}: name {'that' if len(inner) == 1 else 'one'}"
     raise CheckpointError(f"{path}: not a checkpoint directory, it has no config.json of a BLIP{hint * bool(inner)}")
 
@@ -143,6 +157,13 @@ def whole_in(folder: Path) -> str | None:
     """The file of weights, or its index, under the names that `transformers` gives."""
     names = [name for whole in WHOLE for name in (whole, f"{whole}.index.json")]
     return next((name for name in names if (folder / name).is_file()), None)
+
+
+def of_others(folder: Path) -> str | None:
+    """What helps with another framework's weights, if a folder has some."""
+    names = sorted(os.listdir(folder))
+    found = ((folder / name, text) for pattern, text in OTHERS for name in names if re.fullmatch(pattern, name))
+    return next((f"has {text.format(file)}" for file, text in found), None)
 
 
 def has_weights(folder: Path) -> bool:

@@ -23,7 +23,7 @@ from blip_lite.model.blip import Blip
 from blip_lite.model.config import BlipConfig
 from blip_lite.model.foreign import config_of_original, from_original, is_original, read_torch, unwrapped
 from blip_lite.model.generation import GenerationSettings
-from blip_lite.model.location import BESIDE, WHOLE, is_lfs, is_of_blip, locate, refuse_large, whole_in
+from blip_lite.model.location import BESIDE, WHOLE, is_lfs, is_of_blip, locate, of_others, refuse_large, whole_in
 from blip_lite.processing.processor import CLIP_MEAN, CLIP_STD, Processor, wordpiece
 from blip_lite.settings import DecodingSettings
 
@@ -86,7 +86,8 @@ def read_weights(directory: Path, file: Path | None = None) -> dict[str, Tensor]
     whole = whole_in(directory)
     if whole is None:
         there = ", ".join(sorted(path.name for path in directory.iterdir())[:12])
-        raise CheckpointError(f"{directory}: has neither {' nor '.join(WHOLE)}; there are {there}")
+        ours = f"has neither {' nor '.join(WHOLE)}; there are {there}"
+        raise CheckpointError(f"{directory}: {of_others(directory) or ours}")
     shards = shards_of(directory / whole) if whole.endswith(".json") else [whole]
     weights = {key: tensor for shard in shards for key, tensor in _read_file(directory / shard).items()}
     return unwrapped(weights, directory / shards[0])
