@@ -735,20 +735,19 @@ def test_two_tables_of_a_database(
     st.sampled_from(["{}", "{}.0", "{:05d}"]),
     st.sampled_from(["image_id", "image"]),
     st.sampled_from(["", "images"]),
-    st.sampled_from(["names", "numbers", ""]),
+    st.booleans(),
     st.booleans(),
 )
 def test_numbers_that_lost_their_leading_zeros(
-    tmp_path: Path, numbers: list[int], name: str, form: str, column: str, inner: str, listed: str, whole: bool
+    tmp_path: Path, numbers: list[int], name: str, form: str, column: str, inner: str, listed: bool, whole: bool
 ) -> None:
-    """As Excel writes `00005` of 00005.jpg, and as COCO's ids are written; in captions, and in lists of splits."""
+    """As Excel writes `00005` of 00005.jpg, and as COCO's ids are written. Lists of splits have the pictures' names."""
     folder = Path(tempfile.mkdtemp(dir=tmp_path))
     files = [photo(folder / inner / name.format(number), n).name for n, number in enumerate(numbers)]
     captions = (f"{form.format(number)},caption {n}\n" for n, number in enumerate(numbers))
     (folder / "captions.csv").write_text("".join([f"{column},caption\n", *captions]))
     for split in SPLITS if listed else ():
-        lines = [files[n] if listed == "names" else str(numbers[n]) for n in range(COUNT) if SPLIT[n] == split]
-        (folder / f"{split}.txt").write_text("\n".join(lines))
+        (folder / f"{split}.txt").write_text("\n".join(files[n] for n in range(COUNT) if SPLIT[n] == split))
     found = load(folder if whole else folder / "captions.csv")
     assert pairs(found) == RIGHT
     assert not listed or splits(found) == SPLIT
@@ -762,6 +761,132 @@ def test_a_number_that_may_be_two_pictures_is_none(tmp_path: Path) -> None:
     (tmp_path / "captions.csv").write_text("image_id,caption\n5,caption 2\n6,caption 2\n7,caption 4\n")
     with pytest.raises(DataError, match="line 2: there is no image .*5"):
         load(tmp_path)
+
+
+def wrong_numbers(folder: Path) -> list[str]:
+    """A picture that is lost, one that has its number but for zeros, and others that have theirs."""
+    for n in range(COUNT):
+        photo(folder / (f"{n:05d}.jpg" if n == 3 else f"{n}.jpg"), n)
+    return [f"{n},caption {n}" for n in range(COUNT)]
+
+
+def test_a_lost_picture_is_not_replaced_by_another_of_its_number(tmp_path: Path) -> None:
+    (tmp_path / "captions.csv").write_text("\n".join(["image_id,caption", *wrong_numbers(tmp_path)]))
+    with pytest.raises(DataError, match="line 5: there is no image .*3"):
+        load(tmp_path)
+    assert pairs(load(tmp_path, max_bad_images=0.2)) == {n: RIGHT[n] for n in RIGHT if n != 3}
+
+
+def test_numbers_of_pictures_in_several_folders(tmp_path: Path) -> None:
+    """COCO's, by its ids."""
+    for n in range(COUNT):
+        photo(tmp_path / f"{SPLIT[n]}2014" / f"COCO_{SPLIT[n]}2014_{100 + n:012d}.jpg", n)
+    rows = [f"{100 + n},caption {n}" for n in range(COUNT)]
+    (tmp_path / "captions.csv").write_text("\n".join(["image_id,caption", *rows]))
+    found = load(tmp_path)
+    assert pairs(found) == RIGHT and splits(found) == SPLIT
+    photo(tmp_path / "validation2014" / "100.jpg", 9)  # the number is not one picture's any more
+    with pytest.raises(DataError, match="images of these names are in|no image"):
+        load(tmp_path / "captions.csv")
+
+
+@pytest.mark.parametrize(
+    ("beside", "content"),
+    [
+        ("lookup.csv", "image_id,path\n" + "".join(f"{n + 1},{n:05d}.jpg\n" for n in range(COUNT))),
+        ("lookup.json", json.dumps([{"image_id": n + 1, "path": f"{n:05d}.jpg"} for n in range(COUNT)])),
+        ("images.json", json.dumps({n + 1: f"{n:05d}.jpg" for n in range(COUNT)})),
+        ("photos.json", json.dumps([{"id": n + 1, "image_no": None, "path": f"{n:05d}.jpg"} for n in range(COUNT)])),
+    ],
+)
+def test_a_table_beside_counts_more_than_a_guess_at_zeros(tmp_path: Path, beside: str, content: str) -> None:
+    for n in range(COUNT):
+        photo(tmp_path / f"{n:05d}.jpg", n)
+    (tmp_path / beside).write_text(content)
+    rows = {f"{n + 1}": f"caption {n}" for n in range(COUNT)}
+    (tmp_path / "captions.csv").write_text("\n".join(["image_id,caption", *map(",".join, rows.items())]))
+    assert pairs(load(tmp_path / "captions.csv")) == RIGHT
+    (tmp_path / "captions.csv").unlink()
+    for said in (rows, {key: {"caption": text} for key, text in rows.items()}, {k: [t] for k, t in rows.items()}):
+        (tmp_path / "captions.json").write_text(json.dumps(said))
+        assert pairs(load(tmp_path / "captions.json")) == RIGHT
+
+
+@pytest.mark.parametrize("name", ["{:05d}", "{}", "img_{}", "a/{}"])
+@pytest.mark.parametrize("column", ["image_id", "file_id", "photo_no"])
+def test_keys_of_json_that_name_pictures_stay_names(tmp_path: Path, name: str, column: str) -> None:
+    """Whatever number the rows have beside."""
+    for n in range(COUNT):
+        photo(tmp_path / f"{name.format(n)}.jpg", n)
+    said = {name.format(n): {column: (n + 1) % COUNT, "caption": f"caption {n}"} for n in range(COUNT)}
+    (tmp_path / "captions.json").write_text(json.dumps(said))
+    assert pairs(load(tmp_path)) == RIGHT
+
+
+MASKS = [{"image_id": n, "file_name": f"masks/{n}.png"} for n in range(COUNT)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("masks.json", MASKS),
+        ("masks.csv", MASKS),
+        ("masks.parquet", MASKS),
+        ("image_masks.json", MASKS),
+        ("depth.json", {"annotations": MASKS}),
+        ("image_crops.json", [{**row, "file_name": f"{i}_{row['image_id']}.jpg"} for i in (0, 1) for row in MASKS]),
+        ("image_data.json", [{"image_id": n, "url": f"https://a.b/{n + 1}.jpg"} for n in range(COUNT)]),
+        ("crops_of_images.csv", [{"image_id": "p0", "file": "p1.jpg"}, {"image_id": "p0", "file": "p2.jpg"}]),
+    ],
+)
+@pytest.mark.parametrize("inner", ["images", "a/b"])
+def test_tables_of_masks_and_crops_are_passed_over(tmp_path: Path, name: str, content: Any, inner: str) -> None:
+    for n in range(COUNT):
+        photo(tmp_path / inner / f"{n}.jpg", n), photo(tmp_path / "masks" / f"{n}.png", n + COUNT)
+    form = {".json": "list", ".csv": "CSV", ".parquet": "Parquet"}[Path(name).suffix]
+    if isinstance(content, dict):
+        (tmp_path / name).write_text(json.dumps(content))
+    else:
+        write_rows(tmp_path / name, form, content)
+    rows = [f"{n},caption {n}" for n in range(COUNT)]
+    (tmp_path / "captions.csv").write_text("\n".join(["image_id,caption", *rows]))
+    assert pairs(load(tmp_path / "captions.csv", image_root=str(tmp_path / inner))) == RIGHT
+    if inner == "images":
+        assert pairs(load(tmp_path / "captions.csv")) == RIGHT
+
+
+@pytest.mark.parametrize("form", ["CSV", "Parquet", "JSON lines", "list"])
+@pytest.mark.parametrize(("other", "column"), [("reviews", "comment"), ("objects", "text")])
+def test_a_table_of_pictures_that_holds_their_captions_is_not_given_up_for_another(
+    tmp_path: Path, form: str, other: str, column: str
+) -> None:
+    """One right reading or none: comments are no captions."""
+    rows = [
+        {"image_id": n, "file_name": photo(tmp_path / f"p{n}.jpg", n).name, "caption": f"caption {n}"}
+        for n in range(COUNT)
+    ]
+    write_rows(tmp_path / "images", form, rows)
+    write_rows(tmp_path / other, "CSV", [{"image_id": n, column: "no caption"} for n in range(COUNT)])
+    try:
+        found = load(tmp_path)
+    except DataError as error:
+        assert "which of" in str(error)
+        return
+    assert pairs(found) == RIGHT
+
+
+def test_a_table_with_two_numbers_of_a_picture_is_asked_about(tmp_path: Path) -> None:
+    for n in range(COUNT):
+        photo(tmp_path / f"p{n}.jpg", n)
+    rows = [{"id": n, "media_id": (n + 2) % COUNT, "file_name": f"p{n}.jpg"} for n in range(COUNT)]
+    (tmp_path / "images.json").write_text(json.dumps(rows))
+    (tmp_path / "captions.csv").write_text("\n".join(["image_id,caption", *(f"{n},caption {n}" for n in range(COUNT))]))
+    with pytest.raises(DataError, match="images.json by its media_id and images.json by its id name different images"):
+        load(tmp_path / "captions.csv")
+    (tmp_path / "images.json").write_text(json.dumps([{**row, "media_id": f"m{row['id']}"} for row in rows]))
+    assert pairs(load(tmp_path / "captions.csv")) == RIGHT
+    (tmp_path / "images.csv").write_text("\n".join(["id,path", *(f"{n},./p{n}.jpg" for n in range(COUNT))]))
+    assert pairs(load(tmp_path / "captions.csv")) == RIGHT  # two tables that say the same
 
 
 def columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
@@ -841,9 +966,17 @@ def test_names_by_number_and_by_split_as_json(tmp_path: Path) -> None:
     rows = [{"image_id": ids[n], "caption": f"caption {n}"} for n in range(COUNT)]
     (tmp_path / "captions.csv").unlink()
     (tmp_path / "captions.json").write_text(json.dumps(rows))
-    (tmp_path / "images.json").write_text(json.dumps({ids[n]: f"{n}.jpg" for n in range(COUNT)}))
-    for dataset in (tmp_path, tmp_path / "captions.json"):
-        assert pairs(load(dataset)) == RIGHT
+    by_number = {ids[n]: f"{n}.jpg" for n in range(COUNT)}
+    for content in (
+        by_number,
+        {"images": by_number},
+        {"images": {number: {"file_name": name} for number, name in by_number.items()}},
+        {name: int(number) for number, name in by_number.items()},
+        {name: {"id": int(number), "width": 8} for number, name in by_number.items()},
+    ):
+        (tmp_path / "images.json").write_text(json.dumps(content))
+        for dataset in (tmp_path, tmp_path / "captions.json"):
+            assert pairs(load(dataset)) == RIGHT
     split_of = {ids[n]: SPLIT[n] for n in range(COUNT)}
     files = [{"id": ids[n], "file_name": f"{n}.jpg"} for n in range(COUNT)]
     (tmp_path / "images.json").write_text(json.dumps(by_split(files, lambda row: split_of[row["id"]])))

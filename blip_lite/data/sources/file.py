@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Set as AbstractSet
+from functools import lru_cache, partial
 from itertools import chain, islice
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from blip_lite.data.dataset import Listing
 from blip_lite.data.names import (
@@ -24,10 +26,10 @@ from blip_lite.data.sources.encoding import encoding_of, utf8
 from blip_lite.data.sources.hub import datasets_rows, parquet
 from blip_lite.data.sources.karpathy import karpathy_rows
 from blip_lite.data.sources.lists import FILES as LIST_FILES
-from blip_lite.data.sources.lists import FOLDERS, in_lists, split_lists
+from blip_lite.data.sources.lists import FOLDERS, has_suffix, in_lists, split_lists
 from blip_lite.data.sources.marks import Marks, agreed
 from blip_lite.data.sources.records import LISTS_OF_ROWS, Place, are_rows, places, transposed
-from blip_lite.data.sources.relations import is_key, with_pictures
+from blip_lite.data.sources.relations import is_key, is_number, with_pictures
 from blip_lite.data.sources.table import (
     ANNOTATIONS,
     PROBE,
@@ -47,6 +49,7 @@ from blip_lite.processing.images import IMAGE_SUFFIXES
 from blip_lite.processing.picture import Picture
 from blip_lite.settings import TABLES, DataSettings
 
+_NUMBERED = re.compile(r"(?:COCO_[a-z]+\d*_)?(\d+)", re.ASCII | re.IGNORECASE)
 _UPLOADED = re.compile(r"^.*/[0-9a-f]{8}-(?=[^/]+$)")
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "photos", "data")  # before others that have files of the same names
@@ -84,7 +87,7 @@ def file_rows(
 
     def named(table: Iterable[Place]) -> Iterable[Place]:
         return (
-            table if settings.image_column else with_pictures(table, path, partial(are_there, root, path, split), notes)
+            table if settings.image_column else with_pictures(table, path, partial(files_of, root, path, split), notes)
         )
 
     def rows_of(table: Iterable[Place], split: str | None = split) -> Iterable[Picture]:
@@ -104,15 +107,21 @@ def file_rows(
     return in_right_folder(rows, root, notes, split)
 
 
-def are_there(root: Path, table: Path, split: str | None, names: Sequence[str]) -> bool:
-    """Whether pictures of such names are in `root`, or where `in_right_folder` would look for them."""
+def files_of(root: Path, table: Path, split: str | None, names: Sequence[str]) -> list[Path | None]:
+    """The pictures of such names, in `root`, or where `in_right_folder` looks for them; None for one that is not there
+    in that spelling. Where two folders have them, one that is neither's stands for each."""
     try:
         probe = [image_path(root, name, str(table))[1] for name in names]
-        return any(map(on_disk, probe)) or right_folders(probe, root, str(table), split) is not None
+        if any(map(on_disk, probe)):
+            return [on_disk(path) for path in probe]
+        found = right_folders(probe, root, str(table), split) if probe else None
+        if found is None or found.shorter is None:
+            return [None for _ in names]
+        return [on_disk(found.file(path, str(table))[1]) for path in probe]
     except SeveralFolders:
-        return True
+        return [Path("?", name) for name in names]
     except DataError:
-        return False
+        return [None for _ in names]
 
 
 def load_file(path: Path, settings: DataSettings) -> Listing:
@@ -172,42 +181,68 @@ def in_right_folder(
     rows: Iterable[Picture], root: Path, notes: list[str], split: str | None = None
 ) -> Iterator[Picture]:
     """The rows; where none of the first has its image in `root`, with the folders below or beside it that have them,
-    and without the leading folders that these share, where they are another machine's. Raises DataError where several
-    folders have images of the same names, and none is called after images or the table's split."""
+    and without the leading folders that these share, where they are another machine's; or as numbers, where these find
+    more. Raises DataError where several folders have images of the same names, and none is called after
+    images or the table's split."""
     rows = iter(rows)
     first = list(islice(rows, PROBE))
     probe = [row.image for row in first if isinstance(row.image, Path) and not row.url]
-    found = right_folders(probe, root, first[0].where, split) if probe and not any(map(on_disk, probe)) else None
-    if not found:
+    there = [*map(on_disk, probe)]
+    elsewhere = probe and (not any(there) or (not all(there) and are_numbers(probe, root)))
+    found = right_folders(probe, root, first[0].where, split) if elsewhere else None
+    if not found or (any(there) and found.shorter):
         yield from first
         yield from rows
         return
-    best, elsewhere, shorter = found
-    base, paths, used = os.path.join(os.path.abspath(root), ""), dict[str, tuple[Path, Path]](), dict[Path, None]()
+    paths, used = dict[str, tuple[Path, Path]](), dict[Path, None]()
     for row in chain(first, rows):
         if isinstance(row.image, Path) and not row.url:
             name = str(row.image)
             if name not in paths:
-                short = shorter(Path(name.removeprefix(base)).as_posix())
-                folder = elsewhere.get(folded(short or ""), best)
-                file = row.image if short is None else with_suffix(inside(folder, short, row.where))
-                paths[name] = folder, file
-                used.setdefault(folder)
+                paths[name] = found.file(row.image, row.where)
+                used.setdefault(paths[name][0])
             folder, row.image = paths[name]
+            row.name = row.image.name if found.shorter is None else row.name  # lists of splits say that
             of_folder = split_of_name(folder.name, strict=True) if folder != root.parent else None
             if of_folder == "test" and row.split not in (None, "test"):
                 raise DataError(f"{row.where}: {row.image_id} is in {row.split}, but its folder {folder} says test")
-            if of_folder == "test" or elsewhere:
+            if of_folder == "test" or found.elsewhere:
                 row.split = row.split or of_folder
         yield row
-    notes.append(f"images are in {', '.join(map(str, used))}; --image_root says another folder")
+    example = "; their names are numbers with leading zeros (5 is 00005.jpg, say)" * (found.shorter is None)
+    notes.append(f"images are in {', '.join(map(str, used))}{example}; --image_root says another folder")
 
 
-def right_folders(
-    probe: Sequence[Path], root: Path, where: str, split: str | None
-) -> tuple[Path, dict[str, Path], Callable[[str], str | None]] | None:
-    """(the folder that has most files of `probe`, the folders of pictures by their names that others have and it has
-    not, what makes names in these of those in `root`), or None."""
+class RightFolders(NamedTuple):
+    """Where the pictures of a table are.
+
+    Attributes:
+        root: where they are not.
+        best: the folder that has most of them.
+        elsewhere: the folders of those that others have and `best` has not, by name or number.
+        shorter: makes names in these of those in `root`; None where the names are numbers, and those of the pictures,
+            too, but for leading zeros or COCO's beginning.
+    """
+
+    root: Path
+    best: Path
+    elsewhere: dict[str, Path]
+    shorter: Callable[[str], str | None] | None
+
+    def file(self, image: Path, where: str) -> tuple[Path, Path]:
+        """(the folder, the file) of an image in `root`. Raises DataError for one that lies outside."""
+        name = Path(str(image).removeprefix(os.path.join(os.path.abspath(self.root), ""))).as_posix()
+        if self.shorter is None:
+            folder = self.elsewhere.get(number := without_zeros(name), self.best)
+            return folder, folder / numbered_pictures(folder).get(number, name)
+        if (short := self.shorter(name)) is None:
+            return self.best, image
+        folder = self.elsewhere.get(folded(short), self.best)
+        return folder, with_suffix(inside(folder, short, where))
+
+
+def right_folders(probe: Sequence[Path], root: Path, where: str, split: str | None) -> RightFolders | None:
+    """Where the files of `probe`, which are not in `root`, are; None if nowhere."""
     names = [Path(os.path.relpath(path, root)).as_posix() for path in probe]
     beside = [root.parent, *root.parent.glob("*/")] if plain(root.name) in ANNOTATIONS else []  # COCO
     folders = sorted(p for p in {*root.glob("*/"), *root.glob("*/*/"), *beside} if p.is_dir())
@@ -219,24 +254,61 @@ def right_folders(
         named = split_of_name(folder.name, strict=True)
         return folder == root, bool(split) and named == split, plain(folder.name) in IMAGE_FOLDERS
 
-    for shorter in shortenings(names):
-        has = {f: {n for n in names if on_disk(f / (shorter(n) or n))} for f in (root, *folders)}
-        if not (most := max(len(some) for some in has.values())):
-            continue
-        full = [f for f in has if len(has[f]) >= 0.9 * most]  # one that is called `images` may lack a few
-        full.sort(key=lambda f: (likely(f), len(has[f])), reverse=True)
-        best = full[0]
-        if twins := [f for f in full[1:] if likely(f) == likely(best) and has[f] & has[best]]:
-            raise SeveralFolders(
-                f"{where}: images of these names are in {best} and in {twins[0]}; say which with --image_root, or "
-                "write the folder before each name"
-            )
-        own, elsewhere = pictures_in(best), dict[str, Path]()
-        for folder in folders:  # a table of several folders names each picture once
-            if folder != best and not (more := pictures_in(folder)) & (own | elsewhere.keys()):
-                elsewhere |= dict.fromkeys(more, folder)
-        return best, elsewhere, shorter
-    return None
+    for way in shortenings(names):
+        shorter: Callable[[str], str | None] | None = way
+        has = {f: {n for n in names if on_disk(f / (way(n) or n))} for f in (root, *folders)}
+        if any(has.values()):
+            break
+    if are_numbers(probe, root):
+        numbers = {f: numbered_pictures(f) for f in (root, *folders)}
+        by_number = {f: {n for n in names if without_zeros(n) in numbers[f]} for f in numbers}
+        found = len(set[str]().union(*by_number.values()))
+        if found > len(set[str]().union(*has.values())) and 2 * found > len({*names}):
+            shorter, has = None, by_number
+    if not (most := max(len(some) for some in has.values())):
+        return None
+    full = [f for f in has if len(has[f]) >= 0.9 * most]  # one that is called `images` may lack a few
+    full.sort(key=lambda f: (likely(f), len(has[f])), reverse=True)
+    best = full[0]
+    if twins := [f for f in full[1:] if likely(f) == likely(best) and has[f] & has[best]]:
+        raise SeveralFolders(
+            f"{where}: images of these names are in {best} and in {twins[0]}; say which with --image_root, or "
+            "write the folder before each name"
+        )
+    names_in: Callable[[Path], AbstractSet[str]] = pictures_in if shorter else lambda f: numbered_pictures(f).keys()
+    own, elsewhere = names_in(best), dict[str, Path]()
+    for folder in folders:  # a table of several folders names each picture once
+        if folder != best and not (more := names_in(folder)) & (own | elsewhere.keys()):
+            elsewhere |= dict.fromkeys(more, folder)
+    return RightFolders(root, best, elsewhere, shorter)
+
+
+def are_numbers(probe: Sequence[Path], root: Path) -> bool:
+    """Whether a table's names are numbers; those that are there have their suffix already."""
+    base = Path(os.path.abspath(root))
+    return all((path.parent == base and path.name.isdecimal()) or on_disk(path) for path in probe)
+
+
+def without_zeros(name: str) -> str:
+    """`00005.jpg` -> `5`."""
+    return PurePosixPath(name).stem.lstrip("0") or "0"
+
+
+def numbered_pictures(folder: Path) -> dict[str, str]:
+    """The names of the pictures in a folder that are numbers of one length, by these, without the leading zeros that
+    Excel takes away (`5` of 00005.jpg), and without COCO's beginning (`COCO_val2014_000000000139.jpg`); of two with one
+    number neither."""
+    return numbered(str(folder), folder.stat().st_mtime_ns)
+
+
+@lru_cache(1024)
+def numbered(folder: str, changed: int) -> dict[str, str]:
+    names = [name for name in os.listdir(folder) if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+    digits = {name: found[1] for name in names if (found := _NUMBERED.fullmatch(Path(name).stem))}
+    if len({*map(len, digits.values())}) > 1:
+        return {}
+    several = Counter(digits.values())
+    return {without_zeros(number): name for name, number in digits.items() if several[number] == 1}
 
 
 def pictures_in(folder: Path) -> set[str]:
@@ -306,9 +378,15 @@ def object_rows(
         return rows_of(places(path, key, tables[key]), split)
     if find_column([*content], (*IMAGE_COLUMNS, *ID_COLUMNS)) and caption_columns([*content]):
         return rows_of(transposed(content, path), split)
-    if are_rows([*content.values()]) and all(names_its_picture(name, row) for name, row in content.items()):
+    if are_rows([*content.values()]) and all(find_column([*row], IMAGE_COLUMNS) for row in content.values()):
         return rows_of(((f"{path}, {key}", row) for key, row in content.items()), split)
-    if content and all(is_named(name, value) for name, value in content.items()):
+    if content and all(map(is_number, content)) and any(map(is_named, content.values())):
+        return rows_of(numbered_rows(content, root, path, split), split)
+    if (
+        content
+        and all(has_suffix(name) or isinstance(content[name], Mapping) for name in content)
+        and all(map(is_named, content.values()))
+    ):
         return named_rows(content, root, path, notes, split)
     lists = [(key, value) for key, value in content.items() if are_rows(value)]
     if content and len(lists) == len(content):  # by class, as NWPU-Captions
@@ -349,20 +427,24 @@ def label_studio(tasks: Sequence[Mapping[str, Any]], path: Path) -> Iterator[tup
         yield f"{path}, item {number}", task["data"] | said
 
 
-def names_its_picture(name: str, row: Mapping[str, Any]) -> bool:
-    """Whether a row has its picture's name, or its number beside a key that is no name."""
-    number = any(map(is_key, row)) and Path(name).suffix.lower() not in IMAGE_SUFFIXES
-    return number or find_column([*row], IMAGE_COLUMNS) is not None
-
-
-def is_named(name: str, value: Any) -> bool:
-    """Whether an entry is an image's name with its captions."""
+def is_named(value: Any) -> bool:
+    """Whether a value beside an image's name is its captions."""
     if isinstance(value, Mapping):
         return find_column([*value], CAPTION_COLUMNS) is not None
     texts = value if isinstance(value, list) else [value]
-    return Path(name).suffix.lower() in IMAGE_SUFFIXES and all(
-        isinstance(text, (str, dict, type(None))) for text in texts
-    )
+    return all(isinstance(text, (str, dict, type(None))) for text in texts)
+
+
+def numbered_rows(
+    content: Mapping[str, Any], root: Path, path: Path, split: str | None
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Rows of `{number: row}` and `{number: captions}`. The number is the picture's, unless the rows say another one of
+    it, and no pictures are called by those."""
+    rows = {key: row if isinstance(row, Mapping) else {"caption": row} for key, row in content.items()}
+    own = all(any(map(is_key, row)) for row in rows.values())
+    own = own and not all(files_of(root, path, split, [*rows][:PROBE]))
+    for key, row in rows.items():
+        yield f"{path}, {key}", row if own else {"image": key, **{k: v for k, v in row.items() if not is_key(k)}}
 
 
 def named_rows(

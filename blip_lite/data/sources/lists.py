@@ -22,7 +22,7 @@ from blip_lite.data.names import (
 )
 from blip_lite.data.sources.encoding import encoding_of
 from blip_lite.data.sources.marks import Marks, agreed, split_in
-from blip_lite.data.sources.table import PROBE, number_of, read_json, read_table
+from blip_lite.data.sources.table import PROBE, read_json, read_table
 from blip_lite.errors import DataError
 from blip_lite.processing.images import IMAGE_SUFFIXES
 from blip_lite.processing.picture import Picture
@@ -47,15 +47,12 @@ class Lists:
 
     def __init__(self) -> None:
         self.names: dict[str, dict[str, str]] = {}  # by the last part: names without suffix -> split
-        self.numbers: dict[str, str] = {}  # that are names -> last part
         self.bare: set[str] = set()  # that are written without a suffix: they may be numbers of images, too
         self.unread: list[Path] = []
 
     def add(self, split: str, name: str, path: Path) -> None:
         """Raises DataError for a name that is in two splits."""
         key, there = key_of(name), self.names.setdefault(last(name), {})
-        if number := number_of(last(name)):
-            self.numbers.setdefault(number, last(name))
         if there.setdefault(key, split) != split:
             raise DataError(f"{path}: {name} is in {split}, and in {there[key]}, by the lists of {path.parent}")
         if not has_suffix(name):
@@ -79,8 +76,7 @@ class Lists:
 
     def find(self, name: str, where: str, alone: bool) -> tuple[str, str] | None:
         """(name as the lists have it, split). Raises DataError for a name that may be two of them."""
-        own, key = last(name), f"/{key_of(name)}"
-        there = self.names.get(own) or self.names.get(self.numbers.get(number_of(own) or "", ""), {})
+        there, key = self.names.get(last(name), {}), f"/{key_of(name)}"
         ends = [other for other in there if key.endswith(f"/{other}")]
         found = [max(ends, key=len)] if ends else [other for other in there if f"/{other}".endswith(key)]
         found = found or [*there] * alone

@@ -64,13 +64,14 @@ def columns_of(path: Path) -> list[str]:
 
 
 def json_records(content: Any, path: Path) -> Iterator[Place]:
-    """Rows of JSON: `[rows]`, `{"images": [rows]}`, `{"train": [rows], ...}` (called `split`), `{"file_name": [...]}`,
-    `{number: row}` and `{number: name}` (called `id` and `file_name`)."""
+    """Rows of JSON: `[rows]`, `{"images": [rows]}`, `{"train": [rows], ...}` (called `split`), `{"file_name": [...]}`;
+    `{number: row}`, `{name: row}`, `{number: name}` and `{name: number}` (called `id` and `file_name`)."""
     if isinstance(content, list) and are_rows(content):
         yield from ((f"{path}, item {number}", row) for number, row in enumerate(content, 1))
     if not isinstance(content, Mapping):
         return
     lists = [key for key in content if are_rows(content[key])]
+    tables = [key for key, value in content.items() if isinstance(value, Mapping) and key != "info"]
     usual = [key for key in ("images", *LISTS_OF_ROWS) if key in lists]
     if usual or len(lists) == 1:
         key = (usual or lists)[0]
@@ -78,12 +79,17 @@ def json_records(content: Any, path: Path) -> Iterator[Place]:
     elif lists and all(map(split_of_name, lists)):
         for key in lists:
             yield from ((where, {"split": key, **row}) for where, row in places(path, key, content[key]))
+    elif len(tables) == 1 and tables[0] in ("images", *LISTS_OF_ROWS):
+        yield from json_records(content[tables[0]], path)
     elif find_column([*content], (*IMAGE_COLUMNS, *ID_COLUMNS)) and not any(map(is_scalar, content.values())):
         yield from transposed(content, path)
     elif are_rows([*content.values()]):
-        yield from ((f"{path}, {key}", {"id": key, **row}) for key, row in content.items())
-    elif content and all(isinstance(value, str) and has_suffix(value) for value in content.values()):
+        called = "file_name" if all(map(has_suffix, content)) else "id"
+        yield from ((f"{path}, {key}", {called: key, **row}) for key, row in content.items())
+    elif all(isinstance(value, str) and has_suffix(value) for value in content.values()):
         yield from ((f"{path}, {key}", {"id": key, "file_name": name}) for key, name in content.items())
+    elif all(map(has_suffix, content)) and all(map(is_scalar, content.values())):
+        yield from ((f"{path}, {name}", {"id": key, "file_name": name}) for name, key in content.items())
 
 
 def is_scalar(value: Any) -> bool:

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from blip_lite.data.names import (
@@ -21,19 +21,35 @@ from blip_lite.data.names import (
 from blip_lite.data.sources.lists import has_suffix
 from blip_lite.data.sources.marks import is_empty
 from blip_lite.data.sources.records import columns_of, records
-from blip_lite.data.sources.table import ANNOTATIONS, PROBE
+from blip_lite.data.sources.table import ANNOTATIONS, PROBE, is_url
 from blip_lite.errors import DataError
 
 _WORDS = ("image", "img", "picture", "pic", "photo", "file", "media", "asset")
 _PICTURES = {*_WORDS, *(f"{word}s" for word in _WORDS)}
+_OTHERS = {  # what tables are about that have a word for pictures in their name, too
+    *("caption", "captions", "mask", "masks", "depth", "depths", "crop", "crops", "thumbnail", "thumbnails", "thumbs"),
+    *(
+        "box",
+        "boxes",
+        "region",
+        "regions",
+        "object",
+        "objects",
+        "annotation",
+        "annotations",
+        "segmentation",
+        "panoptic",
+    ),
+}
 _KEY = re.compile(
     rf"(?:{'|'.join(_WORDS)})(?:id|uid|uuid|no|nr|num|number|key|fk|ref|idx|index)|(?:id|fk)(?:image|img)"
 )
 _SHARED = re.compile(r".+(?:id|key|number|hash)|uid|md5|sha\d+")  # that two tables may both have
 _FILES = [name for name in IMAGE_COLUMNS if not name.endswith("url")]
+FEW = 20  # tables that lie beside one another
 
 Row = Mapping[str, Any]
-AreThere = Callable[[Sequence[str]], bool]
+Files = Callable[[Sequence[str]], Sequence[Path | None]]
 
 
 class Join(NamedTuple):
@@ -53,19 +69,19 @@ class Join(NamedTuple):
 
 
 def with_pictures(
-    rows: Iterable[tuple[str, Row]], path: Path, are_there: AreThere, notes: list[str]
+    rows: Iterable[tuple[str, Row]], path: Path, files: Files, notes: list[str]
 ) -> Iterator[tuple[str, Row]]:
     """Rows of captions; where they say a picture's number alone (`image_id`), and a table beside has the name of each
     (`images.csv` with `id,file_name`), with what that one says of the picture.
 
     Args:
         rows: (where, row) of the table `path`.
-        are_there: whether there are pictures of such names.
+        files: the pictures of such names, None for one that is not there.
         notes: what was found is added here.
     """
     rows = iter(rows)
     first = list(islice(rows, PROBE))
-    join = join_of(path, [row for _, row in first], are_there)
+    join = join_of(path, [row for _, row in first], files)
     if join is None:
         yield from chain(first, rows)
         return
@@ -87,7 +103,7 @@ def with_pictures(
         notes.append(f"{silent} of the {key} in {path.name} are not in {name}")
 
 
-def join_of(path: Path, rows: Sequence[Row], are_there: AreThere) -> Join | None:
+def join_of(path: Path, rows: Sequence[Row], files: Files) -> Join | None:
     """The join of captions with the table beside that names their pictures, if any. Raises DataError for two that say
     different things, and for a table that is called after pictures and cannot be read."""
     found: list[Join] = []
@@ -95,17 +111,18 @@ def join_of(path: Path, rows: Sequence[Row], are_there: AreThere) -> Join | None
     for table in tables_beside(path) if keys else ():
         called = is_called_after_pictures(table)
         try:
-            found += [join for key in keys if (join := joined(table, key, rows, called))]
+            found += joins_with(table, keys, rows, called)
         except DataError:
             if called:
                 raise
         except (OSError, ValueError) as error:
             if called:
                 raise DataError(f"{table}: cannot be read ({error})") from error
-    found = [join for join in together(found, path) if is_believed(join, rows, are_there)]
+    found = [join for join in together(found, path) if is_believed(join, rows, files)]
     found = [join for join in found if is_called_after_pictures(join.table)] or found
-    if len({tuple(name for name, _ in pairs_of(join, rows)) for join in found}) > 1:
-        either = " and ".join(f"{join.table.name} by {join.key}" for join in found[:2])
+    names = [[name for name, _ in pairs_of(join, rows)] for join in found]
+    if len({tuple(file or name for file, name in zip(files(some), some, strict=True)) for some in names}) > 1:
+        either = " and ".join(f"{join.table.name} by its {join.column or 'first column'}" for join in found[:2])
         raise DataError(f"{path}: {either} name different images. Take one away, or name a column with --image_column")
     return found[0] if found else None
 
@@ -153,6 +170,9 @@ def tables_beside(path: Path) -> list[Path]:
     tables = [
         Path(name) for name in sorted(names) if name.lower().endswith((".csv", ".tsv", ".jsonl", ".json", ".parquet"))
     ]
+    jsons = [table for table in tables if table.suffix.lower() == ".json" and not is_called_after_pictures(table)]
+    if len(jsons) > FEW:  # each is about one image, as LabelMe's
+        tables = sorted({*tables} - {*jsons})
     own = split_of_name(path.stem)
 
     def fits(table: Path) -> bool:
@@ -165,55 +185,60 @@ def tables_beside(path: Path) -> list[Path]:
 def is_called_after_pictures(table: Path) -> bool:
     """Whether a table is about pictures and nothing else, by its name: `images.csv`, `my_photos.csv`."""
     words = {*words_in(table.stem)}
-    return bool(_PICTURES & words) and not words & {"caption", "captions"}
+    return bool(_PICTURES & words) and not words & _OTHERS
 
 
-def joined(table: Path, key: str, rows: Sequence[Row], called: bool) -> Join | None:
-    """The join by a column `key` of `rows`, if a table has some of its numbers, and names of files beside them. Raises
-    DataError for two names of one number, and what reading the table raises."""
+def joins_with(table: Path, keys: Sequence[str], rows: Sequence[Row], called: bool) -> list[Join]:
+    """The joins by columns `keys` of `rows`, if a table has some of their numbers, and names of files beside them.
+    Raises DataError for two names of one number, and what reading the table raises."""
     table_rows = records(table)
     try:
         head = next(table_rows, ("", {}))
     except (DataError, OSError, ValueError):
-        return None  # what it is about, nobody knows
+        return []  # what it is about, nobody knows
     columns = [column for column in head[1] if column is not None]
-    column = column_of_numbers(columns, key, called)
-    if column is None or (caption_columns(columns) and not called):
-        return None
-    rest = [c for c in columns if c and c != column]
+    by = [(key, column) for key in keys for column in columns_of_numbers(columns, key, called)]
+    if not by or (caption_columns(columns) and not called):
+        return []
+    rest = [c for c in columns if c and c not in [column for _, column in by]]
     first = [head, *islice(table_rows, PROBE - 1)]
-    named = (c for c in rest if all(has_suffix(str(row.get(c))) for _, row in first))
+    named = (c for c in rest if all(has_suffix(s := str(row.get(c))) and not is_url(s) for _, row in first))
     file = find_column(rest, _FILES) or next(named, None)
     if file is None:
-        return None
+        return []
     texts = [c for c in rest if plain(c).rstrip("0123456789") in CAPTION_COLUMNS]  # of the table's own
-    pictures: dict[str, Row] = {}
+    joins = [Join(table, key, column, {}) for key, column in by]
+    twice: dict[str, str] = {}
     for _, row in chain(first, table_rows):
-        if is_empty(row.get(column)) or is_empty(row.get(file)):
+        if is_empty(row.get(file)):
             continue
-        name, said = str(row[file]).strip(), number(row[column])
-        about = {c: cell for c, cell in row.items() if c is not None and c not in (column, file, *texts)}
-        if pictures.setdefault(said, {"image": name, **about})["image"] != name:
-            raise DataError(f"{table}: {column} {row[column]} is that of {pictures[said]['image']}, and of {name}")
-    join = Join(table, key, column, pictures)
-    return join if pairs_of(join, rows) else None
+        name = str(row[file]).strip()
+        about = {c: cell for c, cell in row.items() if c is not None and c not in (file, *texts)}
+        for join in joins:
+            if is_empty(row.get(join.column)):
+                continue
+            picture = {"image": name, **{c: cell for c, cell in about.items() if c != join.column}}
+            if (other := join.rows.setdefault(number(row[join.column]), picture)["image"]) != name:
+                reason = f"{table}: {join.column} {row[join.column]} is that of {other}, and of {name}"
+                twice.setdefault(join.column, reason)
+    joins = [join for join in joins if pairs_of(join, rows)]
+    if several := [twice[join.column] for join in joins if join.column in twice]:
+        raise DataError(several[0])
+    return joins
 
 
-def column_of_numbers(columns: Sequence[str], key: str, called: bool) -> str | None:
-    """The column of a table beside that has the numbers of the captions' `key`: called alike, or after pictures as it
-    is; in a table that is `called` so, `id`, or the first one of pandas, which has no name."""
+def columns_of_numbers(columns: Sequence[str], key: str, called: bool) -> list[str]:
+    """The columns of a table beside that may have the numbers of the captions' `key`: the one called alike, or those
+    after pictures as it is, and in a table that is `called` so `id`, or the first one of pandas, which has no name."""
     if found := find_column(columns, [key]):
-        return found
+        return [found]
     if not (is_key(key) or plain(key) in _PICTURES):
-        return None
-    if other := next(filter(is_key, columns), None):
-        return other
-    if not called:
-        return None
-    return find_column(columns, ["id", "uid", "index", "unnamed0"]) or ("" if "" in columns else None)
+        return []
+    own = find_column(columns, ["id", "uid", "index", "unnamed0"]) or ("" if "" in columns else None)
+    return [*filter(is_key, columns), *([own] if called and own is not None else [])]
 
 
-def is_believed(join: Join, rows: Sequence[Row], are_there: AreThere) -> bool:
+def is_believed(join: Join, rows: Sequence[Row], files: Files) -> bool:
     """Whether a join is meant: most numbers are in it. They may be names of files, too: `4` of 4.jpg. Where
     the join says another file, a table that is called after pictures is believed, if its files are there, and any other
     is not."""
@@ -221,11 +246,11 @@ def is_believed(join: Join, rows: Sequence[Row], are_there: AreThere) -> bool:
     wanted = {number(row.get(join.key)) for row in rows}
     if 2 * len(wanted & join.rows.keys()) <= len(wanted):
         return False
-    same = all(number(PurePosixPath(name).stem) == number(said) for name, said in pairs)
-    names = [name for name, _ in pairs]
-    if same or not are_there([said for _, said in pairs]):
-        return called or are_there(names)
-    return called and are_there(names)
+    by_name, by_number = files([name for name, _ in pairs]), files([said for _, said in pairs])
+    if not any(by_number):
+        return called or any(by_name)
+    both = [(a, b) for a, b in zip(by_name, by_number, strict=True) if a and b]
+    return any(by_name) and (called or all(a == b for a, b in both))
 
 
 def pairs_of(join: Join, rows: Sequence[Row]) -> list[tuple[str, str]]:
@@ -246,15 +271,21 @@ def without_pictures(tables: Sequence[Path], notes: list[str]) -> list[Path]:
         for table, columns in heads.items()
         if is_called_after_pictures(table)
         and find_column(columns, _FILES)
-        and any(column_of_numbers(columns, key, True) for key in keys)
+        and any(columns_of_numbers(columns, key, True) for key in keys)
+        and not (says_captions(columns) and not any(says_captions(heads[other]) for other in heads if other != table))
     ]
     notes += [f"{table.name} names the images; its texts are no captions" for table in of_pictures]
     return [table for table in tables if table not in of_pictures]
 
 
+def says_captions(columns: Sequence[str]) -> bool:
+    """Whether a column is called after captions, and not just after texts."""
+    return any(plain(column).startswith("caption") for column in columns if column is not None)
+
+
 def number(value: Any) -> str:
     """One spelling: `7`, `007` and pandas' `7.0` are one; so are `{8F-3A}` and `8f-3a`."""
-    text = re.sub(r"(?<=\d)\.0$", "", str(value).strip())
+    text = re.sub(r"(?<=\d)\.0+$", "", str(value).strip())
     if text.isdecimal():
         return text.lstrip("0") or "0"
     return text.strip("{}").casefold() if re.fullmatch(r"\{?[0-9a-fA-F-]+\}?", text) else text

@@ -44,7 +44,6 @@ PROBE = 50  # rows that are looked at to find the columns, and the folder of the
 _SWALLOWED = re.compile(r"\n[^\n]*\.(?:jpe?g|png|webp|bmp|gif|tiff?)[\"']?\s*(?:[,;|\t\n]|\Z)", re.IGNORECASE)
 _IMAGE = re.compile(r"<img>(.+?)</img>")  # in a conversation
 _BACKSLASHED = re.compile(r'(?:^|[,;|])"[^"\n]*[^"\\\n]\\"[^,;|"\r\n]', re.MULTILINE)  # "a \"big\" dog"
-_NUMBERED = re.compile(r"(?:COCO_[a-z]+\d*_)?0*(\d+)", re.ASCII | re.IGNORECASE)
 _QUOTED = re.compile(r"""\"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'""")
 
 
@@ -229,12 +228,11 @@ def with_suffix(path: Path) -> Path:
 
 def on_disk(path: Path) -> Path | None:
     """The file of that name: in another Unicode spelling or other capitals, as file systems differ, with an image's
-    suffix, if the name has none, or with a blank for `%20`; of a number the picture of that number."""
+    suffix, if the name has none, or with a blank for `%20`."""
     if os.path.isfile(path):
         return path
     try:
-        folder = os.path.dirname(path), os.stat(os.path.dirname(path)).st_mtime_ns
-        there = spellings(*folder)
+        there = spellings(os.path.dirname(path), os.stat(os.path.dirname(path)).st_mtime_ns)
     except (OSError, ValueError):
         return None
     names = [path.name]
@@ -243,8 +241,6 @@ def on_disk(path: Path) -> Path | None:
     if "%" in path.name and not {"/", "\0"} & set(plain_name := unquote(path.name)):
         names.append(plain_name)
     found = next((there[folded(name)] for name in names if there.get(folded(name))), None)
-    if not found and path.name.isdecimal():
-        found = numbered_pictures(*folder).get(number_of(path.name) or "")
     return path.with_name(found) if found and os.path.isfile(path.with_name(found)) else None
 
 
@@ -255,22 +251,6 @@ def spellings(folder: str, changed: int) -> dict[str, str]:
     names = os.listdir(folder)
     several = Counter(map(folded, names))
     return {key: name for name in names if several[key := folded(name)] == 1}
-
-
-@lru_cache(1024)
-def numbered_pictures(folder: str, changed: int) -> dict[str, str]:
-    """The names of the pictures in a folder that are numbers, by these; of two with one number neither."""
-    names = [name for name in os.listdir(folder) if Path(name).suffix.lower() in IMAGE_SUFFIXES]
-    numbers = {name: number for name in names if (number := number_of(Path(name).stem))}
-    several = Counter(numbers.values())
-    return {number: name for name, number in numbers.items() if several[number] == 1}
-
-
-def number_of(stem: str) -> str | None:
-    """The number that is a picture's name, but for leading zeros, which Excel takes away (`5` of 00005.jpg), and COCO's
-    beginning."""
-    found = _NUMBERED.fullmatch(stem)
-    return found[1] if found else None
 
 
 def folded(name: str) -> str:
