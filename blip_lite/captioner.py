@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -240,9 +239,12 @@ class Captioner:
         own = {"num_beams": GenerationSettings.num_beams, **self.processor.decoding}
         if explicit.get("do_sample"):
             own["num_beams"] = 1
-        elif (several := explicit.get("num_return_sequences", 1)) > own["num_beams"]:  # which have to grow
+        several, longest = explicit.get("num_return_sequences"), explicit.get("max_new_tokens")
+        if (
+            not explicit.get("do_sample") and isinstance(several, int) and several > own["num_beams"]
+        ):  # these have to grow
             own["num_beams"] = max(GenerationSettings.num_beams, several)
-        if explicit.get("max_new_tokens", math.inf) < own.get("min_new_tokens", 0):
+        if isinstance(longest, int) and longest < own.get("min_new_tokens", 0):
             own.pop("min_new_tokens")
         return GenerationSettings(**{**own, **explicit})
 
@@ -276,8 +278,10 @@ class Captioner:
     ) -> list[list[tuple[str, float]]]:
         """As `caption_pixels`, each caption with the mean log-probability of its new tokens, `[SEP]` included.
 
-        What `min_new_tokens` and, with one beam, `banned_words` rule out has no probability in it. Where memory runs
-        out, half as many images are captioned at a time, and so on; from then on no more than what did fit.
+        It is the one that was searched with: what `min_new_tokens`, `no_repeat_ngram_size` and, with one beam,
+        `banned_words` rule out has no probability in it, and `repetition_penalty` lowers it, so that only captions
+        that were decoded alike can be compared. `score` knows none of these. Where memory runs out, half as many images
+        are captioned at a time, and so on; from then on no more than what did fit.
 
         Raises:
             torch.OutOfMemoryError: not even one image fits.

@@ -58,6 +58,16 @@ def test_each_answer_is_a_caption_or_says_what_is_wrong(hf_dir: Path, tmp_path: 
         assert text.startswith("No caption: ") and told in text and not rows
 
 
+def test_the_settings_of_the_checkpoint_are_within_the_pages_limits(hf_dir: Path) -> None:
+    captioner = Captioner.from_pretrained(hf_dir, "cpu")
+    captioner.processor.decoding = {"num_beams": 12, "max_new_tokens": 8}
+    service = Service(captioner, Options("model"))
+    own = captioner.settings()
+    text, table = asyncio.run(app.caption(service, str(SCENE), "", own.num_beams, own.max_new_tokens))
+    assert text == captioner(SCENE) and len(table) == 10
+    app.page(service)
+
+
 def test_over_http(url: str, hf_dir: Path, tmp_path: Path) -> None:
     captioner = Captioner.from_pretrained(hf_dir, "cpu")
     client = Client(url, verbose=False)

@@ -32,12 +32,14 @@ from safetensors.torch import load_file, save_file
 
 from blip_lite import Captioner
 from blip_lite.data.sources.shapes import draw_scene, scene_captions, scene_ids
-from blip_lite.errors import CheckpointError
+from blip_lite.errors import CheckpointError, ConfigError
+from blip_lite.evaluation.evaluate import prepare as prepare_evaluation
 from blip_lite.model.foreign import ORIGINAL
 from blip_lite.model.from_scratch import from_scratch
 from blip_lite.model.generation import generate
 from blip_lite.model.location import NO_WEIGHTS, has_weights, locate
 from blip_lite.model.pretrained import load_pretrained, save_pretrained
+from blip_lite.reports.model_card import model_card
 from blip_lite.settings import EvalConfig, TrainConfig
 from blip_lite.training.run import Progress
 from blip_lite.training.validate import Validation
@@ -573,6 +575,75 @@ def test_captions_are_the_same_through_every_door(
     assert settings["num_beams"] == 2 and settings["max_new_tokens"] == 6
     explicit = Captioner.from_pretrained(run / "best")(PICTURES, prompt="there are", num_beams=1, max_new_tokens=3)
     assert all(caption.startswith("there are") for caption in explicit)
+
+
+def test_a_run_that_was_resumed_with_other_decoding_has_one_truth_for_each_checkpoint(
+    run: Path, tmp_path: Path
+) -> None:
+    """`best/` keeps what it was chosen with, in `evaluate`, `Captioner` and the card; later checkpoints have the new."""
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    about = json.loads((folder / "config.json").read_text())
+    about["settings"] |= {"num_beams": 1, "max_new_tokens": 3}
+    (folder / "config.json").write_text(json.dumps(about))
+    own = Captioner.from_pretrained(folder / "best").settings()
+    plan = prepare_evaluation(EvalConfig.of(run=str(folder), split="test"))
+    assert (own.num_beams, own.max_new_tokens) == (2, 6)
+    assert (plan.config.decoding.num_beams, plan.config.decoding.max_new_tokens) == (2, 6) and not plan.differs
+    assert "max_new_tokens=6, " in model_card(folder)
+    asked = prepare_evaluation(EvalConfig.of(run=str(folder), split="test", num_beams=3))
+    assert asked.config.decoding.num_beams == 3 and asked.differs == {"num_beams": 3}
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "told"),
+    [
+        ({"num_beams": 4, "length_penalty": 0}, {"num_beams": 4, "length_penalty": 0.0, "early_stopping": False}, ""),
+        ({"num_beams": 3, "length_penalty": -1}, {"length_penalty": -1.0}, ""),
+        ({"num_beams": 4, "early_stopping": "never"}, {"early_stopping": False}, "early_stopping='never'"),
+        ({"num_beams": 3.0, "early_stopping": 1}, {"num_beams": 3, "early_stopping": True}, ""),
+        ({"max_length": 10, "min_length": 4}, {"max_new_tokens": 9, "min_new_tokens": 3, "num_beams": 5}, ""),
+        ({"max_length": 10, "max_new_tokens": 4}, {"max_new_tokens": 4}, ""),
+        ({"min_new_tokens": 40}, {"min_new_tokens": 40, "max_new_tokens": 40}, ""),
+        ({"max_new_tokens": 4000}, {"max_new_tokens": 63}, "room for 63"),
+        ({"do_sample": True, "top_p": 0.9, "top_k": 50}, {"num_beams": 5, "do_sample": False}, "top_p=0.9"),
+        ({"do_sample": False, "temperature": 1.0, "num_beam_groups": 1}, {"num_beams": 5}, ""),
+    ],
+)
+def test_decoding_that_transformers_wrote(
+    tiny: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    theirs: dict[str, Any],
+    ours: dict[str, Any],
+    told: str,
+) -> None:
+    folder = tmp_path / "theirs"
+    shutil.copytree(tiny, folder)
+    (folder / "generation_config.json").write_text(json.dumps(theirs))
+    (folder / "captioning.json").unlink(missing_ok=True)
+    captioner = Captioner.from_pretrained(folder)
+    settings = captioner.settings()
+    assert {name: getattr(settings, name) for name in ours} == ours
+    assert told in caplog.text and bool(told) == bool(caplog.text)
+    assert captioner(PICTURES[0]) == captioner(PICTURES[0], **{n: v for n, v in ours.items() if n != "do_sample"})
+    assert captioner(PICTURES[0], num_beams=1, max_new_tokens=2, min_new_tokens=0)
+
+
+@pytest.mark.parametrize("penalty", [0, -1, -2])
+def test_a_whole_number_is_a_length_penalty(tiny: Path, penalty: int) -> None:
+    captioner = Captioner.from_pretrained(tiny)
+    found = [
+        captioner(PICTURES[0], num_beams=3, length_penalty=p, return_scores=True) for p in (penalty, float(penalty))
+    ]
+    assert found[0] == found[1] and found[0][0]
+
+
+@pytest.mark.parametrize("name", ["max_new_tokens", "num_return_sequences", "num_beams", "length_penalty"])
+@pytest.mark.parametrize("value", ["5", None, [1], True])
+def test_settings_of_another_type_are_told(tiny: Path, name: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"{name} is .*expected a number"):
+        Captioner.from_pretrained(tiny)(PICTURES[0], **{name: value})
 
 
 def test_what_is_asked_for_wins_and_fits(run: Path) -> None:

@@ -79,6 +79,14 @@ SIDES.paste("blue", (32, 0, 64, 64))
         (["a shirt that says hello"], False),
         (["player number 7"], False),
         (["the words on a poster"], False),
+        (["the leftmost dog"], False),
+        (["dogs run counterclockwise"], False),
+        (["a left_hand glove"], False),
+        (["handwriting on a chalkboard"], False),
+        (["un chien à gauche"], False),
+        (["左边的狗"], False),
+        (['a cup with "hi" on it'], False),
+        (["a man watches a leftover cake"], True),
     ],
 )
 def test_an_image_is_mirrored_half_the_time_unless_a_caption_would_be_wrong(captions: list[str], may: bool) -> None:
@@ -256,6 +264,11 @@ def test_the_best_is_chosen_as_asked(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert found["best_step"] == best
     about = json.loads((tmp_path / "run" / "best" / "best.json").read_text())
     assert about["step"] == best and about["chosen_by"] == ("loss" if metric == "auto" else metric)
+
+
+def test_cider_of_one_validation_image_chooses_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="one validation image.*--best_metric loss"):
+        train(tiny_config(tmp_path, max_eval_images=1, best_metric="cider"))
 
 
 def test_patience_ends_a_run_and_resuming_with_more_goes_on(

@@ -30,11 +30,17 @@ OPERATIONS = (
     "identity", "contrast", "equalise", "brightness", "sharpness", "turn", "shear x", "shear y", "shift x", "shift y",
 )  # fmt: skip
 
-# Words of captions that a mirror makes wrong: sides, and text in the picture.
+# Words of captions that a mirror makes wrong: sides, in some languages, and text in the picture.
 ONE_WAY = re.compile(
-    r"\b(left|right|clockwise|signs?|text|letters?|letter(ed|ing)|words?|writ(ing|ten|es?)|say(s|ing)|reads?|reading"
-    r"|spell(s|ed|ing)?|number(s|ed)?|digits?|logos?|labels?|labell?ed|banners?|posters?|clocks?|licen[cs]e|plates?"
-    r"|jerseys?|graffiti|billboards?|newspapers?|maps?|flags?)\b",
+    r"(?<![^\W_])((left|right)(most|wards?|y|ies|hand(ed)?)?|(counter|anti)?clockwise|sign(s|ed|age|posts?)?|texts?"
+    r"|letters?|letter(ed|ing)|words?|(hand)?writ(ing|ings|ten|es?)|sa(id|ys?|ying)|reads?|reading|inscri(bed|ptions?)"
+    r"|messages?|slogans?|titles?|subtitles?|captions?|menus?|(chalk|black|white|score|key|bill|sign)boards?|tattoo(s|ed)?"
+    r"|ads?|adverts?|advertis(ements?|ing)|print(ed|s)?|typed|names?|brands?|spell(s|ed|ing)?|number(s|ed)?|numerals?"
+    r"|digits?|logos?|labels?|labell?ed|banners?|posters?|clocks?|licen[cs]e|plates?|jerseys?|graffiti"
+    r"|newspapers?|magazines?|books?|maps?|flags?"
+    r"|gauche|droite|izquierd[ao]s?|derech[ao]s?|linke?[nrs]?|rechte?[nrs]?|sinistr[ao]|destr[ao]|esquerd[ao]s?|direit[ao]s?"
+    r"|text[eo]s?|schild(er)?|schrift|letreros?|panneaux?)(?![^\W_])"
+    r"|[左右字]|[\"“«„].+[\"”»“]",
     re.IGNORECASE,
 )
 

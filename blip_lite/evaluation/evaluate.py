@@ -31,7 +31,7 @@ from blip_lite.evaluation.captions import caption_with
 from blip_lite.evaluation.coco_process import coco_metrics, tokenize
 from blip_lite.evaluation.spice import spice
 from blip_lite.model.location import WHOLE, locate
-from blip_lite.model.pretrained import read_decoding
+from blip_lite.model.pretrained import own_decoding
 from blip_lite.processing.picture import Picture
 from blip_lite.processing.text import normalize_caption
 from blip_lite.reports.dashboards import log_evaluation
@@ -259,7 +259,9 @@ def prepare(config: EvalConfig) -> Plan:
             f"{config.predictions or f'--ckpt {ckpt}'} belongs to no run: say which images with --dataset"
         )
     with state.main_process_first():
-        base = read_run_config(run) if run else TrainConfig.of(batch_size=8, **decoding_of(ckpt))
+        base = read_run_config(run) if run else TrainConfig.of(batch_size=8)
+        if ckpt:  # decoded as the checkpoint says, as everywhere: a run may have been resumed with other settings
+            base = base.replace(**own_decoding(locate(ckpt).folder))
     # All images, unless told otherwise: a run's limit was for its validations.
     run_config = base.replace(**{"max_eval_images": None, **config.overrides})
     run_config.validate()
@@ -318,14 +320,6 @@ def trained_on(run: Path, base: TrainConfig, data: DataSet) -> bool:
     limit(splits, base.data, base.optimisation.seed)
     found = DataSet(data.name, splits, []).fingerprint(in_row_order="order" not in about)
     return found == about.get("data_fingerprint")
-
-
-def decoding_of(ckpt: str) -> dict[str, Any]:
-    """The prompt and decoding that a checkpoint brings, as flat settings."""
-    if not ckpt:
-        return {}
-    found = read_decoding(locate(ckpt).folder)
-    return {**found["decoding"], "prompt": found["prompt"]}
 
 
 def read_predictions(path: Path, examples: Sequence[Picture]) -> dict[str, str]:

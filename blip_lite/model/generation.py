@@ -61,6 +61,10 @@ class GenerationSettings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, kinds):
                 raise ConfigError(f"generation settings: {name} is {value!r}; expected a number")
+            if float in kinds:
+                object.__setattr__(
+                    self, name, float(getattr(self, name))
+                )  # JSON's 0: torch has no negative powers of whole numbers
         if not isinstance(self.early_stopping, bool):
             raise ConfigError(f"generation settings: early_stopping is {self.early_stopping!r}; expected true or false")
         problems = [

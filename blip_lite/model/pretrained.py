@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import os
 import re
@@ -27,6 +28,8 @@ from blip_lite.model.location import BESIDE, WHOLE, is_lfs, is_of_blip, locate, 
 from blip_lite.processing.processor import CLIP_MEAN, CLIP_STD, Processor, wordpiece
 from blip_lite.settings import DecodingSettings
 
+log = logging.getLogger(__name__)
+
 # The vocabulary head is the word embedding, its bias has two names, and old checkpoints store a constant.
 HEAD = "text_decoder.cls.predictions."
 
@@ -40,6 +43,12 @@ DERIVED = {
 DECODING = tuple(field.name for field in fields(DecodingSettings) if field.name != "prompt")
 
 
+# What `transformers` may decode with and a checkpoint here may not, and the values that say nothing.
+UNKNOWN: dict[str, tuple[Any, ...]] = {
+    "do_sample": (False,), "num_beam_groups": (1,), "diversity_penalty": (0.0,), "penalty_alpha": (), "top_k": (50, 0),
+    "temperature": (1.0,), "top_p": (1.0,), "num_return_sequences": (1,), "bad_words_ids": (), "suppress_tokens": (),
+    "forced_bos_token_id": (), "forced_eos_token_id": (), "exponential_decay_length_penalty": (), "typical_p": (1.0,),
+}  # fmt: skip
 CONSTANT = re.compile(r".*\.position_ids$")
 
 
@@ -184,6 +193,13 @@ def load_pretrained(
         return load_original(file, device, dtype)
     config = read_config(folder)
     processor = load_processor(folder, config)
+    room = config.text.max_position_embeddings - len(processor.prompt_ids(processor.prompt))
+    if 0 < room < processor.decoding.get("max_new_tokens", 0):
+        log.warning(
+            "%s: max_new_tokens is %d; the model has room for %d", folder, processor.decoding["max_new_tokens"], room
+        )
+        processor.decoding["max_new_tokens"] = room
+        processor.decoding["min_new_tokens"] = min(room, processor.decoding.get("min_new_tokens", 0))
     with Unfilled(), torch.device("meta"):  # no memory and no time for weights that are replaced at once
         model = Blip(config)
     load_weights(model, from_original(read_weights(folder, file)), path_or_id)
@@ -286,14 +302,48 @@ def read_decoding(directory: Path) -> dict[str, Any]:
         prompt = _read_json(directory / "captioning.json").get("prompt", "")
         if not isinstance(prompt, str):
             raise CheckpointError(f"{directory / 'captioning.json'}: its prompt is {prompt!r}; expected a text")
-    if (directory / "generation_config.json").is_file():
-        found = _read_json(directory / "generation_config.json")
-        decoding = {name: found[name] for name in DECODING if found.get(name) is not None}
+    if (path := directory / "generation_config.json").is_file():
+        decoding = _of_transformers(_read_json(path), path)
         try:
             GenerationSettings(**decoding)
         except ValueError as error:
-            raise CheckpointError(f"{directory / 'generation_config.json'}: {error}") from error
+            raise CheckpointError(f"{path}: {error}") from error
     return {"prompt": prompt, "decoding": decoding}
+
+
+def own_decoding(directory: Path) -> dict[str, Any]:
+    """The prompt and the decoding settings that a checkpoint brings, and nothing that it does not say."""
+    found = read_decoding(directory)
+    prompt = {"prompt": found["prompt"]} if (directory / "captioning.json").is_file() else {}
+    return {**found["decoding"], **prompt}
+
+
+def _of_transformers(found: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The decoding settings in a `generation_config.json`, whoever wrote it. What this library has not is told once."""
+    found = {name: value for name, value in found.items() if value is not None}
+    for ours, theirs in (("max_new_tokens", "max_length"), ("min_new_tokens", "min_length")):
+        if isinstance(length := found.get(theirs), int) and ours not in found:  # there, with the [BOS] it begins with
+            found[ours] = max(length - 1, int(ours == "max_new_tokens"))
+    decoding = {name: found[name] for name in DECODING if name in found}
+    other = [f"{name}={value!r}" for name, value in found.items() if name in UNKNOWN and value not in UNKNOWN[name]]
+    if decoding.get("early_stopping") == "never":
+        decoding["early_stopping"] = False
+        other.append("early_stopping='never' (taken as false)")
+    if "num_beams" in decoding:
+        decoding.setdefault("early_stopping", False)  # theirs
+    for name in ("num_beams", "max_new_tokens", "min_new_tokens", "no_repeat_ngram_size"):
+        if isinstance(value := decoding.get(name), float) and value.is_integer():
+            decoding[name] = int(value)
+    if decoding.get("early_stopping") in (0, 1):
+        decoding["early_stopping"] = bool(decoding["early_stopping"])
+    least = decoding.get("min_new_tokens", 0)
+    if "max_new_tokens" not in decoding and isinstance(least, int) and least > GenerationSettings.max_new_tokens:
+        decoding["max_new_tokens"] = least
+    if other:
+        log.warning(
+            "%s: not decoded with %s, which blip_lite has not as a checkpoint's setting", path, ", ".join(other)
+        )
+    return decoding
 
 
 def _load_tokenizer(directory: Path) -> Tokenizer:
@@ -330,7 +380,7 @@ def resize(model: Blip, processor: Processor, image_size: int) -> None:
     vision, positions = model.config.vision, model.vision_model.embeddings.position_embedding
     if image_size == vision.image_size:
         return
-    if image_size % vision.patch_size:
+    if image_size < 1 or image_size % vision.patch_size:
         raise ConfigError(f"--image_size {image_size} is no multiple of the model's patches of {vision.patch_size}")
     old, new = vision.image_size // vision.patch_size, image_size // vision.patch_size
     grid = positions.data[:, 1:].unflatten(1, (old, old)).permute(0, 3, 1, 2)  # [1, D, side, side]

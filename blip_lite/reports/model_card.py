@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from blip_lite.model.pretrained import own_decoding
 from blip_lite.reports.metric_names import METRICS, SYSTEMS, digits, hundredths
 from blip_lite.settings import FROM_SCRATCH, SPLITS, DecodingSettings, TrainConfig
 from blip_lite.storage import BEFORE, newest, step_in
@@ -17,6 +18,7 @@ EXAMPLES = "examples"  # folder of a run: pictures that may be shown, by number,
 SETTINGS = (
     "batch_size", "gradient_accumulation_steps", "optimizer", "learning_rate", "lr_schedule", "warmup_ratio",
     "weight_decay", "label_smoothing", "parallel_prediction", "max_grad_norm", "max_length", "captions_per_image",
+    "image_size", "augment", "dropout", "vision_learning_rate_factor", "layer_decay", "ema", "patience", "best_metric",
     "prompt", "freeze_vision", "mixed_precision", "seed",
 )  # fmt: skip
 DECODING = [field.name for field in dataclasses.fields(DecodingSettings)]
@@ -43,7 +45,7 @@ def model_card(run: Path, verdicts: Sequence[Mapping[str, Any]] = (), ckpt: str 
     """
     about = json.loads((run / "config.json").read_text("utf-8"))
     # An older run names fewer settings; what came later was not there, as the defaults or BEFORE say.
-    about["settings"] = settings = {**TrainConfig().flat(), **BEFORE, **about["settings"]}
+    about["settings"] = settings = {**TrainConfig().flat(), **BEFORE, **about["settings"], **decoding_in(run / ckpt)}
     last = newest(run) if ckpt == "best" else run / ckpt
     state = last / "state" / "progress.json" if last else None
     progress = json.loads(state.read_text("utf-8")) if state and state.is_file() else {}
@@ -114,6 +116,12 @@ def model_card(run: Path, verdicts: Sequence[Mapping[str, Any]] = (), ckpt: str 
     )
 
 
+def decoding_in(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint is decoded with, where it is there and says so: a run may have been resumed with other settings
+    since."""
+    return own_decoding(checkpoint) if checkpoint.is_dir() else {}
+
+
 def public(name: str) -> str:
     """A data set or checkpoint without the place where it lies on this machine."""
     path = Path(name).expanduser()
@@ -124,7 +132,7 @@ def results_of(run: Path, ckpt: str = "best") -> dict[str, dict[str, Any]]:
     """The whole evaluations of a run's checkpoint with the run's settings, by split. Those of weights that `ckpt` held
     earlier do not count, and versions before 0.3 put others in their place, too."""
     about = json.loads((run / "config.json").read_text("utf-8"))
-    own = {name: value for name, value in about["settings"].items() if name in DECODING}
+    own = {name: value for name, value in about["settings"].items() if name in DECODING} | decoding_in(run / ckpt)
     step = step_in(run / ckpt)
     beside = [] if ckpt == "best" else sorted((run / "evaluations").glob(f"{ckpt}*/coco_metrics.json"))
     found = {}

@@ -24,8 +24,6 @@ from blip_lite.serving.requests import LIMITS, MAX_BYTES, MAX_PROMPT
 from blip_lite.serving.schema import Failed, Parameters
 from blip_lite.serving.service import Service, told
 
-MAX_BEAMS, MAX_TOKENS = LIMITS["num_beams"], LIMITS["max_new_tokens"]
-
 
 async def caption(
     service: Service, path: str | None, prompt: str, beams: float, tokens: float
@@ -33,7 +31,13 @@ async def caption(
     """The caption, and each beam's caption and score; what is wrong is the caption."""
     if path is None:
         return "Choose a photograph first.", []
-    values = {"num_beams": beams, "num_return_sequences": beams, "max_new_tokens": tokens, "prompt": prompt or None}
+    own = service.captioner.settings()  # may be beyond what others may ask for
+    values = {
+        "num_beams": None if beams == own.num_beams else beams,
+        "num_return_sequences": min(beams, LIMITS["num_return_sequences"]),
+        "max_new_tokens": None if tokens == own.max_new_tokens else tokens,
+        "prompt": prompt or None,
+    }
     try:
         with told():
             parameters = Parameters.model_validate(values).model_dump(exclude_none=True)
@@ -65,10 +69,18 @@ def page(service: Service) -> gr.Blocks:
                     label="The caption shall begin with", placeholder="a photography of", max_length=MAX_PROMPT
                 )
                 beams = gr.Slider(
-                    1, MAX_BEAMS, own.num_beams, step=1, label="Beams: how many captions are followed at a time"
+                    1,
+                    max(own.num_beams, LIMITS["num_beams"]),
+                    own.num_beams,
+                    step=1,
+                    label="Beams: how many captions are followed at a time",
                 )
                 tokens = gr.Slider(
-                    1, MAX_TOKENS, min(own.max_new_tokens, MAX_TOKENS), step=1, label="Longest caption, in tokens"
+                    1,
+                    max(own.max_new_tokens, LIMITS["max_new_tokens"]),
+                    own.max_new_tokens,
+                    step=1,
+                    label="Longest caption, in tokens",
                 )
                 button = gr.Button("Caption", variant="primary")
             with gr.Column():
