@@ -190,7 +190,7 @@ def is_called_after_pictures(table: Path) -> bool:
 
 def joins_with(table: Path, keys: Sequence[str], rows: Sequence[Row], called: bool) -> list[Join]:
     """The joins by columns `keys` of `rows`, if a table has some of their numbers, and names of files beside them.
-    Raises DataError for two names of one number, and what reading the table raises."""
+    Raises DataError where each has two names of one number, and what reading the table raises."""
     table_rows = records(table)
     try:
         head = next(table_rows, ("", {}))
@@ -222,9 +222,10 @@ def joins_with(table: Path, keys: Sequence[str], rows: Sequence[Row], called: bo
                 reason = f"{table}: {join.column} {row[join.column]} is that of {other}, and of {name}"
                 twice.setdefault(join.column, reason)
     joins = [join for join in joins if pairs_of(join, rows)]
-    if several := [twice[join.column] for join in joins if join.column in twice]:
-        raise DataError(several[0])
-    return joins
+    once = [join for join in joins if join.column not in twice]
+    if joins and not once:
+        raise DataError(twice[joins[0].column])
+    return once
 
 
 def columns_of_numbers(columns: Sequence[str], key: str, called: bool) -> list[str]:
