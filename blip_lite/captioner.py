@@ -237,12 +237,10 @@ class Captioner:
     def settings(self, **explicit: Any) -> GenerationSettings:
         """How to decode: as told, else as the checkpoint's run did. Raises ConfigError."""
         own = {"num_beams": GenerationSettings.num_beams, **self.processor.decoding}
+        several, longest = explicit.get("num_return_sequences"), explicit.get("max_new_tokens")
         if explicit.get("do_sample"):
             own["num_beams"] = 1
-        several, longest = explicit.get("num_return_sequences"), explicit.get("max_new_tokens")
-        if (
-            not explicit.get("do_sample") and isinstance(several, int) and several > own["num_beams"]
-        ):  # these have to grow
+        elif isinstance(several, int) and several > own["num_beams"]:  # these have to grow
             own["num_beams"] = max(GenerationSettings.num_beams, several)
         if isinstance(longest, int) and longest < own.get("min_new_tokens", 0):
             own.pop("min_new_tokens")

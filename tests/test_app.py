@@ -62,8 +62,9 @@ def test_the_settings_of_the_checkpoint_are_within_the_pages_limits(hf_dir: Path
     captioner = Captioner.from_pretrained(hf_dir, "cpu")
     captioner.processor.decoding = {"num_beams": 12, "max_new_tokens": 8}
     service = Service(captioner, Options("model"))
-    own = captioner.settings()
-    text, table = asyncio.run(app.caption(service, str(SCENE), "", own.num_beams, own.max_new_tokens))
+    start = app.starts(service)
+    assert start == {"num_beams": 10, "max_new_tokens": 8}
+    text, table = asyncio.run(app.caption(service, str(SCENE), "", *start.values()))
     assert text == captioner(SCENE) and len(table) == 10
     app.page(service)
 

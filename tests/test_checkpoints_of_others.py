@@ -426,7 +426,7 @@ def test_a_pickled_model_is_not_run_and_the_remedy_said(tiny: Path, tmp_path: Pa
         ("__0_0.distcp", "FSDP's shards"),
         ("tf_model.h5", "TensorFlow's weights"),
         ("flax_model-00001-of-00002.msgpack", "Flax's weights"),
-        ("decoder_model.onnx", "made for another runtime"),
+        ("decoder_model.onnx", "has weights for another runtime"),
         ("notes.md", "has neither model.safetensors nor pytorch_model.bin; there are"),
     ],
 )
@@ -466,6 +466,7 @@ def test_the_remedy_for_shards_of_fsdp_helps(tiny: Path, tmp_path: Path) -> None
         "https://huggingface.co/me/blip/tree/main/",
         "https://huggingface.co/me/blip/blob/main/model.safetensors",
         "https://huggingface.co/me/blip/resolve/main/config.json?download=true",
+        "hf.co/me/blip/blob/main/pytorch_model.bin",
     ],
 )
 def test_an_address_of_the_hub_is_its_id(monkeypatch: pytest.MonkeyPatch, named: str) -> None:
@@ -478,6 +479,9 @@ def test_an_address_of_the_hub_is_its_id(monkeypatch: pytest.MonkeyPatch, named:
         CheckpointError, match="no such directory or file, and not a Hub id"
     ):  # another revision is not `main`
         locate("https://huggingface.co/me/blip/blob/v2/model.safetensors")
+    for other in ("tree/main/checkpoint-500", "blob/main/best.pth", "blob/main/sub/model.safetensors"):
+        with pytest.raises(CheckpointError, match="not a Hub id"):  # not what its root holds
+            locate(f"https://huggingface.co/me/blip/{other}")
 
 
 def test_weights_have_the_rights_of_new_files(tiny: Path) -> None:

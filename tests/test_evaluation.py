@@ -311,6 +311,7 @@ def test_a_sweep_draws_quality_against_speed(run: Path, tmp_path: Path, capsys: 
     "grid, told",
     [
         (["num_beams=1", "num_beams=3"], "num_beams comes twice"),
+        (["length_penalty=1,0.8,1.0"], "--sweep length_penalty=1,0.8,1.0: a value comes twice"),
         (["length_penalty=1,20"], "--length_penalty must be between -10 and 10"),
     ],
 )

@@ -777,6 +777,42 @@ def test_a_lost_picture_is_not_replaced_by_another_of_its_number(tmp_path: Path)
     assert pairs(load(tmp_path, max_bad_images=0.2)) == {n: RIGHT[n] for n in RIGHT if n != 3}
 
 
+@pytest.mark.parametrize("inner", ["images", ""])
+def test_a_lost_picture_moves_no_other_to_another_folder(tmp_path: Path, inner: str) -> None:
+    for n in range(COUNT):
+        photo(tmp_path / "masks" / f"{n:05d}.png", n + COUNT)
+        if n != 3:
+            photo(tmp_path / inner / f"{n}.jpg", n)
+    rows = [f"{n},caption {n}" for n in range(COUNT)]
+    (tmp_path / "captions.csv").write_text("\n".join(["image_id,caption", *rows]))
+    assert pairs(load(tmp_path / "captions.csv", max_bad_images=0.2)) == {n: RIGHT[n] for n in RIGHT if n != 3}
+
+
+def test_names_and_numbers_in_one_column_stay_where_they_are(tmp_path: Path) -> None:
+    for n in range(COUNT):
+        photo(tmp_path / (f"cat{n}.jpg" if n < 5 else f"images/{n:05d}.jpg"), n)
+    rows = [f"cat{n}.jpg,caption {n}" if n < 5 else f"{n},caption {n}" for n in range(COUNT)]
+    (tmp_path / "captions.csv").write_text("\n".join(["file,caption", *rows]))
+    assert pairs(load(tmp_path / "captions.csv", max_bad_images=0.5)) == {n: RIGHT[n] for n in range(5)}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {str(k): [{"filename": f"p{n}.jpg", "raw": f"caption {n}"} for n in range(k, COUNT, 2)] for k in (0, 1)},
+        {str(n): {"image": f"p{n}.jpg", "caption": f"caption {n}"} for n in range(COUNT)},
+    ],
+)
+def test_json_by_number_of_class_or_row_is_not_by_picture(tmp_path: Path, content: Any) -> None:
+    for n in range(COUNT):
+        photo(tmp_path / f"p{n}.jpg", n)
+    (tmp_path / "captions.json").write_text(json.dumps(content))
+    assert pairs(load(tmp_path / "captions.json")) == RIGHT
+    (tmp_path / "captions.json").write_text('{"0": "a dog", "1": 5, "2": [["x"]], "3": {"foo": 1}}')
+    with pytest.raises(DataError, match="an object with '0', '1'"):
+        load(tmp_path / "captions.json")
+
+
 def test_numbers_of_pictures_in_several_folders(tmp_path: Path) -> None:
     """COCO's, by its ids."""
     for n in range(COUNT):

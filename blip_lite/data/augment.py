@@ -32,15 +32,14 @@ OPERATIONS = (
 
 # Words of captions that a mirror makes wrong: sides, in some languages, and text in the picture.
 ONE_WAY = re.compile(
-    r"(?<![^\W_])((left|right)(most|wards?|y|ies|hand(ed)?)?|(counter|anti)?clockwise|sign(s|ed|age|posts?)?|texts?"
+    r"(?<![^\W_])((left|right)(most|wards?|hand(ed)?)?|(counter|anti)?clockwise|sign(s|ed|age|posts?)?|texts?"
     r"|letters?|letter(ed|ing)|words?|(hand)?writ(ing|ings|ten|es?)|sa(id|ys?|ying)|reads?|reading|inscri(bed|ptions?)"
-    r"|messages?|slogans?|titles?|subtitles?|captions?|menus?|(chalk|black|white|score|key|bill|sign)boards?|tattoo(s|ed)?"
-    r"|ads?|adverts?|advertis(ements?|ing)|print(ed|s)?|typed|names?|brands?|spell(s|ed|ing)?|number(s|ed)?|numerals?"
-    r"|digits?|logos?|labels?|labell?ed|banners?|posters?|clocks?|licen[cs]e|plates?|jerseys?|graffiti"
-    r"|newspapers?|magazines?|books?|maps?|flags?"
-    r"|gauche|droite|izquierd[ao]s?|derech[ao]s?|linke?[nrs]?|rechte?[nrs]?|sinistr[ao]|destr[ao]|esquerd[ao]s?|direit[ao]s?"
-    r"|text[eo]s?|schild(er)?|schrift|letreros?|panneaux?)(?![^\W_])"
-    r"|[左右字]|[\"“«„].+[\"”»“]",
+    r"|messages?|slogans?|titles?|subtitles?|captions?|(chalk|score|bill|sign)boards?|tattoo(s|ed)?|adverts?"
+    r"|advertis(ements?|ing)|printed|typed|spell(s|ed|ing)?|number(s|ed)?|numerals?|digits?|logos?|labels?|labell?ed"
+    r"|banners?|posters?|clocks?|licen[cs]e|plates?|jerseys?|graffiti|newspapers?|menus?|maps?|flags?"
+    r"|gauche|droite?s?|izquierd[ao]s?|derech[ao]s?|linke[nrs]?|links|rechte[nrs]?|rechts|sinistr[ao]|destr[ao]"
+    r"|esquerd[ao]s?|direit[ao]s?|слева|справа|лев\w+|прав\w+|text[eo]s?|schild(er)?|schrift|letreros?|panneaux?)"
+    r"(?![^\W_])|[左右字]|[\"“«„].+[\"”»“]",
     re.IGNORECASE,
 )
 

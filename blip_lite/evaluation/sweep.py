@@ -125,10 +125,10 @@ def parse_grid(texts: list[str]) -> list[dict[str, Any]]:
             raise ConfigError(f"--sweep {text}: {name} comes twice; all of its values go into one, {name}=1,2")
         try:
             lists[name] = [SWEPT[name](value) for value in values.split(",")]
-            if len({*lists[name]}) < len(lists[name]):
-                raise ConfigError(f"--sweep {text}: a value comes twice")
         except (KeyError, ValueError) as error:
             raise ConfigError(
                 f"--sweep {text}: expected name=value,value (in quotes, in YAML) with a name of {', '.join(SWEPT)}"
             ) from error
+        if len({*lists[name]}) < len(lists[name]):
+            raise ConfigError(f"--sweep {text}: a value comes twice")
     return [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]

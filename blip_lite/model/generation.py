@@ -61,10 +61,6 @@ class GenerationSettings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, kinds):
                 raise ConfigError(f"generation settings: {name} is {value!r}; expected a number")
-            if float in kinds:
-                object.__setattr__(
-                    self, name, float(getattr(self, name))
-                )  # JSON's 0: torch has no negative powers of whole numbers
         if not isinstance(self.early_stopping, bool):
             raise ConfigError(f"generation settings: early_stopping is {self.early_stopping!r}; expected true or false")
         problems = [
@@ -87,6 +83,9 @@ class GenerationSettings:
         ]
         if wrong := [text for bad, text in problems if bad]:
             raise ConfigError("generation settings: " + "; ".join(wrong))
+        for name, kinds in NUMBERS.items():  # a whole number of JSON, of which torch has no negative powers
+            if float in kinds:
+                object.__setattr__(self, name, float(getattr(self, name)))
 
     @property
     def one_shape(self) -> bool:

@@ -38,12 +38,16 @@ OTHERS = (  # names of other frameworks' weights, and what makes ours of them
     (r".*\.distcp", "FSDP's shards: `accelerate merge-weights {.parent} OUTPUT` makes weights"),
     (r"tf_model.*\.h5", "TensorFlow's weights: `from_pretrained(..., from_tf=True)` of transformers 4 reads them"),
     (r"flax_model.*\.msgpack", "Flax's weights: `from_pretrained(..., from_flax=True)` of transformers 4 reads them"),
-    (r".*\.(?:onnx|gguf|tflite|engine)", "made for another runtime: name the checkpoint that it was made of"),
+    (r".*\.(?:onnx|gguf|tflite|engine)", "weights for another runtime: name the checkpoint that they were made of"),
 )
 _SHARD = re.compile(r".+-\d+-of-\d+\.\w+")
 _HUB_PAGE = re.compile(
     r"(?:https?://)?(?:(?:www\.)?huggingface\.co/|hf\.co/)?((?!huggingface\.co|hf\.co)[\w-][\w.-]*/[\w.-]+?)"
-    r"(?:/(?:tree|blob|resolve)/main(?:/.*)?)?/?"
+    r"(?:/tree/main)?/?"
+)
+_HUB_FILE = re.compile(  # of the repository's own checkpoint
+    r"(?:https?://)?(?:(?:www\.)?huggingface\.co|hf\.co)/([\w-][\w.-]*/[\w.-]+)/(?:blob|resolve)/main/"
+    r"(?:model(?:-\d+-of-\d+)?\.safetensors|pytorch_model(?:-\d+-of-\d+)?\.bin|[\w.-]+\.json)(?:\?.*)?"
 )
 
 
@@ -70,8 +74,8 @@ def locate(path_or_id: str | Path) -> Location:
         archive = f"{path}: an archive: unpack it, and name the folder with config.json"
         other = f"{path}: a file without weights ({', '.join(SUFFIXES)}): name the folder, {path.parent}"
         raise CheckpointError(archive if suffix in ARCHIVES else other)
-    of_web = "huggingface.co/" in str(path_or_id)
-    page = _HUB_PAGE.fullmatch(str(path_or_id)) if of_web or suffix not in (*SUFFIXES, *ARCHIVES) else None
+    page = None if suffix in (*SUFFIXES, *ARCHIVES) else _HUB_PAGE.fullmatch(str(path_or_id))
+    page = page or _HUB_FILE.fullmatch(str(path_or_id))
     if not page:
         raise CheckpointError(f"{str(path_or_id)[:200]}: no such directory or file, and not a Hub id (owner/name)")
     return Location(_of_hub(page[1]))
@@ -146,9 +150,9 @@ def _inside(path: Path) -> Location:
     inner += sorted(config.parent for config in path.glob("snapshots/*/config.json"))
     if (path / "config.json").is_file() and not inner:
         return Location(path)
+    if not inner and (remedy := of_others(path)):
+        raise CheckpointError(f"{path}: {remedy}")
     names = ", ".join(str(folder.relative_to(path)) for folder in inner[:5]) + ", ..." * (len(inner) > 5)
-    if remedy := of_others(path):
-        raise CheckpointError(f"{path}: {remedy}; then {BESIDE}")
     hint = f"; {names} in it {'has' if len(inner) == 1 else 'have'}: name {'that' if len(inner) == 1 else 'one'}"
     raise CheckpointError(f"{path}: not a checkpoint directory, it has no config.json of a BLIP{hint * bool(inner)}")
 

@@ -9,6 +9,7 @@ import math
 import os
 import re
 from dataclasses import fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from blip_lite.errors import CheckpointError, ConfigError
 from blip_lite.model.blip import Blip
 from blip_lite.model.config import BlipConfig
 from blip_lite.model.foreign import config_of_original, from_original, is_original, read_torch, unwrapped
-from blip_lite.model.generation import GenerationSettings
+from blip_lite.model.generation import NUMBERS, GenerationSettings
 from blip_lite.model.location import BESIDE, WHOLE, is_lfs, is_of_blip, locate, of_others, refuse_large, whole_in
 from blip_lite.processing.processor import CLIP_MEAN, CLIP_STD, Processor, wordpiece
 from blip_lite.settings import DecodingSettings
@@ -193,13 +194,6 @@ def load_pretrained(
         return load_original(file, device, dtype)
     config = read_config(folder)
     processor = load_processor(folder, config)
-    room = config.text.max_position_embeddings - len(processor.prompt_ids(processor.prompt))
-    if 0 < room < processor.decoding.get("max_new_tokens", 0):
-        log.warning(
-            "%s: max_new_tokens is %d; the model has room for %d", folder, processor.decoding["max_new_tokens"], room
-        )
-        processor.decoding["max_new_tokens"] = room
-        processor.decoding["min_new_tokens"] = min(room, processor.decoding.get("min_new_tokens", 0))
     with Unfilled(), torch.device("meta"):  # no memory and no time for weights that are replaced at once
         model = Blip(config)
     load_weights(model, from_original(read_weights(folder, file)), path_or_id)
@@ -280,7 +274,7 @@ def load_processor(directory: Path, config: BlipConfig) -> Processor:
         raise CheckpointError(f"{directory}: rescale_factor is {factor!r}; expected a number above 0")
     tokenizer = _load_tokenizer(directory)
     fits(tokenizer, config.text.vocab_size, directory)
-    return Processor(
+    processor = Processor(
         tokenizer,
         config.vision.image_size,
         config.text.bos_token_id,
@@ -292,6 +286,18 @@ def load_processor(directory: Path, config: BlipConfig) -> Processor:
         factor if rescale else 1.0,
         **read_decoding(directory),
     )
+    room = config.text.max_position_embeddings - len(processor.prompt_ids(processor.prompt))
+    if 0 < room < (longest := processor.decoding.get("max_new_tokens", 0)):
+        tell(f"{directory}: its max_new_tokens is {longest}; the model has room for {room}")
+        least = min(room, processor.decoding.get("min_new_tokens", 0))
+        processor.decoding |= {"max_new_tokens": room, "min_new_tokens": least}
+    return processor
+
+
+@cache
+def tell(line: str) -> None:
+    """Once, however often a checkpoint is read."""
+    log.warning(line)
 
 
 def read_decoding(directory: Path) -> dict[str, Any]:
@@ -312,38 +318,46 @@ def read_decoding(directory: Path) -> dict[str, Any]:
 
 
 def own_decoding(directory: Path) -> dict[str, Any]:
-    """The prompt and the decoding settings that a checkpoint brings, and nothing that it does not say."""
-    found = read_decoding(directory)
+    """The prompt and the decoding settings that a checkpoint brings, and nothing that it does not say. Raises
+    CheckpointError."""
+    if is_of_blip(directory):
+        processor = load_processor(directory, read_config(directory))
+        found: dict[str, Any] = {"prompt": processor.prompt, "decoding": processor.decoding}
+    else:
+        found = read_decoding(directory)
     prompt = {"prompt": found["prompt"]} if (directory / "captioning.json").is_file() else {}
     return {**found["decoding"], **prompt}
 
 
 def _of_transformers(found: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The decoding settings in a `generation_config.json`, whoever wrote it. What this library has not is told once."""
-    found = {name: value for name, value in found.items() if value is not None}
+    """The decoding settings in a `generation_config.json`, whoever wrote it. What this library has not is told."""
+    found = {name: whole(name, value) for name, value in found.items() if value is not None}
+    said = "max_new_tokens" in found
     for ours, theirs in (("max_new_tokens", "max_length"), ("min_new_tokens", "min_length")):
-        if isinstance(length := found.get(theirs), int) and ours not in found:  # there, with the [BOS] it begins with
-            found[ours] = max(length - 1, int(ours == "max_new_tokens"))
+        if theirs in found and ours not in found:  # there, with the [BOS] it begins with
+            length = found[theirs]
+            found[ours] = max(length - 1, int(ours == "max_new_tokens")) if type(length) is int else length
     decoding = {name: found[name] for name in DECODING if name in found}
     other = [f"{name}={value!r}" for name, value in found.items() if name in UNKNOWN and value not in UNKNOWN[name]]
     if decoding.get("early_stopping") == "never":
         decoding["early_stopping"] = False
         other.append("early_stopping='never' (taken as false)")
-    if "num_beams" in decoding:
-        decoding.setdefault("early_stopping", False)  # theirs
-    for name in ("num_beams", "max_new_tokens", "min_new_tokens", "no_repeat_ngram_size"):
-        if isinstance(value := decoding.get(name), float) and value.is_integer():
-            decoding[name] = int(value)
     if decoding.get("early_stopping") in (0, 1):
         decoding["early_stopping"] = bool(decoding["early_stopping"])
-    least = decoding.get("min_new_tokens", 0)
-    if "max_new_tokens" not in decoding and isinstance(least, int) and least > GenerationSettings.max_new_tokens:
+    if "num_beams" in decoding and not (path.parent / "captioning.json").is_file():
+        decoding.setdefault("early_stopping", False)  # theirs
+    least, most = decoding.get("min_new_tokens", 0), decoding.get("max_new_tokens", GenerationSettings.max_new_tokens)
+    if type(least) is type(most) is int and least > most and not said:
         decoding["max_new_tokens"] = least
     if other:
-        log.warning(
-            "%s: not decoded with %s, which blip_lite has not as a checkpoint's setting", path, ", ".join(other)
-        )
+        tell(f"{path}: not decoded with {', '.join(other)}, which blip_lite has not as a checkpoint's setting")
     return decoding
+
+
+def whole(name: str, value: Any) -> Any:
+    """`3.0` of JSON is 3, of what is counted."""
+    counted = NUMBERS.get(name) == (int,) or name in ("max_length", "min_length")
+    return int(value) if counted and isinstance(value, float) and value.is_integer() else value
 
 
 def _load_tokenizer(directory: Path) -> Tokenizer:

@@ -34,7 +34,8 @@ PUBLISHED = (
 def model_card(run: Path, verdicts: Sequence[Mapping[str, Any]] = (), ckpt: str = "best") -> str:
     """The text of a run's `README.md`: YAML metadata and Markdown. It names no place on this machine.
 
-    Reads `config.json`, the newest checkpoint's progress, the evaluations of `ckpt`, and the pictures in `examples/`.
+    Reads `config.json`, the newest checkpoint's progress, the evaluations and the decoding of `ckpt`, and the pictures
+    in `examples/`.
 
     Args:
         verdicts: on the run's log, for as long as there is no evaluation, which has them too.

@@ -31,11 +31,11 @@ async def caption(
     """The caption, and each beam's caption and score; what is wrong is the caption."""
     if path is None:
         return "Choose a photograph first.", []
-    own = service.captioner.settings()  # may be beyond what others may ask for
+    start = starts(service)
     values = {
-        "num_beams": None if beams == own.num_beams else beams,
-        "num_return_sequences": min(beams, LIMITS["num_return_sequences"]),
-        "max_new_tokens": None if tokens == own.max_new_tokens else tokens,
+        "num_beams": None if beams == start["num_beams"] else beams,  # then the checkpoint's, which may be beyond
+        "num_return_sequences": beams,
+        "max_new_tokens": None if tokens == start["max_new_tokens"] else tokens,
         "prompt": prompt or None,
     }
     try:
@@ -50,13 +50,19 @@ async def caption(
     return result.caption, [[one.caption, round(one.score, 3)] for one in result.captions or [result]]
 
 
+def starts(service: Service) -> dict[str, int]:
+    """Where the sliders begin: at the checkpoint's own settings, within the limits."""
+    own = service.captioner.settings()
+    return {name: min(getattr(own, name), LIMITS[name]) for name in ("num_beams", "max_new_tokens")}
+
+
 def page(service: Service) -> gr.Blocks:
     """The page; its examples are drawn."""
     examples = Path(tempfile.mkdtemp(prefix="blip_lite-"))
     atexit.register(shutil.rmtree, examples, ignore_errors=True)
     for number, scene in enumerate(scene_ids(4, 0), 1):
         draw_scene(scene, 256).save(examples / f"scene-{number}.png")
-    own = service.captioner.settings()
+    start = starts(service)
     with gr.Blocks(title=f"blip_lite: {service.options.name}") as blocks:
         gr.Markdown(f"# What is in this photograph?\nCaptions by **{service.options.name}**")
         with gr.Row():
@@ -70,15 +76,15 @@ def page(service: Service) -> gr.Blocks:
                 )
                 beams = gr.Slider(
                     1,
-                    max(own.num_beams, LIMITS["num_beams"]),
-                    own.num_beams,
+                    LIMITS["num_beams"],
+                    start["num_beams"],
                     step=1,
                     label="Beams: how many captions are followed at a time",
                 )
                 tokens = gr.Slider(
                     1,
-                    max(own.max_new_tokens, LIMITS["max_new_tokens"]),
-                    own.max_new_tokens,
+                    LIMITS["max_new_tokens"],
+                    start["max_new_tokens"],
                     step=1,
                     label="Longest caption, in tokens",
                 )

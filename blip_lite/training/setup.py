@@ -129,10 +129,10 @@ def prepare(config: TrainConfig, accelerator: Accelerator, needed: Sequence[str]
         accelerator.print(f"{data.name}: {note}")
     sizes = ", ".join(f"{split} {len(pictures)} images" for split, pictures in data.splits.items())
     accelerator.print(f"{data.name}: {sizes}")
-    if config.run.best_metric == "cider" and len(data.splits["validation"]) == 1:
+    if config.run.best_metric == "cider" and len(data.splits["validation"]) == 1 and not config.run.resume:
         raise ConfigError(
-            "--best_metric cider: there is one validation image, and CIDEr of one image is always 0, as it weighs words by "
-            "the images that have them. --best_metric loss can tell"
+            "--best_metric cider: there is one validation image, and CIDEr of one image is always 0, as it weighs "
+            "words by the images that have them. --best_metric loss can tell"
         )
     accelerator.print(f"{config.model.model}: loading the model")
     model, processor = build_model(config, data)

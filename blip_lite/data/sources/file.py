@@ -190,7 +190,7 @@ def in_right_folder(
     there = [*map(on_disk, probe)]
     elsewhere = probe and (not any(there) or (not all(there) and are_numbers(probe, root)))
     found = right_folders(probe, root, first[0].where, split) if elsewhere else None
-    if not found or (any(there) and found.shorter):
+    if not found or (any(there) and (found.shorter or found.best != root)):
         yield from first
         yield from rows
         return
@@ -217,7 +217,7 @@ class RightFolders(NamedTuple):
     """Where the pictures of a table are.
 
     Attributes:
-        root: where they are not.
+        root: the folder that the table's names are relative to.
         best: the folder that has most of them.
         elsewhere: the folders of those that others have and `best` has not, by name or number.
         shorter: makes names in these of those in `root`; None where the names are numbers, and those of the pictures,
@@ -242,7 +242,7 @@ class RightFolders(NamedTuple):
 
 
 def right_folders(probe: Sequence[Path], root: Path, where: str, split: str | None) -> RightFolders | None:
-    """Where the files of `probe`, which are not in `root`, are; None if nowhere."""
+    """Where the files of `probe` are, of which some or all are not in `root` as they are spelled; None if nowhere."""
     names = [Path(os.path.relpath(path, root)).as_posix() for path in probe]
     beside = [root.parent, *root.parent.glob("*/")] if plain(root.name) in ANNOTATIONS else []  # COCO
     folders = sorted(p for p in {*root.glob("*/"), *root.glob("*/*/"), *beside} if p.is_dir())
@@ -260,11 +260,12 @@ def right_folders(probe: Sequence[Path], root: Path, where: str, split: str | No
         if any(has.values()):
             break
     if are_numbers(probe, root):
-        numbers = {f: numbered_pictures(f) for f in (root, *folders)}
+        # Where some are there as they are spelled, the others are not elsewhere: one that is lost is no other folder's.
+        numbers = {f: numbered_pictures(f) for f in has if has[f] or not any(has.values())}
         by_number = {f: {n for n in names if without_zeros(n) in numbers[f]} for f in numbers}
         found = len(set[str]().union(*by_number.values()))
         if found > len(set[str]().union(*has.values())) and 2 * found > len({*names}):
-            shorter, has = None, by_number
+            shorter, has, folders = None, by_number, [f for f in folders if f in numbers]
     if not (most := max(len(some) for some in has.values())):
         return None
     full = [f for f in has if len(has[f]) >= 0.9 * most]  # one that is called `images` may lack a few
@@ -380,7 +381,8 @@ def object_rows(
         return rows_of(transposed(content, path), split)
     if are_rows([*content.values()]) and all(find_column([*row], IMAGE_COLUMNS) for row in content.values()):
         return rows_of(((f"{path}, {key}", row) for key, row in content.items()), split)
-    if content and all(map(is_number, content)) and any(map(is_named, content.values())):
+    values = [*content.values()]
+    if content and all(map(is_number, content)) and all(map(is_named, values)) and not any(map(are_rows, values)):
         return rows_of(numbered_rows(content, root, path, split), split)
     if (
         content
@@ -444,7 +446,7 @@ def numbered_rows(
     own = all(any(map(is_key, row)) for row in rows.values())
     own = own and not all(files_of(root, path, split, [*rows][:PROBE]))
     for key, row in rows.items():
-        yield f"{path}, {key}", row if own else {"image": key, **{k: v for k, v in row.items() if not is_key(k)}}
+        yield f"{path}, {key}", row if own else {**{k: v for k, v in row.items() if not is_key(k)}, "image": key}
 
 
 def named_rows(

@@ -9,7 +9,7 @@ from typing import Any
 from blip_lite.data.names import CAPTION_COLUMNS, ID_COLUMNS, IMAGE_COLUMNS, find_column, plain, split_of_name
 from blip_lite.data.sources.hub import reading
 from blip_lite.data.sources.lists import has_suffix
-from blip_lite.data.sources.table import header_of, parse_json, read_json, read_table
+from blip_lite.data.sources.table import header_of, read_json, read_table
 from blip_lite.errors import DataError
 
 LISTS_OF_ROWS = ("data", "annotations", "rows", "items")  # how people call rows in an object of JSON
@@ -49,24 +49,19 @@ def is_plain(kind: Any) -> bool:
 
 
 def columns_of(path: Path) -> list[str]:
-    """The columns of a table, by its beginning where that suffices."""
-    suffix = path.suffix.lower()
-    if suffix in (".json", ".parquet"):
-        return [*next(iter(records(path)), ("", {}))[1]]
-    if suffix != ".jsonl":
+    """The columns of a table; none of one that cannot be read, which its reader says."""
+    if path.suffix.lower() not in (".json", ".jsonl", ".parquet"):
         return header_of(path)
-    with open(path, "rb") as file:
-        try:
-            row = parse_json(file.readline())
-        except (ValueError, RecursionError):
-            return []
-    return [*row] if isinstance(row, Mapping) else []
+    try:
+        return [*next(records(path), ("", {}))[1]]
+    except (DataError, OSError):
+        return []
 
 
 def json_records(content: Any, path: Path) -> Iterator[Place]:
     """Rows of JSON: `[rows]`, `{"images": [rows]}`, `{"train": [rows], ...}` (called `split`), `{"file_name": [...]}`;
     `{number: row}`, `{name: row}`, `{number: name}` and `{name: number}` (called `id` and `file_name`)."""
-    if isinstance(content, list) and are_rows(content):
+    if are_rows(content):
         yield from ((f"{path}, item {number}", row) for number, row in enumerate(content, 1))
     if not isinstance(content, Mapping):
         return

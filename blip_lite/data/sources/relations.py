@@ -46,7 +46,8 @@ _KEY = re.compile(
 )
 _SHARED = re.compile(r".+(?:id|key|number|hash)|uid|md5|sha\d+")  # that two tables may both have
 _FILES = [name for name in IMAGE_COLUMNS if not name.endswith("url")]
-FEW = 20  # tables that lie beside one another
+FEW = 20  # JSON files beside a table; of more, each is about one image, as LabelMe's
+LARGE = 64 * 2**20  # bytes of JSON, which is read whole: boxes of COCO, say
 
 Row = Mapping[str, Any]
 Files = Callable[[Sequence[str]], Sequence[Path | None]]
@@ -160,7 +161,7 @@ def keys_of(rows: Sequence[Row]) -> list[str]:
 
 
 def is_number(cell: Any) -> bool:
-    return isinstance(cell, (str, int, float)) and re.fullmatch(r"\s*\d+(?:\.0)?\s*", str(cell)) is not None
+    return isinstance(cell, (str, int, float)) and re.fullmatch(r"\s*\d+(?:\.0+)?\s*", str(cell)) is not None
 
 
 def tables_beside(path: Path) -> list[Path]:
@@ -171,8 +172,8 @@ def tables_beside(path: Path) -> list[Path]:
         Path(name) for name in sorted(names) if name.lower().endswith((".csv", ".tsv", ".jsonl", ".json", ".parquet"))
     ]
     jsons = [table for table in tables if table.suffix.lower() == ".json" and not is_called_after_pictures(table)]
-    if len(jsons) > FEW:  # each is about one image, as LabelMe's
-        tables = sorted({*tables} - {*jsons})
+    unread = jsons if len(jsons) > FEW else [t for t in jsons if t.is_file() and t.stat().st_size > LARGE]
+    tables = sorted({*tables} - {*unread})
     own = split_of_name(path.stem)
 
     def fits(table: Path) -> bool:
