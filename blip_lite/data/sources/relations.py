@@ -27,20 +27,9 @@ from blip_lite.errors import DataError
 _WORDS = ("image", "img", "picture", "pic", "photo", "file", "media", "asset")
 _PICTURES = {*_WORDS, *(f"{word}s" for word in _WORDS)}
 _OTHERS = {  # what tables are about that have a word for pictures in their name, too
-    *("caption", "captions", "mask", "masks", "depth", "depths", "crop", "crops", "thumbnail", "thumbnails", "thumbs"),
-    *(
-        "box",
-        "boxes",
-        "region",
-        "regions",
-        "object",
-        "objects",
-        "annotation",
-        "annotations",
-        "segmentation",
-        "panoptic",
-    ),
-}
+    "caption", "captions", "mask", "masks", "depth", "depths", "crop", "crops", "thumbnail", "thumbnails", "thumbs",
+    "box", "boxes", "region", "regions", "object", "objects", "annotation", "annotations", "segmentation", "panoptic",
+}  # fmt: skip
 _KEY = re.compile(
     rf"(?:{'|'.join(_WORDS)})(?:id|uid|uuid|no|nr|num|number|key|fk|ref|idx|index)|(?:id|fk)(?:image|img)"
 )
