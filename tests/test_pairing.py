@@ -758,9 +758,13 @@ def test_a_number_that_may_be_two_pictures_is_none(tmp_path: Path) -> None:
         photo(tmp_path / name, n)
     (tmp_path / "captions.csv").write_text("image_id,caption\n6,caption 2\n06,caption 3\n7,caption 4\n")
     assert pairs(load(tmp_path)) == {n: RIGHT[n] for n in (2, 3, 4)}
+    files = [photo(tmp_path / "b" / f"{n:04d}.jpg", n).name for n in range(COUNT)]
+    rows = ["3,of a lost picture", *(f"{name},caption {n}" for n, name in enumerate(files))]
+    (tmp_path / "b" / "captions.csv").write_text("\n".join(["image,caption", *rows]))
+    assert pairs(load(tmp_path / "b", max_bad_images=0.2)) == RIGHT
     (tmp_path / "captions.csv").write_text("image_id,caption\n5,caption 2\n6,caption 2\n7,caption 4\n")
     with pytest.raises(DataError, match="line 2: there is no image .*5"):
-        load(tmp_path)
+        load(tmp_path / "captions.csv")
 
 
 def wrong_numbers(folder: Path) -> list[str]:
@@ -909,6 +913,19 @@ def test_a_table_of_pictures_that_holds_their_captions_is_not_given_up_for_anoth
         assert "which of" in str(error)
         return
     assert pairs(found) == RIGHT
+
+
+def test_tables_of_pictures_and_captions_by_split_beside_comments(tmp_path: Path) -> None:
+    for split in SPLITS:
+        rows = [
+            {"image_id": n, "file_name": photo(tmp_path / f"p{n}.jpg", n).name, "caption": f"caption {n}"}
+            for n in range(COUNT)
+            if SPLIT[n] == split
+        ]
+        write_rows(tmp_path / f"images_{split}", "JSON lines", rows)
+    write_rows(tmp_path / "reviews", "CSV", [{"image_id": n, "comment": "no caption"} for n in range(COUNT)])
+    found = load(tmp_path)
+    assert pairs(found) == RIGHT and splits(found) == SPLIT
 
 
 def test_a_table_with_two_numbers_of_a_picture_is_asked_about(tmp_path: Path) -> None:

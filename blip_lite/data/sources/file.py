@@ -259,7 +259,7 @@ def right_folders(probe: Sequence[Path], root: Path, where: str, split: str | No
         has = {f: {n for n in names if on_disk(f / (way(n) or n))} for f in (root, *folders)}
         if any(has.values()):
             break
-    if are_numbers(probe, root):
+    if are_numbers(probe, root) and len({*map(without_zeros, names)}) == len({*names}):  # `3` beside `0003`: which?
         # Where some are there as they are spelled, the others are not elsewhere: one that is lost is no other folder's.
         numbers = {f: numbered_pictures(f) for f in has if has[f] or not any(has.values())}
         by_number = {f: {n for n in names if without_zeros(n) in numbers[f]} for f in numbers}

@@ -263,7 +263,9 @@ def without_pictures(tables: Sequence[Path], notes: list[str]) -> list[Path]:
         if is_called_after_pictures(table)
         and find_column(columns, _FILES)
         and any(columns_of_numbers(columns, key, True) for key in keys)
-        and not (says_captions(columns) and not any(says_captions(heads[other]) for other in heads if other != table))
+        and (
+            not says_captions(columns) or any(says_captions(heads[t]) for t in heads if not is_called_after_pictures(t))
+        )
     ]
     notes += [f"{table.name} names the images; its texts are no captions" for table in of_pictures]
     return [table for table in tables if table not in of_pictures]
