@@ -44,8 +44,8 @@ def first_look(data: DataSet, processor: Processor | None, settings: Optimisatio
     if 0 < (count := len(data.splits["validation"])) < FEW:
         lines.append(
             f"warning: only {count} validation image{'s' * (count > 1)}: a share of them is known to "
-            f"±{100 / count**0.5:.0f} points only, so which checkpoint is best is left to chance; the loss decides (unless --best_metric says "
-            "otherwise), as the score would be worse. "
+            f"±{100 / count**0.5:.0f} points only, so which checkpoint is best is left to chance; the loss decides "
+            "(unless --best_metric says otherwise), as the score would be worse. "
             "Name more, in a folder `validation` or a column `split`"
             + (", or draw more with --validation_share" if data.drawn else "")
         )
