@@ -89,6 +89,11 @@ def caption_columns(columns: Sequence[str]) -> list[str]:
     return [suffix] if suffix else []
 
 
+def says_captions(columns: Iterable[str]) -> bool:
+    """Whether a column is called after captions, and not just after texts."""
+    return any(plain(column).startswith("caption") for column in columns)
+
+
 def split_of_flag(column: str) -> str | None:
     """The split that a column of yes and no is about: `is_test`, `in_train`."""
     found = re.fullmatch(r"(?:is|in|for)(.+)", plain(column))

@@ -44,13 +44,13 @@ def model_card(run: Path, verdicts: Sequence[Mapping[str, Any]] = (), ckpt: str 
     Raises:
         OSError, ValueError: `config.json` is missing or damaged.
     """
-    about = json.loads((run / "config.json").read_text("utf-8"))
+    about = about_of(run, ckpt)
+    results = results_of(run, ckpt, about)
     # An older run names fewer settings; what came later was not there, as the defaults or BEFORE say.
-    about["settings"] = settings = {**TrainConfig().flat(), **BEFORE, **about["settings"], **decoding_in(run / ckpt)}
+    about["settings"] = settings = {**TrainConfig().flat(), **BEFORE, **about["settings"]}
     last = newest(run) if ckpt == "best" else run / ckpt
     state = last / "state" / "progress.json" if last else None
     progress = json.loads(state.read_text("utf-8")) if state and state.is_file() else {}
-    results = results_of(run, ckpt)
     base = None if settings["model"] in FROM_SCRATCH else settings["model"]
     name, machine = settings["run_name"] or run.resolve().name, about.get("hardware", {})
     images, dataset = about["images"], public(settings["dataset"])
@@ -117,10 +117,12 @@ def model_card(run: Path, verdicts: Sequence[Mapping[str, Any]] = (), ckpt: str 
     )
 
 
-def decoding_in(checkpoint: Path) -> dict[str, Any]:
-    """What a checkpoint is decoded with, where it is there and says so: a run may have been resumed with other settings
-    since."""
-    return own_decoding(checkpoint) if checkpoint.is_dir() else {}
+def about_of(run: Path, ckpt: str) -> dict[str, Any]:
+    """What a run's `config.json` says, with the decoding of its checkpoint, where that is there and says so: the run
+    may have been resumed with other settings since."""
+    about: dict[str, Any] = json.loads((run / "config.json").read_text("utf-8"))
+    about["settings"] |= own_decoding(run / ckpt) if (run / ckpt).is_dir() else {}
+    return about
 
 
 def public(name: str) -> str:
@@ -129,11 +131,15 @@ def public(name: str) -> str:
     return path.resolve().name if path.is_absolute() or path.exists() else name
 
 
-def results_of(run: Path, ckpt: str = "best") -> dict[str, dict[str, Any]]:
-    """The whole evaluations of a run's checkpoint with the run's settings, by split. Those of weights that `ckpt` held
-    earlier do not count, and versions before 0.3 put others in their place, too."""
-    about = json.loads((run / "config.json").read_text("utf-8"))
-    own = {name: value for name, value in about["settings"].items() if name in DECODING} | decoding_in(run / ckpt)
+def results_of(run: Path, ckpt: str = "best", about: Mapping[str, Any] | None = None) -> dict[str, dict[str, Any]]:
+    """The whole evaluations of a run's checkpoint with its own settings, by split. Those of weights that `ckpt` held
+    earlier do not count, and versions before 0.3 put others in their place, too.
+
+    Args:
+        about: what `about_of` gives, where that was read already.
+    """
+    about = about or about_of(run, ckpt)
+    own = {name: value for name, value in about["settings"].items() if name in DECODING}
     step = step_in(run / ckpt)
     beside = [] if ckpt == "best" else sorted((run / "evaluations").glob(f"{ckpt}*/coco_metrics.json"))
     found = {}

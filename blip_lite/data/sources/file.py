@@ -84,11 +84,10 @@ def file_rows(
     """Rows of a captions file; its images are in `root`, or in the folder beside it that has them."""
     suffix = path.suffix.lower()
     content = read_json(path) if suffix == ".json" else None
+    files = partial(files_of, root, path, split)
 
     def named(table: Iterable[Place]) -> Iterable[Place]:
-        return (
-            table if settings.image_column else with_pictures(table, path, partial(files_of, root, path, split), notes)
-        )
+        return table if settings.image_column else with_pictures(table, path, files, notes)
 
     def rows_of(table: Iterable[Place], split: str | None = split) -> Iterable[Picture]:
         return table_rows(named(table), root, settings, notes, split)
@@ -386,8 +385,8 @@ def object_rows(
         return rows_of(numbered_rows(content, root, path, split), split)
     if (
         content
-        and all(has_suffix(name) or isinstance(content[name], Mapping) for name in content)
-        and all(map(is_named, content.values()))
+        and all(map(is_named, values))
+        and all(has_suffix(n) or isinstance(content[n], Mapping) for n in content)
     ):
         return named_rows(content, root, path, notes, split)
     lists = [(key, value) for key, value in content.items() if are_rows(value)]

@@ -19,6 +19,7 @@ from blip_lite.data.names import (
     find_column,
     may_be_about_splits,
     plain,
+    says_captions,
     split_of_name,
     split_of_path,
 )
@@ -140,7 +141,7 @@ def load_folder(folder: Path, settings: DataSettings) -> Listing:
 
 
 def has_captions(columns: Sequence[str]) -> bool:
-    return bool(caption_columns(columns) or any(plain(c).startswith("caption") for c in columns))
+    return bool(caption_columns(columns) or says_captions(columns))
 
 
 def captioned_parquets(

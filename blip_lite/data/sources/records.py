@@ -14,10 +14,11 @@ from blip_lite.errors import DataError
 
 LISTS_OF_ROWS = ("data", "annotations", "rows", "items")  # how people call rows in an object of JSON
 
-Place = tuple[str, Mapping[str, Any]]  # ("FILE, line N", row)
+Row = Mapping[str, Any]
+Place = tuple[str, Row]  # ("FILE, line N", row)
 
 
-def records(path: Path) -> Iterator[Place]:
+def records(path: Path) -> Iterator[Row]:
     """The rows of a table; none where a JSON file holds something else. Of Parquet the columns of texts and numbers,
     as pictures may be gigabytes. Raises what reading raises."""
     suffix = path.suffix.lower()
@@ -31,12 +32,12 @@ def records(path: Path) -> Iterator[Place]:
                 for name, kind in zip(file.schema_arrow.names, file.schema_arrow.types, strict=True)
                 if is_plain(kind)
             ]
-            rows = (row for batch in file.iter_batches(1024, columns=columns) for row in batch.to_pylist())
-            yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows))
+            for batch in file.iter_batches(1024, columns=columns):
+                yield from batch.to_pylist()
     elif suffix == ".json":
         yield from json_records(read_json(path), path)
     else:
-        yield from read_table(path)
+        yield from (row for _, row in read_table(path))
 
 
 def is_plain(kind: Any) -> bool:
@@ -53,38 +54,36 @@ def columns_of(path: Path) -> list[str]:
     if path.suffix.lower() not in (".json", ".jsonl", ".parquet"):
         return header_of(path)
     try:
-        return [*next(records(path), ("", {}))[1]]
+        return [*next(records(path), {})]
     except (DataError, OSError):
         return []
 
 
-def json_records(content: Any, path: Path) -> Iterator[Place]:
+def json_records(content: Any, path: Path) -> Iterator[Row]:
     """Rows of JSON: `[rows]`, `{"images": [rows]}`, `{"train": [rows], ...}` (called `split`), `{"file_name": [...]}`;
     `{number: row}`, `{name: row}`, `{number: name}` and `{name: number}` (called `id` and `file_name`)."""
     if are_rows(content):
-        yield from ((f"{path}, item {number}", row) for number, row in enumerate(content, 1))
+        yield from content
     if not isinstance(content, Mapping):
         return
     lists = [key for key in content if are_rows(content[key])]
     tables = [key for key, value in content.items() if isinstance(value, Mapping) and key != "info"]
     usual = [key for key in ("images", *LISTS_OF_ROWS) if key in lists]
     if usual or len(lists) == 1:
-        key = (usual or lists)[0]
-        yield from places(path, key, content[key])
+        yield from content[(usual or lists)[0]]
     elif lists and all(map(split_of_name, lists)):
-        for key in lists:
-            yield from ((where, {"split": key, **row}) for where, row in places(path, key, content[key]))
+        yield from ({"split": key, **row} for key in lists for row in content[key])
     elif len(tables) == 1 and tables[0] in ("images", *LISTS_OF_ROWS):
         yield from json_records(content[tables[0]], path)
     elif find_column([*content], (*IMAGE_COLUMNS, *ID_COLUMNS)) and not any(map(is_scalar, content.values())):
-        yield from transposed(content, path)
+        yield from (row for _, row in transposed(content, path))
     elif are_rows([*content.values()]):
         called = "file_name" if all(map(has_suffix, content)) else "id"
-        yield from ((f"{path}, {key}", {called: key, **row}) for key, row in content.items())
+        yield from ({called: key, **row} for key, row in content.items())
     elif all(isinstance(value, str) and has_suffix(value) for value in content.values()):
-        yield from ((f"{path}, {key}", {"id": key, "file_name": name}) for key, name in content.items())
+        yield from ({"id": key, "file_name": name} for key, name in content.items())
     elif all(map(has_suffix, content)) and all(map(is_scalar, content.values())):
-        yield from ((f"{path}, {name}", {"id": key, "file_name": name}) for name, key in content.items())
+        yield from ({"id": key, "file_name": name} for name, key in content.items())
 
 
 def is_scalar(value: Any) -> bool:
@@ -95,7 +94,7 @@ def are_rows(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(row, Mapping) for row in value)
 
 
-def places(path: Path, key: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[Place]:
+def places(path: Path, key: str, rows: Sequence[Row]) -> Iterator[Place]:
     return ((f"{path}, {key}, item {number}", row) for number, row in enumerate(rows, 1))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,12 +15,13 @@ from blip_lite.data.names import (
     caption_columns,
     find_column,
     plain,
+    says_captions,
     split_of_name,
     words_in,
 )
 from blip_lite.data.sources.lists import has_suffix
 from blip_lite.data.sources.marks import is_empty
-from blip_lite.data.sources.records import columns_of, records
+from blip_lite.data.sources.records import Place, Row, columns_of, records
 from blip_lite.data.sources.table import ANNOTATIONS, PROBE, is_url
 from blip_lite.errors import DataError
 
@@ -38,7 +39,6 @@ _FILES = [name for name in IMAGE_COLUMNS if not name.endswith("url")]
 FEW = 20  # JSON files beside a table; of more, each is about one image, as LabelMe's
 LARGE = 64 * 2**20  # bytes of JSON, which is read whole: boxes of COCO, say
 
-Row = Mapping[str, Any]
 Files = Callable[[Sequence[str]], Sequence[Path | None]]
 
 
@@ -58,9 +58,7 @@ class Join(NamedTuple):
     rows: dict[str, Row]
 
 
-def with_pictures(
-    rows: Iterable[tuple[str, Row]], path: Path, files: Files, notes: list[str]
-) -> Iterator[tuple[str, Row]]:
+def with_pictures(rows: Iterable[Place], path: Path, files: Files, notes: list[str]) -> Iterator[Place]:
     """Rows of captions; where they say a picture's number alone (`image_id`), and a table beside has the name of each
     (`images.csv` with `id,file_name`), with what that one says of the picture.
 
@@ -110,7 +108,7 @@ def join_of(path: Path, rows: Sequence[Row], files: Files) -> Join | None:
                 raise DataError(f"{table}: cannot be read ({error})") from error
     found = [join for join in together(found, path) if is_believed(join, rows, files)]
     found = [join for join in found if is_called_after_pictures(join.table)] or found
-    names = [[name for name, _ in pairs_of(join, rows)] for join in found]
+    names = [[name for name, _ in pairs_of(join, rows)] for join in found] if len(found) > 1 else []
     if len({tuple(file or name for file, name in zip(files(some), some, strict=True)) for some in names}) > 1:
         either = " and ".join(f"{join.table.name} by its {join.column or 'first column'}" for join in found[:2])
         raise DataError(f"{path}: {either} name different images. Take one away, or name a column with --image_column")
@@ -183,23 +181,23 @@ def joins_with(table: Path, keys: Sequence[str], rows: Sequence[Row], called: bo
     Raises DataError where each has two names of one number, and what reading the table raises."""
     table_rows = records(table)
     try:
-        head = next(table_rows, ("", {}))
+        head = next(table_rows, {})
     except (DataError, OSError, ValueError):
         return []  # what it is about, nobody knows
-    columns = [column for column in head[1] if column is not None]
+    columns = [column for column in head if column is not None]
     by = [(key, column) for key in keys for column in columns_of_numbers(columns, key, called)]
     if not by or (caption_columns(columns) and not called):
         return []
     rest = [c for c in columns if c and c not in [column for _, column in by]]
     first = [head, *islice(table_rows, PROBE - 1)]
-    named = (c for c in rest if all(has_suffix(s := str(row.get(c))) and not is_url(s) for _, row in first))
+    named = (c for c in rest if all(has_suffix(s := str(row.get(c))) and not is_url(s) for row in first))
     file = find_column(rest, _FILES) or next(named, None)
     if file is None:
         return []
     texts = [c for c in rest if plain(c).rstrip("0123456789") in CAPTION_COLUMNS]  # of the table's own
     joins = [Join(table, key, column, {}) for key, column in by]
     twice: dict[str, str] = {}
-    for _, row in chain(first, table_rows):
+    for row in chain(first, table_rows):
         if is_empty(row.get(file)):
             continue
         name = str(row[file]).strip()
@@ -257,23 +255,17 @@ def without_pictures(tables: Sequence[Path], notes: list[str]) -> list[Path]:
         return [*tables]
     heads = {table: columns_of(table) for table in tables}
     keys = {c for columns in heads.values() if not find_column(columns, IMAGE_COLUMNS) for c in columns if is_key(c)}
+    others_do = any(says_captions(heads[table]) for table in heads if not is_called_after_pictures(table))
     of_pictures = [
         table
         for table, columns in heads.items()
         if is_called_after_pictures(table)
         and find_column(columns, _FILES)
         and any(columns_of_numbers(columns, key, True) for key in keys)
-        and (
-            not says_captions(columns) or any(says_captions(heads[t]) for t in heads if not is_called_after_pictures(t))
-        )
+        and (not says_captions(columns) or others_do)
     ]
     notes += [f"{table.name} names the images; its texts are no captions" for table in of_pictures]
     return [table for table in tables if table not in of_pictures]
-
-
-def says_captions(columns: Sequence[str]) -> bool:
-    """Whether a column is called after captions, and not just after texts."""
-    return any(plain(column).startswith("caption") for column in columns if column is not None)
 
 
 def number(value: Any) -> str:
