@@ -28,7 +28,7 @@ from blip_lite.evaluation.files import table
 from blip_lite.evaluation.sweep import sweep
 from blip_lite.processing.picture import Picture
 from blip_lite.reports.model_card import model_card
-from blip_lite.settings import DataSettings, EvalConfig, LoadingSettings
+from blip_lite.settings import DataSettings, EvalConfig, LoadingSettings, TrainConfig
 from blip_lite.training.loop import train
 from conftest import ROOT, charts_of, free_port, tiny_config
 
@@ -269,6 +269,24 @@ def test_a_cut_off_evaluation_goes_on_and_a_repeated_one_captions_nothing(
     assert fresh["sacrebleu"] == whole["sacrebleu"] and sum(calls) == 9
     evaluate(config.replace(num_beams=1))
     assert sum(calls) == 18  # other settings, other captions
+
+
+@pytest.mark.parametrize(("dtype", "gain", "said"), [("bfloat16", 0.1, 1), ("bfloat16", 2.0, 0), ("float32", 0.1, 0)])
+def test_bfloat16_on_a_processor_without_its_instructions_is_told(
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    dtype: str,
+    gain: float,
+    said: int,
+) -> None:
+    monkeypatch.setattr("blip_lite.model.flops.bfloat16_gain", lambda _: gain)
+    config = TrainConfig.of(dataset="shapes", scenes=300, num_beams=1, max_new_tokens=4, batch_size=2)
+    pictures = load_data(config.data, 0).splits["test"][:1]
+    for _ in range(2):  # the second time nothing is left to do
+        captioning.caption_with(str(run / "best"), pictures, config, dtype, tmp_path)
+    assert capsys.readouterr().out.count("in float32: --dtype float32 is faster") == said
 
 
 def test_the_untouched_base_stands_beside(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

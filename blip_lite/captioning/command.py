@@ -271,8 +271,8 @@ def say_faster(args: argparse.Namespace, captioner: Captioner, rank: int) -> Non
     model = captioner.model
     if rank or not (args.output or args.sidecar) or model.device.type != "cpu":
         return
-    if args.dtype == "bfloat16" and (slower := bfloat16_slower(model)):
-        print(f"{slower}: --dtype float32 is faster", file=sys.stderr)
+    if args.dtype == "bfloat16" and (slower := bfloat16_slower(model, "--dtype float32")):
+        print(slower, file=sys.stderr)
     if args.dtype == "auto" and model.config.vision.hidden_size >= 512 and (gain := bfloat16_gain(model)) >= WORTH_IT:
         print(
             f"this processor multiplies {gain:.1f} times as fast in bfloat16 as in float32: --dtype bfloat16 is "

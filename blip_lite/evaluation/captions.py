@@ -19,6 +19,7 @@ from blip_lite.captioner import Captioner, pick_dtype
 from blip_lite.data.batches import Batch, Captions, epoch_batches, loader
 from blip_lite.errors import ConfigError
 from blip_lite.model.blip import Blip
+from blip_lite.model.flops import bfloat16_slower
 from blip_lite.model.generation import GenerationSettings
 from blip_lite.model.pretrained import DECODING
 from blip_lite.processing.picture import Picture
@@ -134,6 +135,9 @@ def caption_with(
                 before |= row["captions"]
                 seconds += row["seconds"] if path.name == f"{key}.0.jsonl" else 0.0
     todo = [e for e in examples if e.image_id not in before]
+    half = captioner.model.dtype == torch.bfloat16
+    if half and todo and (slower := bfloat16_slower(captioner.model, "--dtype float32")):
+        state.print(slower)
     state.wait_for_everyone()  # all have read before one writes
     state.print(f"{ckpt}: captioning {len(todo)} images" + (f", {len(before)} are done" if before else ""))
     start = time.perf_counter()

@@ -451,7 +451,8 @@ def scores_of(per_image: dict[str, dict[str, float]], image_id: str) -> dict[str
 def summary(result: dict[str, Any]) -> str:
     """A few lines for people."""
     speed = f", {result['images_per_second']:.1f} images/s" if "images_per_second" in result else ""
-    lines = [f"{result['dataset']}, {result['split']}: {result['num_images']} images{speed}"]
+    images = result["num_images"]
+    lines = [f"{result['dataset']}, {result['split']}: {images} image{'s' * (images != 1)}{speed}"]
     low, high = result["intervals_95"]["sacrebleu"]
     human = result["human_agreement_sacrebleu"]
     lines.append(

@@ -143,12 +143,10 @@ def prepare(config: TrainConfig, accelerator: Accelerator, needed: Sequence[str]
     generation = decoding(config.decoding, model, processor)
     size = sum(p.numel() for p in model.parameters()) / 1e6
     accelerator.print(f"{config.model.model}: {size:.1f}M parameters, {accelerator.device}, {precision(accelerator)}")
-    if (
-        accelerator.device.type == "cpu"
-        and accelerator.mixed_precision == "bf16"
-        and (slower := bfloat16_slower(model))
-    ):
-        accelerator.print(f"{slower}: --mixed_precision no is faster")
+    # The model is on the CPU still.
+    on_cpu = accelerator.device.type == "cpu"
+    if on_cpu and accelerator.mixed_precision == "bf16" and (slower := bfloat16_slower(model, "--mixed_precision no")):
+        accelerator.print(slower)
     optimisation, batch_size = config.optimisation, config.loading.batch_size
     train_set = Captions(data.splits["train"], processor, config.decoding.prompt, optimisation.max_length)
     train_set.captions_per_image, train_set.seed = optimisation.captions_per_image, optimisation.seed
