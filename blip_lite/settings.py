@@ -464,7 +464,7 @@ class TrainConfig(Grouped):
             fill |= {"resume": True, "output_dir": run.output_dir or str(Path(run.resume_from).parent)}
         elif run.output_dir is None:
             path = Path(dataset)  # a folder's name may hold a dot
-            is_file = path.suffix in (*TABLES, ".tar")
+            is_file = path.suffix.lower() in (*TABLES, ".tar")
             name = path.resolve().name if path.is_dir() else path.stem if is_file else path.name
             plain = re.sub(r"[^\w.]+", "-", name).strip("-.")  # of a name like 🐕 nothing is left
             fill["output_dir"] = f"runs/{plain or 'data-' + hashlib.sha256(name.encode()).hexdigest()[:8]}"

@@ -58,7 +58,7 @@ def read_captions(path: Path, allow_urls: bool = False, folder: Path | None = No
     pairs, seen = [], set[str]()
     try:
         rows = list(read_table(path, strict=False))
-        if rows and None in rows[-1][1] and path.suffix == ".jsonl" and not path.read_bytes().endswith(b"\n"):
+        if rows and None in rows[-1][1] and path.suffix.lower() == ".jsonl" and not path.read_bytes().endswith(b"\n"):
             rows.pop()  # half a line, of a process that was killed
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error

@@ -62,11 +62,11 @@ def find(settings: DataSettings, seed: int) -> Listing:
         return load_karpathy(name, settings)
     if path.is_dir():
         return load_folder(path, settings)
-    if path.suffix == ".tar":
+    if path.suffix.lower() == ".tar":
         return load_tars(name)
     if path.is_file():
         return load_file(path, settings)
-    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) and path.suffix not in TABLES:
+    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) and path.suffix.lower() not in TABLES:
         return load_hub(name, settings)
     raise DataError(
         f"--dataset {name}: there is no such file or folder; expected "
@@ -78,7 +78,7 @@ def find(settings: DataSettings, seed: int) -> Listing:
 def neighbours(path: Path) -> list[str]:
     """What may have been meant by a path that is not there: the data sets with names, and what lies beside it."""
     beside = list(path.parent.iterdir()) if path.parent.is_dir() else []
-    return [*DATASETS, *(str(one) for one in beside if one.is_dir() or one.suffix in (*TABLES, ".tar"))]
+    return [*DATASETS, *(str(one) for one in beside if one.is_dir() or one.suffix.lower() in (*TABLES, ".tar"))]
 
 
 def assemble(listing: Listing, settings: DataSettings, seed: int) -> DataSet:

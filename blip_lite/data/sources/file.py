@@ -135,7 +135,8 @@ def load_file(path: Path, settings: DataSettings) -> Listing:
     with os.scandir(path.parent) as entries:
         wanted = (*LIST_FILES, path.suffix.lower())
         beside = sorted(Path(e.path) for e in entries if e.name.lower().endswith(wanted) or e.name.lower() in FOLDERS)
-    others = [p for p in beside if p.suffix == path.suffix and split_of_name(p.stem) not in (None, split)]
+    alike = [p for p in beside if p.suffix.lower() == path.suffix.lower()]
+    others = [p for p in alike if split_of_name(p.stem) not in (None, split)]
     below = [file for p in beside if p.name.casefold() in FOLDERS and p.is_dir() for file in p.rglob("*")]
     found = [p for p in (*beside, *below) if p.suffix.lower() in LIST_FILES and p.name != path.name and p.is_file()]
     if split and others:
