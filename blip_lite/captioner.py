@@ -167,8 +167,8 @@ class Captioner:
         """Caption one image or many.
 
         Args:
-            images: a path, the bytes of a file, an open file, a `PIL.Image`, an array `[height, width, 3]`, or several
-                of these.
+            images: a path, the bytes of a file, an open file, a `PIL.Image`, an array `[height, width, 3]`, a tensor
+                `[3, height, width]`, `{"bytes", "path"}` of `datasets`, or several of these.
             prompt: how captions shall begin, e.g. `"a photography of"`; one for all images, or one an image. It
                 is part of the caption. None: that with which the checkpoint was trained, which is left out.
             batch_size: images at a time, by default 64 on CUDA, else 8; fewer where memory runs out. It changes speed

@@ -203,6 +203,8 @@ def audit_exit_code(config: TrainConfig) -> int:
 
 
 def export(args: argparse.Namespace) -> int:
+    if not args.push and (args.public or args.dry_run):
+        raise ConfigError(f"--{'public' if args.public else 'dry_run'} is of --push, which is not given")
     from blip_lite.serving.export import export, push
 
     with one_line():

@@ -79,7 +79,8 @@ def add_settings(parser: argparse.ArgumentParser, cls: type[Grouped]) -> None:
         help = one.field.metadata["help"]
         default = one.field.default
         if cls is EvalConfig and one.group:
-            help = help.partition("; default: ")[0] + "; default: the run's"
+            whose = "the checkpoint's" if one.group == "decoding" else "the run's"
+            help = help.partition("; default: ")[0] + f"; default: {'all' if name == 'max_eval_images' else whose}"
         elif not (default is None or default is False or default == "" or "default: " in help):
             help += f" (default: {'yes' if default is True else default})"
         options: dict[str, Any] = {"help": help.replace("%", "%%"), "default": argparse.SUPPRESS, "dest": name}

@@ -69,7 +69,7 @@ FROM_SCRATCH: dict[str, dict[str, Any]] = {
 
 
 def defaults(name: str) -> str:
-    """A setting's defaults by model, for its help: '4, tiny 9, small 5, base from nothing 40'."""
+    """A setting's defaults by model, for its help: '4, tiny 13, small 5, base from nothing 40'."""
     general = FINE_TUNING[name]
     presets = {preset: values.get(name, general) for preset, values in FROM_SCRATCH.items()}
     others = [f"{preset} {value}" for preset, value in presets.items() if value != general]
@@ -130,7 +130,7 @@ class DataSettings:
         most=0.4,
     )
     max_train_images: int | None = setting(None, "use only this many training images; default: all", least=1)
-    max_eval_images: int | None = setting(None, "validate on only this many images; default: all, tiny 100", least=1)
+    max_eval_images: int | None = setting(None, "validate, or score, only this many; default: all, tiny 100", least=1)
     max_bad_images: float = setting(
         0.01, "share of undecodable images, 0 to 1, above which a run ends", least=0, most=1
     )
@@ -227,7 +227,7 @@ class OptimisationSettings:
     )
     max_length: int = setting(40, "longest caption in tokens, [DEC], prompt and [SEP] included; longer ones are cut")
     max_words: int = setting(
-        30, "longest caption in words, BLIP's own rule; longer ones are cut. Scores always compare 30", least=1
+        30, "longest caption in words, BLIP's own rule; longer ones are cut. sacreBLEU always compares 30", least=1
     )
 
 
@@ -306,7 +306,7 @@ class RunSettings:
     save_total_limit: int = setting(2, "checkpoints to keep, at least 2; best/ is kept besides", least=2)
     log_with: str = setting("none", "dashboards: none, wandb, tensorboard, trackio, or several: wandb,tensorboard")
     country: str | None = setting(
-        None, "3-letter code of where this runs, e.g. FRA: measure energy and CO2 with codecarbon, for the model card"
+        None, "3-letter code of where this runs, e.g. FRA: measure CO2 with codecarbon, for the model card"
     )
     wandb_artifacts: bool = setting(False, "at the end, upload best/ to W&B as an artifact")
     project: str = setting("blip_lite", "project name on the dashboard")
@@ -500,8 +500,9 @@ class TrainConfig(Grouped):
 class EvalConfig(Grouped):
     """Caption a split with a checkpoint and score the captions.
 
-    What `data`, `loading` and `decoding` are to be is known when the checkpoint's run is found: they are the run's, but
-    for the flat values in `overrides`, which `of` fills.
+    What `data`, `loading` and `decoding` are to be is known when the checkpoint is found: data and loading as in its
+    run, but for that one's limit of images, decoding as the checkpoint says; and over them the flat values in
+    `overrides`, which `of` fills.
     """
 
     ckpt: str = setting("best", "best, latest or checkpoint-N (of the run), a checkpoint directory, or a Hub id")

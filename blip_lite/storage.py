@@ -66,7 +66,7 @@ def write_text(path: Path, text: str) -> None:
         raise
 
 
-def lock(written: Path, name: Path | None = None, note: str = "") -> TextIO | None:
+def lock(written: Path, name: Path | None = None, note: str = "") -> TextIO:
     """Keep other processes from writing into a run, or a file, for as long as this one lives and the result is open.
 
     Args:

@@ -132,6 +132,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    from blip_lite.cli import guarded  # a missing extra is one line
+    from blip_lite.cli import guarded  # an error that users may meet is one line
 
     sys.exit(guarded(main))

@@ -51,7 +51,7 @@ def test_each_answer_is_a_caption_or_says_what_is_wrong(hf_dir: Path, tmp_path: 
     assert ask(SCENE, "a picture", 1) == (captioner(SCENE, num_beams=1, max_new_tokens=8, prompt="a picture"), 1)
     assert ask(None) == ("Choose a photograph first.", 0)
     assert ask(tmp_path / "broken.jpg") == (
-        "This image cannot be used: not a JPEG, PNG, WebP, BMP, GIF or TIFF image.", 0,
+        "This image cannot be used: not a JPEG, PNG, WebP, AVIF, BMP, GIF or TIFF image.", 0,
     )  # fmt: skip
     for prompt, beams, told in (("x" * 101, 3, "at most 100 characters"), ("", 99, "less than or equal to 10")):
         text, rows = ask(SCENE, prompt, beams)

@@ -18,7 +18,7 @@ from blip_lite.cli import main
 from blip_lite.data.dataset import DataSet
 from blip_lite.data.load import load_data
 from blip_lite.data.sources.shapes import draw_scene, scene_captions, scene_ids
-from blip_lite.errors import ConfigError
+from blip_lite.errors import CheckpointError, ConfigError
 from blip_lite.evaluation import captions as captioning
 from blip_lite.evaluation import evaluate as evaluation
 from blip_lite.evaluation.captions import caption_images, decoding, gather_captions
@@ -229,7 +229,10 @@ def test_anyones_captions_are_scored(run: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_two_checkpoints_are_compared(run: Path) -> None:
+def test_two_checkpoints_are_compared(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(CheckpointError, match="runs/othr/best: no such directory"):  # before anything is captioned
+        evaluate(EvalConfig.of(run=str(run), compare="runs/othr/best"))
+    assert "captioning" not in capsys.readouterr().out
     config = EvalConfig.of(run=str(run), max_eval_images=9, compare=str(run / "best"))
     result = evaluate(config)
     other = result["baselines"]["compare"]

@@ -23,7 +23,7 @@ from blip_lite.errors import CheckpointError, ConfigError
 from blip_lite.evaluation import evaluate as evaluation
 from blip_lite.evaluation.coco_process import COCO_METRICS
 from blip_lite.evaluation.evaluate import by_id, evaluate, find_checkpoint, prepare, read_predictions
-from blip_lite.evaluation.sweep import parse_grid
+from blip_lite.evaluation.sweep import parse_grid, sweep
 from blip_lite.model.foreign import from_original
 from blip_lite.model.generation import GenerationSettings
 from blip_lite.model.location import locate
@@ -207,6 +207,18 @@ def test_options_that_would_do_nothing_are_refused(
 ) -> None:
     assert caption(hf_dir, photos, "--temperature", "2") == 2
     assert "--temperature is of --do_sample, which is not given" in capsys.readouterr().err
+    for options, of in (
+        (["--existing", "append"], "--existing is of --sidecar"),
+        (["--sidecar_suffix", ".caption"], "--sidecar_suffix is of --sidecar"),
+        (["--retry_failed"], "--retry_failed looks into --output"),
+    ):
+        assert caption(hf_dir, photos, *options) == 2
+        assert f"{of}, which is not given" in capsys.readouterr().err
+    assert main(["export", str(hf_dir), "--to", str(tmp_path / "new"), "--dry_run"]) == 2
+    assert "--dry_run is of --push, which is not given" in capsys.readouterr().err and not (tmp_path / "new").exists()
+    for other in ({"compare": "best"}, {"spice": True}):
+        with pytest.raises(ConfigError, match=f"--{next(iter(other))} does not go with --sweep"):
+            sweep(EvalConfig.of(ckpt=str(hf_dir), sweep=["num_beams=1"], **other))
     with pytest.raises(ConfigError, match="--output is for --predictions; --output_dir names"):
         evaluate(EvalConfig.of(ckpt=str(hf_dir), output="x.json"))
     with pytest.raises(ConfigError, match="--compare .* does not go with --predictions"):

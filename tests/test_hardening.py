@@ -43,7 +43,7 @@ def test_what_other_programs_would_have_to_read_is_refused(tmp_path: Path) -> No
     (tmp_path / "photo.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n{} loop\n")
     with Image.open(tmp_path / "photo.jpg") as image:
         assert image.format == "EPS"
-    with pytest.raises(ImageError, match="not a JPEG, PNG, WebP, BMP, GIF or TIFF image"):
+    with pytest.raises(ImageError, match="not a JPEG, PNG, WebP, AVIF, BMP, GIF or TIFF image"):
         open_image(tmp_path / "photo.jpg")
 
 

@@ -84,10 +84,8 @@ def caption(args: argparse.Namespace) -> int:
         raise BrokenOff(f"{type(error).__name__}{how_on}") from error
 
 
-def run(args: argparse.Namespace) -> int:
-    """`caption`, with errors as they are."""
-    if sys.stdout is None and not (args.output or args.sidecar or args.html):
-        raise ConfigError("standard output is closed, no caption can be printed; name a file with --output")
+def decoding_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What was asked for, as `Captioner` takes it. Raises ConfigError for options that would do nothing."""
     names = [name for name in (*DECODING, "seed") if hasattr(args, name)]  # else as the checkpoint says
     settings: dict[str, Any] = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if args.num_captions != 1:
@@ -101,8 +99,20 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError("--num_beams searches, --do_sample draws: leave one out")
     elif sampling:
         raise ConfigError(f"--{next(iter(sampling))} is of --do_sample, which is not given")
+    if not args.sidecar and (args.existing or args.sidecar_suffix != ".txt"):
+        raise ConfigError(f"--{'existing' if args.existing else 'sidecar_suffix'} is of --sidecar, which is not given")
+    if args.retry_failed and not args.output:
+        raise ConfigError("--retry_failed looks into --output, which is not given")
     if args.banned_words:
         settings["banned_words"] = read_words(args.banned_words)
+    return settings
+
+
+def run(args: argparse.Namespace) -> int:
+    """`caption`, with errors as they are."""
+    if sys.stdout is None and not (args.output or args.sidecar or args.html):
+        raise ConfigError("standard output is closed, no caption can be printed; name a file with --output")
+    settings = decoding_of(args)
     to_review = read_words(args.review_words) if args.review_words else []
 
     args.images = without_texts(args.images)

@@ -99,14 +99,13 @@ def directory_of(journal: Path) -> str | None:
     return None
 
 
-def begin_here(lock: TextIO | None) -> None:
+def begin_here(lock: TextIO) -> None:
     """Say in a lock's file that its journal began in this directory."""
-    if lock:
-        lock.seek(0)
-        told = lock.read().partition(IN)[0]
-        lock.truncate(0)
-        lock.write(f"{told}{IN}{os.getcwd()}")
-        lock.flush()
+    lock.seek(0)
+    told = lock.read().partition(IN)[0]
+    lock.truncate(0)
+    lock.write(f"{told}{IN}{os.getcwd()}")
+    lock.flush()
 
 
 def identity_in(base: str | None, name: str) -> str:

@@ -217,8 +217,7 @@ class Review:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.lock:
-            self.lock.close()
+        self.lock.close()
 
     def replay(self) -> bytes:
         """Read the journal, without half a line that a killed process left. Returns the table that it led to."""

@@ -90,11 +90,12 @@ def list_evaluations(config: EvalConfig) -> str:
 def evaluate(config: EvalConfig) -> dict[str, Any]:
     """Caption a split and score it; or score the captions in `config.predictions`.
 
-    Writes `captions.jsonl` (one line an image), `coco_metrics.json` (what is returned) and `report.html` where
-    `evaluation.files` says, and prints what they say. For predictions, only `config.output`.
+    Writes `captions.jsonl` (one line an image), `coco_metrics.json` (what is returned, on the main process) and
+    `report.html` where `evaluation.files` says, and prints what they say. For predictions, only `config.output`.
 
     Raises:
-        ConfigError, DataError, CheckpointError: before any image is captioned.
+        ConfigError, DataError, CheckpointError: before any image is captioned; CheckpointError for weights of `compare`
+            that cannot be read, and ConfigError where no image could be decoded, after.
     """
     check_options(config)
     plan = prepare(config)
@@ -164,6 +165,8 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
 
 def check_options(config: EvalConfig) -> None:
     """Raises ConfigError for options that would do nothing, and for a file that cannot be written or is read."""
+    if config.sweep and (other := next((n for n in ("predictions", "compare", "spice") if getattr(config, n)), "")):
+        raise ConfigError(f"--{other} does not go with --sweep")
     if config.predictions and config.compare:
         raise ConfigError("--compare captions with another checkpoint: it does not go with --predictions")
     if config.output and not config.predictions:
@@ -294,6 +297,8 @@ def prepare(config: EvalConfig) -> Plan:
     compare = None
     if config.compare:  # a name in the run, too
         compare = find_checkpoint(dataclasses.replace(config, ckpt=config.compare, run=str(run) if run else None))[0]
+        with state.main_process_first():
+            locate(compare)  # is it there? Not only when the first one's captions are made
     return Plan(ckpt, run, run_config, data, split, examples, differs, left_out, own_data, compare)
 
 

@@ -13,7 +13,7 @@ from blip_lite.errors import ConfigError
 from blip_lite.evaluation import files, metrics
 from blip_lite.evaluation.captions import caption_with
 from blip_lite.evaluation.coco_process import coco_metrics
-from blip_lite.evaluation.evaluate import Plan, prepare
+from blip_lite.evaluation.evaluate import Plan, check_options, prepare
 from blip_lite.reports.charts import chart
 from blip_lite.reports.metric_names import HEADLINES, METRICS, hundredths
 from blip_lite.reports.page import render
@@ -42,6 +42,7 @@ def sweep(config: EvalConfig) -> list[dict[str, Any]]:
     Raises:
         ConfigError: a setting that is not known or makes no sense, before any image is captioned.
     """
+    check_options(config)
     grid = parse_grid(config.sweep or [])
     config = config.replace(split=config.split or "validation")
     plan = prepare(config)

@@ -90,6 +90,9 @@ def read_weights(directory: Path, file: Path | None = None) -> dict[str, Tensor]
         file: of weights under another name.
 
     Pickles are read with `weights_only=True` alone: nothing in them is run.
+
+    Raises:
+        CheckpointError: there are none, or they cannot be read.
     """
     if file:
         return unwrapped(_read_file(file), file)

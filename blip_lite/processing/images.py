@@ -137,7 +137,7 @@ def not_an_image(data: bytes) -> str:
     kind = kind_of(data)
     if kind and re.search("damaged|TIFF|JPEG of|lossless|BMP", kind):
         return kind
-    return f"not a JPEG, PNG, WebP, BMP, GIF or TIFF image{f': {kind}' if kind else ''}"
+    return f"not a JPEG, PNG, WebP, AVIF, BMP, GIF or TIFF image{f': {kind}' if kind else ''}"
 
 
 def _bytes_of(source: Any) -> bytes:

@@ -133,7 +133,7 @@ def public(name: str) -> str:
 
 def results_of(run: Path, ckpt: str = "best", about: Mapping[str, Any] | None = None) -> dict[str, dict[str, Any]]:
     """The whole evaluations of a run's checkpoint with its own settings, by split. Those of weights that `ckpt` held
-    earlier do not count, and versions before 0.3 put others in their place, too.
+    earlier do not count, and versions before 0.2 put others in their place, too.
 
     Args:
         about: what `about_of` gives, where that was read already.

@@ -85,7 +85,7 @@ def load(
     without one in the checkpoint, it begins with the weights.
 
     Returns:
-        (progress, random states), as given to `save`.
+        (progress, random states), as given to `snapshot`.
 
     Raises:
         CheckpointError: it has no `state/`, or does not fit the model.

@@ -46,7 +46,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
     Raises:
         ConfigError, DataError, CheckpointError: before any long work.
-        TrainingError: the loss stays non-finite, or the last checkpoint could not be written.
+        TrainingError: the loss stays non-finite, too many images are bad, or the last checkpoint could not be written.
         Stopped: by a signal or `time_limit`; everything is saved.
     """
     config = config.resolved()
@@ -182,7 +182,7 @@ def begin(run: Run, stop: Stop) -> RunLog:
 def report(
     run: Run, log: RunLog, bad_images: BadImages, window: list[Batch], grad_norm: Tensor, lr: float, end_of_epoch: bool
 ) -> None:
-    """The log's line when it is due. Raises DataError for too many bad images, TrainingError when no step helps."""
+    """The log's line when it is due. Raises TrainingError for too many bad images, and when no step helps."""
     progress = run.progress
     to_log = progress.step % run.config.run.logging_steps == 0 or run.finished
     bad = bad_images.count() if to_log or end_of_epoch else 0

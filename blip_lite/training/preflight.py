@@ -82,7 +82,7 @@ def sanity(config: TrainConfig, seconds: float = 60) -> dict[str, Any]:
 
 def few_captions(run: Run) -> Batch:
     """8 images with different captions, one caption each, through the loader that training uses. Raises TrainingError
-    if its captions do not begin as generation does."""
+    if its captions do not begin as generation does, DataError if one of the images cannot be decoded."""
     prompt, processor = run.config.decoding.prompt, run.processor
     chosen: dict[str, int] = {}
     for index, picture in enumerate(run.train_set.examples):

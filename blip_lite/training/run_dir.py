@@ -95,7 +95,7 @@ def check_output(run: Path, config: TrainConfig) -> TrainConfig | None:
     return before
 
 
-def open_run(of: Run, machine: dict[str, Any]) -> TextIO | None:
+def open_run(of: Run, machine: dict[str, Any]) -> TextIO:
     """Make the output directory ours, locked while the returned file is open, and write `config.json`: the settings,
     the data's fingerprint, the versions.
 
@@ -108,7 +108,7 @@ def open_run(of: Run, machine: dict[str, Any]) -> TextIO | None:
     locked = lock(run)
     if config.run.overwrite:
         for entry in run.iterdir():
-            if entry.is_dir():
+            if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
             elif entry.name != ".lock":
                 entry.unlink()
