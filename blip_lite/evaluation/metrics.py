@@ -19,6 +19,14 @@ KNOWN_IMAGES = 0.1  # share of images of which training had every caption, from 
 PTB_WORD = re.compile(r"\w+(?=n't\b)|n't\b|'\w+|\w+(?:[-/:.]\w+)*")
 
 
+def streams_of(references: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Normalised references as sacreBLEU wants them, transposed, one stream a number of a reference, all of one length:
+    an image with fewer references repeats its last, which changes no count
+    (https://github.com/mjpost/sacrebleu/issues/69)."""
+    most = max(map(len, references))
+    return [[normalize_caption(refs[min(k, len(refs) - 1)]) for refs in references] for k in range(most)]
+
+
 def sacrebleu(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Any]:
     """Corpus BLEU of one caption an image against all of that image's references.
 
@@ -40,12 +48,8 @@ def sacrebleu(captions: Sequence[str], references: Sequence[Sequence[str]]) -> d
         raise ValueError(
             f"{len(captions)} captions and {len(references)} lists of references: expected as many, none empty"
         )
-    # sacreBLEU wants the transpose, one stream per reference number, all of one length: an image with fewer
-    # references repeats its last, which changes no count (https://github.com/mjpost/sacrebleu/issues/69).
-    most = max(map(len, references))
-    streams = [[normalize_caption(refs[min(k, len(refs) - 1)]) for refs in references] for k in range(most)]
     bleu = BLEU(lowercase=True)
-    score = bleu.corpus_score([normalize_caption(c) for c in captions], streams).score
+    score = bleu.corpus_score([normalize_caption(c) for c in captions], streams_of(references)).score
     return {"score": score, "signature": str(bleu.get_signature())}
 
 
@@ -99,11 +103,9 @@ def sacrebleu_test(
     from sacrebleu.metrics.bleu import BLEU
     from sacrebleu.significance import PairedTest
 
-    most = max(map(len, references))
-    streams = [[normalize_caption(refs[min(k, len(refs) - 1)]) for refs in references] for k in range(most)]
     systems: list[tuple[str, Sequence[str]]] = [("a", [normalize_caption(c) for c in captions])]
     systems += [(f"b{n}", [normalize_caption(c) for c in other]) for n, other in enumerate((others or {}).values())]
-    metric = {"BLEU": BLEU(lowercase=True, references=streams)}
+    metric = {"BLEU": BLEU(lowercase=True, references=streams_of(references))}
     found: list[Any] = list(PairedTest(systems, metric, None, "bs", n_samples=BOOTSTRAP_SAMPLES)()[1]["BLEU"])
     intervals = [[float(r.mean - r.ci), float(r.mean + r.ci)] for r in found]
     # sacreBLEU counts the samples that differ by more than was seen; of a difference of 0 it thereby says p = 0.001
