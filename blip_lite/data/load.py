@@ -183,11 +183,12 @@ def find_files(
         images, captions: of all images.
         others: rows that name another split than the first of their image.
     """
-    missing, keys = [], dict[Path, str]()
+    missing, keys = [], dict[Path, tuple[str, str]]()  # by file: the first id, and the stem that it was asked for by
     for key, row in files.items():
-        path = on_disk(Path(str(row.image)))
-        other = keys.setdefault(path, key) if path else key
-        if path is None or (other != key and Path(other).stem != Path(key).stem):
+        asked = Path(str(row.image))
+        path = on_disk(asked)
+        other, name = keys.setdefault(path, (key, asked.stem)) if path else (key, "")
+        if path is None or name != asked.stem:
             missing.append(key)
         elif other != key and images[other].split == row.split:
             captions[other] += [caption for caption in captions.pop(key) if caption not in captions[other]]

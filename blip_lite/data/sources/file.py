@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
 import re
 from collections import Counter
@@ -220,6 +221,7 @@ class RightFolders(NamedTuple):
         root: the folder that the table's names are relative to.
         best: the folder that has most of them.
         elsewhere: the folders of those that others have and `best` has not, by name or number.
+        twins: another folder of those that are in two that are as likely.
         shorter: makes names in these of those in `root`; None where the names are numbers, and those of the pictures,
             too, but for leading zeros or COCO's beginning.
     """
@@ -227,18 +229,28 @@ class RightFolders(NamedTuple):
     root: Path
     best: Path
     elsewhere: dict[str, Path]
+    twins: dict[str, Path]
     shorter: Callable[[str], str | None] | None
 
     def file(self, image: Path, where: str) -> tuple[Path, Path]:
-        """(the folder, the file) of an image in `root`. Raises DataError for one that lies outside."""
+        """(the folder, the file) of an image in `root`. Raises DataError for one that lies outside, and SeveralFolders
+        for one that may be either of two."""
         name = Path(str(image).removeprefix(os.path.join(os.path.abspath(self.root), ""))).as_posix()
-        if self.shorter is None:
-            folder = self.elsewhere.get(number := without_zeros(name), self.best)
-            return folder, folder / numbered_pictures(folder).get(number, name)
-        if (short := self.shorter(name)) is None:
+        if (short := self.shorter(name) if self.shorter else without_zeros(name)) is None:
             return self.best, image
+
+        def within(folder: Path) -> Path:
+            if self.shorter is None:
+                return folder / numbered_pictures(folder).get(short, name)
+            return with_suffix(inside(folder, short, where))
+
         folder = self.elsewhere.get(folded(short), self.best)
-        return folder, with_suffix(inside(folder, short, where))
+        if (twin := self.twins.get(folded(short))) and not are_copies(within(folder), within(twin)):
+            raise SeveralFolders(
+                f"{where}: images of these names are in {folder} and in {twin}; say which with --image_root, or write "
+                "the folder before each name"
+            )
+        return folder, within(folder)
 
 
 def right_folders(probe: Sequence[Path], root: Path, where: str, split: str | None) -> RightFolders | None:
@@ -254,9 +266,10 @@ def right_folders(probe: Sequence[Path], root: Path, where: str, split: str | No
         named = split_of_name(folder.name, strict=True)
         return folder == root, bool(split) and named == split, plain(folder.name) in IMAGE_FOLDERS
 
-    for way in shortenings(names):
+    for lost, way in shortenings(names):
         shorter: Callable[[str], str | None] | None = way
-        has = {f: {n for n in names if on_disk(f / (way(n) or n))} for f in (root, *folders)}
+        within = [f for f in folders if not lost or stands_for(f.name, lost)]
+        has = {f: {n for n in names if on_disk(f / (way(n) or n))} for f in (root, *within)}
         if any(has.values()):
             break
     if are_numbers(probe, root) and len({*map(without_zeros, names)}) == len({*names}):  # `3` beside `0003`: which?
@@ -271,17 +284,24 @@ def right_folders(probe: Sequence[Path], root: Path, where: str, split: str | No
     full = [f for f in has if len(has[f]) >= 0.9 * most]  # one that is called `images` may lack a few
     full.sort(key=lambda f: (likely(f), len(has[f])), reverse=True)
     best = full[0]
-    if twins := [f for f in full[1:] if likely(f) == likely(best) and has[f] & has[best]]:
-        raise SeveralFolders(
-            f"{where}: images of these names are in {best} and in {twins[0]}; say which with --image_root, or "
-            "write the folder before each name"
-        )
     names_in: Callable[[Path], AbstractSet[str]] = pictures_in if shorter else lambda f: numbered_pictures(f).keys()
-    own, elsewhere = names_in(best), dict[str, Path]()
+    own, elsewhere, twins = names_in(best), dict[str, Path](), dict[str, Path]()
     for folder in folders:  # a table of several folders names each picture once
-        if folder != best and not (more := names_in(folder)) & (own | elsewhere.keys()):
+        more = names_in(folder) if folder != best else frozenset[str]()
+        if not (both := more & (own | elsewhere.keys())):
             elsewhere |= dict.fromkeys(more, folder)
-    return RightFolders(root, best, elsewhere, shorter)
+        elif likely(folder) == likely(best):  # cats/ and dogs/; not images/ and masks/
+            twins |= dict.fromkeys(both, folder)
+    key: Callable[[str], str] = without_zeros if shorter is None else lambda name: folded(shorter(name) or name)
+    for folder in has:  # names of the first rows may have folders of their own
+        if folder != best and likely(folder) == likely(best):
+            twins |= {key(name): folder for name in has[best] & has[folder]}
+    return RightFolders(root, best, elsewhere, twins, shorter)
+
+
+def are_copies(one: Path, other: Path) -> bool:
+    """Whether two pictures of one name are the same one, byte for byte. Of one that is not there, yes."""
+    return not (one.is_file() and other.is_file()) or filecmp.cmp(one, other, shallow=False)
 
 
 def are_numbers(probe: Sequence[Path], root: Path) -> bool:
@@ -319,18 +339,30 @@ def pictures_in(folder: Path) -> set[str]:
     return {name for path in names if path.suffix in IMAGE_SUFFIXES for name in (path.name, path.stem)}
 
 
-def shortenings(names: Sequence[str]) -> Iterator[Callable[[str], str | None]]:
+def stands_for(folder: str, other: str) -> bool:
+    """Whether a folder may be another one, called otherwise: one of them says nothing (`images`), or no more than the
+    other (`cats_small`), and is no other part of the same (`part2`)."""
+    one, two = plain(folder), plain(other)
+    if {one, two} & {*IMAGE_FOLDERS, *ANNOTATIONS}:
+        return True
+    short, long = sorted((one, two), key=len)
+    return long.startswith(short) and not long[len(short) :][:1].isdigit()
+
+
+def shortenings(names: Sequence[str]) -> Iterator[tuple[str, Callable[[str], str | None]]]:
     """What may be left out of names: nothing; one after the other of the folders that all of these begin with, up to
     one that may name a split (None for a name that begins otherwise); and the eight signs that Label Studio puts before
-    the name of an uploaded file."""
+    the name of an uploaded file. With it, the folder that is left out where it is the only one: more are another
+    machine's."""
     shared = PurePosixPath(os.path.commonpath([os.path.dirname(name) for name in names])).parts
     for cut in range(len(shared) + 1):
         if cut and split_of_name(shared[cut - 1]):  # `flowers_test`: what is cut off is not looked at again
             return
         begins = "".join(f"{part}/" for part in shared[:cut])
-        yield lambda name, begins=begins: name[len(begins) :] if name.startswith(begins) else None  # type: ignore[misc]
+        lost = shared[0] if cut == len(shared) == 1 else ""
+        yield lost, lambda name, begins=begins: name[len(begins) :] if name.startswith(begins) else None  # type: ignore[misc]
     if all(_UPLOADED.search(name) for name in names):
-        yield lambda name: _UPLOADED.sub("", name)
+        yield "", lambda name: _UPLOADED.sub("", name)
 
 
 def object_rows(

@@ -227,14 +227,14 @@ def with_suffix(path: Path) -> Path:
 
 
 def on_disk(path: Path) -> Path | None:
-    """The file of that name: in another Unicode spelling or other capitals, as file systems differ, with an image's
-    suffix, if the name has none, or with a blank for `%20`."""
+    """The file of that name: it and its folders in another Unicode spelling or other capitals, as file systems differ,
+    with an image's suffix, if the name has none, or with a blank for `%20`."""
     if os.path.isfile(path):
         return path
-    try:
-        there = spellings(os.path.dirname(path), os.stat(os.path.dirname(path)).st_mtime_ns)
-    except (OSError, ValueError):
+    if (folder := folder_on_disk(path.parent)) is None:
         return None
+    path = folder / path.name
+    there = spellings(str(folder), os.stat(folder).st_mtime_ns)
     names = [path.name]
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         names += [path.name + suffix for suffix in sorted(IMAGE_SUFFIXES)]
@@ -242,6 +242,19 @@ def on_disk(path: Path) -> Path | None:
         names.append(plain_name)
     found = next((there[folded(name)] for name in names if there.get(folded(name))), None)
     return path.with_name(found) if found and os.path.isfile(path.with_name(found)) else None
+
+
+def folder_on_disk(path: Path) -> Path | None:
+    """The folder of that name, in whatever spelling."""
+    try:
+        if path.is_dir() or path.parent == path:
+            return path
+        if (above := folder_on_disk(path.parent)) is None:
+            return None
+        name = spellings(str(above), os.stat(above).st_mtime_ns).get(folded(path.name))
+    except (OSError, ValueError):
+        return None
+    return above / name if name and (above / name).is_dir() else None
 
 
 @lru_cache(1024)
