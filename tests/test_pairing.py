@@ -1216,3 +1216,131 @@ def test_a_table_beside_that_is_not_about_these_pictures(tmp_path: Path, picture
     (tmp_path / "results.csv").write_text(pictures)
     (tmp_path / "captions.csv").write_text("image_id,caption\n0,caption 0\n1,caption 1\n")
     assert pairs(load(tmp_path / "captions.csv")) == {n: RIGHT[n] for n in (0, 1)}
+
+
+@FEW_EXAMPLES
+@given(
+    st.lists(st.sampled_from(["cats", "dogs", "a b", "part1", "old", "rgb"]), min_size=2, max_size=3, unique=True),
+    st.lists(st.integers(1, 70), min_size=3, max_size=3),
+    st.booleans(),
+    st.randoms(use_true_random=False),
+)
+def test_names_that_are_in_two_folders(
+    tmp_path: Path, folders: list[str], sizes: list[int], whole: bool, order: random.Random
+) -> None:
+    """Whatever the sizes: refused as they stand, read where a column or the name has the folder, in other capitals."""
+    root = Path(tempfile.mkdtemp(dir=tmp_path))
+    placed = [(folder, n) for folder, size in zip(folders, sizes, strict=False) for n in range(size)]
+    numbers = {place: number for number, place in enumerate(placed)}
+    for (folder, n), number in numbers.items():
+        photo(root / folder / f"{n}.jpg", number)
+    order.shuffle(placed)
+    table = root / "captions.csv"
+    table.write_text("image,caption\n" + "".join(f"{n}.jpg,caption {numbers[f, n]}\n" for f, n in placed))
+    with pytest.raises(DataError, match="images of these names are in .* and in .*; say which with --image_root"):
+        load(root if whole else table)
+    table.write_text(
+        "filename,kind,caption\n" + "".join(f"{n}.jpg,{f.title()},caption {numbers[f, n]}\n" for f, n in placed)
+    )
+    right = {number: (f"caption {number}",) for number in numbers.values()}
+    assert pairs(load(table)) == right
+    rows = [f"{n}.jpg,./{f.upper()}/{n}.jpg,caption {numbers[f, n]}\n" for f, n in placed]
+    table.write_text("filename,filepath,caption\n" + "".join(rows))
+    assert pairs(load(table)) == right
+
+
+def test_copies_in_a_second_folder_are_the_same_pictures(tmp_path: Path) -> None:
+    for n in range(COUNT):
+        photo(tmp_path / "all" / f"{n}.jpg", n)
+    for n in range(3):
+        photo(tmp_path / "preview" / f"{n}.jpg", n)
+    as_csv(tmp_path, [f"{n}.jpg" for n in range(COUNT)])
+    assert pairs(load(tmp_path / "captions.csv")) == RIGHT
+
+
+def test_of_two_columns_of_names_the_one_whose_files_are_there(tmp_path: Path) -> None:
+    for n in range(COUNT):
+        photo(tmp_path / "images" / f"{n:04}.jpg", n)
+    rows = [f"DSC_{n}.JPG,images/{n:04}.jpg,caption {n}\n" for n in range(COUNT)]
+    for path in ("path", "local_path", "filepath", "image_path"):
+        (tmp_path / "captions.csv").write_text(f"filename,{path},caption\n" + "".join(rows))
+        assert pairs(load(tmp_path)) == RIGHT
+    rows = [f"{COUNT - 1 - n:04}.jpg,images/{n:04}.jpg,caption {n}\n" for n in range(COUNT)]
+    (tmp_path / "captions.csv").write_text("filename,local_path,caption\n" + "".join(rows))
+    with pytest.raises(DataError, match=r"column 'filename' leads to .*column 'local_path' to .*--image_column"):
+        load(tmp_path)
+    assert pairs(load(tmp_path, image_column="local_path")) == RIGHT
+
+
+@pytest.mark.parametrize("lost", ["part1", "cats", "2014"])
+def test_another_part_is_no_stand_in_for_one_that_is_not_there(tmp_path: Path, lost: str) -> None:
+    as_csv(tmp_path, [f"{lost}/{n}.jpg" for n in range(COUNT)])
+    for n in range(COUNT):
+        photo(tmp_path / "part2" / f"{n}.jpg", n)
+    with pytest.raises(DataError, match="there is no image"):
+        load(tmp_path / "captions.csv")
+    for other in ("images", "Photos", f"{lost}_small"):
+        (tmp_path / "part2").rename(tmp_path / other)
+        assert pairs(load(tmp_path / "captions.csv")) == RIGHT
+        (tmp_path / other).rename(tmp_path / "part2")
+
+
+def told_in_shards(root: Path, rows: list[dict[str, str]]) -> Path:
+    return tar(
+        root / "0.tar",
+        [m for n, row in enumerate(rows) for m in ((f"{n}.jpg", encoded(n)), (f"{n}.json", json.dumps(row).encode()))],
+    )
+
+
+def told_beside(root: Path, rows: list[dict[str, str]]) -> Path:
+    for n, row in enumerate(rows):
+        photo(root / f"{n}.jpg", n)
+        (root / f"{n}.json").write_text(json.dumps(row))
+    return root
+
+
+def told_in_coco(root: Path, rows: list[dict[str, str]]) -> Path:
+    images = [{"id": n, "file_name": photo(root / f"{n}.jpg", n).name} for n in range(len(rows))]
+    notes = [{"image_id": n, **row} for n, row in enumerate(rows)]
+    (root / "a.json").write_text(json.dumps({"images": images, "annotations": notes}))
+    return root / "a.json"
+
+
+def told_by_name(root: Path, rows: list[dict[str, str]]) -> Path:
+    (root / "a.json").write_text(json.dumps({photo(root / f"{n}.jpg", n).name: row for n, row in enumerate(rows)}))
+    return root / "a.json"
+
+
+def told_as_karpathy(root: Path, rows: list[dict[str, str]]) -> Path:
+    images = [
+        {"filename": photo(root / f"{n}.jpg", n).name, "split": "train", "sentences": [{"raw": "x"}], **row}
+        for n, row in enumerate(rows)
+    ]
+    (root / "a.json").write_text(json.dumps({"images": images}))
+    return root / "a.json"
+
+
+@pytest.mark.parametrize("write", [told_in_shards, told_beside, told_in_coco, told_by_name, told_as_karpathy])
+def test_the_column_of_captions_that_was_told_is_read_or_missed(tmp_path: Path, write: Any) -> None:
+    rows = [{"caption": "alt text", "re_caption": f"caption {n}", "p": "a", "q": "b"} for n in range(COUNT)]
+    found = write(tmp_path, rows)
+    assert pairs(load(found, caption_column="recaption")) == RIGHT
+    assert pairs(load(found, caption_column="p,q")) == dict.fromkeys(RIGHT, ("a", "b"))
+    with pytest.raises(DataError, match="no column nonsense; there are: .*re_caption"):
+        load(found, caption_column="nonsense")
+
+
+def test_a_text_has_no_columns_and_a_folder_no_parts(tmp_path: Path) -> None:
+    for n in range(COUNT):
+        photo(tmp_path / f"{n}.jpg", n)
+        (tmp_path / f"{n}.txt").write_text(f"caption {n}")
+    tar(tmp_path / "old.tar", [(f"0.{kind}", text) for kind, text in (("jpg", encoded(0)), ("txt", b"an old one"))])
+    found = load(tmp_path)
+    assert pairs(found) == RIGHT and any("1 .tar are not read" in note for note in found.notes)
+    with pytest.raises(DataError, match="a text has no columns, so none is called caption; leave --caption_column out"):
+        load(tmp_path, caption_column="caption")
+    for option in ("dataset_split", "dataset_config"):
+        with pytest.raises(DataError, match=f"--{option} chooses a part of a data set of the Hub"):
+            load(tmp_path, **{option: "test"})
+        with pytest.raises(DataError, match=f"--{option} chooses a part of a data set of the Hub"):
+            load(as_csv(tmp_path, ["0.jpg"]), **{option: "test"})

@@ -12,7 +12,7 @@ from blip_lite.data.dataset import DataSet, Listing, split_by_image, subsample
 from blip_lite.data.names import split_of_name, splits_of_folders
 from blip_lite.data.sources.file import load_file
 from blip_lite.data.sources.flickr import load_flickr8k
-from blip_lite.data.sources.folder import load_folder
+from blip_lite.data.sources.folder import load_folder, refuse_parts
 from blip_lite.data.sources.hub import load_hub
 from blip_lite.data.sources.karpathy import load_karpathy
 from blip_lite.data.sources.shapes import SCENES, load_shapes
@@ -54,6 +54,8 @@ def load_data(settings: DataSettings, seed: int, needed: Sequence[str] = ("train
 def find(settings: DataSettings, seed: int) -> Listing:
     """The source that `settings.dataset` names. Raises DataError."""
     name, path = settings.dataset, Path(settings.dataset).expanduser()
+    if name == "shapes" or path.suffix.lower() == ".tar" or path.is_file():
+        refuse_parts(settings)
     if name == "shapes":
         return load_shapes(settings.scenes or SCENES, seed)
     if name == "flickr8k":
@@ -63,7 +65,7 @@ def find(settings: DataSettings, seed: int) -> Listing:
     if path.is_dir():
         return load_folder(path, settings)
     if path.suffix.lower() == ".tar":
-        return load_tars(name)
+        return load_tars(name, settings.caption_column)
     if path.is_file():
         return load_file(path, settings)
     if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) and path.suffix.lower() not in TABLES:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import filecmp
 import os
 import re
 from collections import Counter
@@ -34,7 +33,8 @@ from blip_lite.data.sources.relations import is_key, is_number, with_pictures
 from blip_lite.data.sources.table import (
     ANNOTATIONS,
     PROBE,
-    captions_of,
+    are_copies,
+    captions_told,
     folded,
     header_of,
     image_path,
@@ -91,7 +91,7 @@ def file_rows(
         return table if settings.image_column else with_pictures(table, path, files, notes)
 
     def rows_of(table: Iterable[Place], split: str | None = split) -> Iterable[Picture]:
-        return table_rows(named(table), root, settings, notes, split)
+        return table_rows(named(table), root, settings, notes, split, files=files)
 
     rows: Iterable[Picture]
     if suffix == ".parquet":
@@ -99,7 +99,7 @@ def file_rows(
     elif suffix == ".token" or path.name.lower().endswith(".token.txt"):
         rows = token_rows(path, root, notes, split)
     elif isinstance(content, Mapping):
-        rows = object_rows(content, root, path, rows_of, notes, split)
+        rows = object_rows(content, root, path, rows_of, notes, split, settings.caption_column)
     elif isinstance(content, list) and content and is_label_studio(content[0]):
         rows = rows_of(label_studio(content, path))
     else:
@@ -299,11 +299,6 @@ def right_folders(probe: Sequence[Path], root: Path, where: str, split: str | No
     return RightFolders(root, best, elsewhere, twins, shorter)
 
 
-def are_copies(one: Path, other: Path) -> bool:
-    """Whether two pictures of one name are the same one, byte for byte. Of one that is not there, yes."""
-    return not (one.is_file() and other.is_file()) or filecmp.cmp(one, other, shallow=False)
-
-
 def are_numbers(probe: Sequence[Path], root: Path) -> bool:
     """Whether a table's names are numbers; those that are there have their suffix already."""
     base = Path(os.path.abspath(root))
@@ -349,6 +344,11 @@ def stands_for(folder: str, other: str) -> bool:
     return long.startswith(short) and not long[len(short) :][:1].isdigit()
 
 
+def without(begins: str, name: str) -> str | None:
+    """A name without what it begins with; None for one that begins otherwise."""
+    return name[len(begins) :] if name.startswith(begins) else None
+
+
 def shortenings(names: Sequence[str]) -> Iterator[tuple[str, Callable[[str], str | None]]]:
     """What may be left out of names: nothing; one after the other of the folders that all of these begin with, up to
     one that may name a split (None for a name that begins otherwise); and the eight signs that Label Studio puts before
@@ -360,7 +360,7 @@ def shortenings(names: Sequence[str]) -> Iterator[tuple[str, Callable[[str], str
             return
         begins = "".join(f"{part}/" for part in shared[:cut])
         lost = shared[0] if cut == len(shared) == 1 else ""
-        yield lost, lambda name, begins=begins: name[len(begins) :] if name.startswith(begins) else None  # type: ignore[misc]
+        yield lost, partial(without, begins)
     if all(_UPLOADED.search(name) for name in names):
         yield "", lambda name: _UPLOADED.sub("", name)
 
@@ -372,19 +372,21 @@ def object_rows(
     rows_of: Callable[[Iterable[Place], str | None], Iterable[Picture]],
     notes: list[str],
     split: str | None,
+    columns: str | None = None,
 ) -> Iterable[Picture]:
     """JSON that is one object: COCO's annotations, Karpathy's images, `{"data": [rows]}`, `{"train": [rows], ...}`,
     `{"image": [...], "caption": [...]}`, `{id: row}` or `{name: captions}`.
 
     Args:
         rows_of: makes pictures of rows and their split.
+        columns: of the captions, as told.
     """
     info = content.get("info")
     about = {k: v for k, v in {**(info if isinstance(info, dict) else {}), **content}.items() if isinstance(v, str)}
     if Marks((), []).split(about, str(path)) == "test":  # as TextCaps says it of a file
         split = agreed(split, "test", str(path))
     if "annotations" in content and "images" in content:
-        return coco_rows(content, root, path, notes, split)
+        return coco_rows(content, root, path, notes, split, columns)
     if isinstance(content.get("images"), list) and not caption_columns([*content]):
         images = [image for image in content["images"] if isinstance(image, Mapping)]
         if any(caption_columns([*image]) and "sentences" not in image for image in images):
@@ -394,7 +396,7 @@ def object_rows(
                 notes.append(f"{path}: its images have no captions; left out")
                 return ()
             raise DataError(f"{path}: its images have no captions (neither `sentences` nor `annotations`)")
-        return karpathy_rows(content["images"], root, str(path), notes)
+        return karpathy_rows(content["images"], root, str(path), notes, columns=columns)
     tables = {key: content[key] for key in LISTS_OF_ROWS if are_rows(content.get(key))}
     parts = {key: split_of_name(key) for key in content if are_rows(content[key])}
     if any(parts.values()):  # a part that is called something else must not be lost, or trained on
@@ -418,10 +420,10 @@ def object_rows(
         return rows_of(numbered_rows(content, root, path, split), split)
     if (
         content
-        and all(map(is_named, values))
+        and (columns or all(map(is_named, values)))
         and all(has_suffix(n) or isinstance(content[n], Mapping) for n in content)
     ):
-        return named_rows(content, root, path, notes, split)
+        return named_rows(content, root, path, notes, split, columns)
     lists = [(key, value) for key, value in content.items() if are_rows(value)]
     if content and len(lists) == len(content):  # by class, as NWPU-Captions
         rows = chain.from_iterable(places(path, key, value) for key, value in lists)
@@ -482,7 +484,7 @@ def numbered_rows(
 
 
 def named_rows(
-    content: Mapping[str, Any], root: Path, path: Path, notes: list[str], split: str | None
+    content: Mapping[str, Any], root: Path, path: Path, notes: list[str], split: str | None, columns: str | None
 ) -> Iterator[Picture]:
     """`{name: captions}`, as kohya's `meta_cap.json`."""
     marks = Marks(CAPTION_COLUMNS, notes, [v for v in islice(content.values(), PROBE) if isinstance(v, Mapping)])
@@ -493,12 +495,17 @@ def named_rows(
         if marks.is_rejected(about, where):
             continue
         part = agreed(marks.split(about, where), split, where)
-        yield Picture(image_id, file, captions_of(value, where), where, part)
+        yield Picture(image_id, file, captions_told(value, columns, where), where, part)
     marks.tell()
 
 
 def coco_rows(
-    content: Mapping[str, Any], root: Path, path: Path, notes: list[str], split: str | None = None
+    content: Mapping[str, Any],
+    root: Path,
+    path: Path,
+    notes: list[str],
+    split: str | None = None,
+    columns: str | None = None,
 ) -> Iterator[Picture]:
     """COCO's own annotations, e.g. `captions_train2014.json`; and VizWiz's, whose judges marked captions as spam."""
     precanned = 0
@@ -519,9 +526,9 @@ def coco_rows(
             if marks.is_rejected(one, where) or of_image.is_rejected(images[key], where):
                 continue
             precanned += bool(one.get("is_precanned"))
-            if "caption" not in one:
+            if "caption" not in one and not columns:
                 raise DataError(f"{where}: has no caption, but {', '.join(one)}. Name a file of captions")
-            captions = captions_of(one["caption"], where)
+            captions = captions_told(one, columns or "caption", where)
             own = agreed(marks.split(one, where), of_image.split(images[key], where), where)
             name, file = image_path(root, images[key]["file_name"], where)
             yield Picture(key, file, captions, where, agreed(own, split, where), name=name)

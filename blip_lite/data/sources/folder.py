@@ -30,7 +30,7 @@ from blip_lite.data.sources.lists import LISTS, YAML, in_lists, split_lists
 from blip_lite.data.sources.marks import Marks
 from blip_lite.data.sources.relations import is_called_after_pictures, without_pictures
 from blip_lite.data.sources.shards import tar_rows
-from blip_lite.data.sources.table import PROBE, captions_of, folded, read_json
+from blip_lite.data.sources.table import PROBE, captions_of, captions_told, folded, read_json
 from blip_lite.errors import DataError
 from blip_lite.processing.images import IMAGE_SUFFIXES
 from blip_lite.processing.picture import Picture
@@ -95,12 +95,15 @@ def load_folder(folder: Path, settings: DataSettings) -> Listing:
     """
     notes: list[str] = []
     if tables := saved_tables(folder):
+        refuse_parts(settings)
         rows: Iterable[Picture] = datasets_rows(tables, folder.name, folder, settings, notes)
         return Listing(folder.resolve().name, rows, notes, published=True)
     found = walk(folder)
+    if not found.parquets:
+        refuse_parts(settings)
     columns = {path: parquet_columns(path) for path in found.parquets}
     logs = [p for p in found.parquets if {"url", "status"} <= {plain(c) for c in columns[p]}]
-    about = jsons_beside(found)
+    about = jsons_beside(found, settings.caption_column)
     texts = {image: [text] for image, text in about.items()} | sidecars(found)
     if not texts and not any(may_hold_captions(table) for table in found.tables):
         texts = parallel(found)
@@ -113,13 +116,13 @@ def load_folder(folder: Path, settings: DataSettings) -> Listing:
     metadata = [
         p for p in (*found.tables, *found.parquets) if p.stem.casefold() == "metadata" and p.suffix.lower() != ".json"
     ]
-    published, named = bool(logs), dict[Path, str | None]()
+    published, named, read = bool(logs), dict[Path, str | None](), 0
     if metadata:
         rows = metadata_rows(folder, metadata, found, settings, notes)
         if mostly:
             notes.append("the texts beside the images are not read: metadata names the captions")
-    elif found.tars and not extracted:
-        rows = tar_rows(found.tars, notes, folder)
+    elif found.tars and not extracted and not mostly:
+        rows, read = tar_rows(found.tars, notes, folder, settings.caption_column), len(found.tars)
     elif found.parquets and (settings.dataset_config or settings.dataset_split):
         rows, published = datasets_rows(hub(str(folder), settings), folder.name, folder, settings, notes), True
     elif captioned := captioned_parquets(found, columns, settings, notes):
@@ -129,8 +132,10 @@ def load_folder(folder: Path, settings: DataSettings) -> Listing:
     ):
         rows = split_tables(folder, named, settings, notes)
     else:
-        rows = sidecar_rows(folder, found, texts, notes)
+        rows = sidecar_rows(folder, found, texts, notes, settings.caption_column)
         notes += [f"{p.name} is not read: most images have a text beside them" for p in extracted]
+    if len(found.tars) > read:
+        notes.append(f"{len(found.tars)} .tar are not read, as captions of the pictures beside them are")
     used = {*metadata, *named, *(text for beside in texts.values() for text in beside)}
     rows = in_lists(rows, split_lists({*found.texts, *found.tables, *found.yamls} - used, notes), notes)
     odd = {suffix: n for suffix, n in found.others.items() if suffix not in QUIET}
@@ -162,6 +167,16 @@ def parquet_rows(folder: Path, files: Sequence[Path], settings: DataSettings, no
     lone = set(splits.values()) <= {"train", None} or set(splits.values()) <= {"validation"}
     for path in files:
         yield from file_rows(path, folder, settings, notes, None if lone else splits[path])
+
+
+def refuse_parts(settings: DataSettings) -> None:
+    """Raises DataError where a part is to be chosen of what has none."""
+    for option in ("dataset_config", "dataset_split"):
+        if getattr(settings, option):
+            raise DataError(
+                f"--{option} chooses a part of a data set of the Hub, or of a folder that is a copy of one, in "
+                f"Parquet; {settings.dataset} is none. Leave it out"
+            )
 
 
 def saved_tables(folder: Path) -> dict[str, Any]:
@@ -213,16 +228,21 @@ def parallel(found: Found) -> dict[Path, list[Path]]:
     }
 
 
-def jsons_beside(found: Found) -> dict[Path, Path]:
-    """The `.json` with a caption beside each image, where most have one. They are taken from the tables, as each is
-    about one image, like LabelMe's, which has boxes and no caption."""
+def jsons_beside(found: Found, columns: str | None) -> dict[Path, Path]:
+    """The `.json` with a caption, or with `columns` that are told, beside each image, where most have one. They are
+    taken from the tables, as each is about one image, like LabelMe's, which has boxes and no caption."""
     tables = set(found.tables)
     names = ((image, (image.with_suffix(".json"), Path(f"{image}.json"))) for image in found.images)
     beside = {image: path for image, paths in names for path in paths if path in tables}
     if 2 * len(beside) < max(1, len(found.images)):
         return {}
     found.tables = [table for table in found.tables if table not in set(beside.values())]
-    return beside if any(captions_of(read_json(path), str(path)) for path in list(beside.values())[:20]) else {}
+    for path in list(beside.values())[:20]:
+        about = read_json(path)
+        keys = [*about] if isinstance(about, Mapping) else []
+        if captions_of(about, str(path)) or (columns and find_column(keys, columns.split(","))):
+            return beside
+    return {}
 
 
 def fold(path: Path) -> str:
@@ -345,8 +365,11 @@ def looks_like_captions(table: Path) -> bool:
     return bool(find_column(columns, IMAGE_COLUMNS) and caption_columns(columns))
 
 
-def sidecar_rows(folder: Path, found: Found, texts: dict[Path, list[Path]], notes: list[str]) -> Iterator[Picture]:
-    """Images with a text of the same name beside them: one caption a line."""
+def sidecar_rows(
+    folder: Path, found: Found, texts: dict[Path, list[Path]], notes: list[str], columns: str | None = None
+) -> Iterator[Picture]:
+    """Images with a text of the same name beside them: one caption a line; or with a JSON, in which `columns` may be
+    told. Raises DataError for those of a text."""
     silent, both, used = [], 0, set()
     jsons = [beside[0] for beside in texts.values() if beside[0].suffix.lower() == ".json"]
     first = [about for text in jsons[:PROBE] if isinstance(about := read_json(text), Mapping)]
@@ -363,8 +386,11 @@ def sidecar_rows(folder: Path, found: Found, texts: dict[Path, list[Path]], note
         if text.suffix.lower() == ".json":
             about = read_json(text)
             if isinstance(about, Mapping) and not marks.is_rejected(about, str(text)):
-                yield Picture(name, image, captions_of(about, str(text)), str(text), marks.split(about, str(text)))
+                captions = captions_told(about, columns, str(text))
+                yield Picture(name, image, captions, str(text), marks.split(about, str(text)))
             continue
+        if columns:
+            raise DataError(f"{text}: a text has no columns, so none is called {columns}; leave --caption_column out")
         lines = [line.strip() for line in utf8(text, iter_lines(text, notes))]
         captions = tuple(line for line in lines if line)
         yield Picture(name, image, captions, str(text))

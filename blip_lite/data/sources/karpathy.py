@@ -9,7 +9,7 @@ from typing import Any
 from blip_lite.data.dataset import Listing
 from blip_lite.data.sources.hub import hub
 from blip_lite.data.sources.marks import Marks
-from blip_lite.data.sources.table import PROBE, captions_of, inside, read_json
+from blip_lite.data.sources.table import PROBE, captions_told, inside, read_json
 from blip_lite.errors import DataError
 from blip_lite.processing.download import cache_dir
 from blip_lite.processing.picture import Picture
@@ -41,12 +41,17 @@ def load_karpathy(name: str, settings: DataSettings, images: Path | None = None)
             raise DataError(f"{name}: name the folder of its images with --image_root")
         root = guess
     notes: list[str] = []
-    found = karpathy_rows(rows, root or cache_dir() / "coco", where, notes, download_missing=root is None)
+    found = karpathy_rows(rows, root or cache_dir() / "coco", where, notes, root is None, settings.caption_column)
     return Listing(name, found, notes, published=True)
 
 
 def karpathy_rows(
-    images: Any, root: Path, where: str, notes: list[str], download_missing: bool = False
+    images: Any,
+    root: Path,
+    where: str,
+    notes: list[str],
+    download_missing: bool = False,
+    columns: str | None = None,
 ) -> Iterator[Picture]:
     """Objects with filename, split, sentences, and for COCO filepath, cocoid and url -> rows."""
     try:
@@ -59,7 +64,7 @@ def karpathy_rows(
             url = None
             if download_missing:
                 url = image.get("url") or f"http://images.cocodataset.org/{name}"
-            image_id, captions = str(image.get("cocoid", name)), captions_of(image["sentences"], at)
+            image_id, captions = str(image.get("cocoid", name)), captions_told(image, columns or "sentences", at)
             yield Picture(image_id, inside(root, name, at), captions, at, marks.split(image, at), url)
         marks.tell()
     except (KeyError, TypeError, AttributeError) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from blip_lite.data.names import (
 from blip_lite.data.sources.lists import has_suffix
 from blip_lite.data.sources.marks import is_empty
 from blip_lite.data.sources.records import Place, Row, columns_of, records
-from blip_lite.data.sources.table import ANNOTATIONS, PROBE, is_url
+from blip_lite.data.sources.table import ANNOTATIONS, PROBE, Files, is_url
 from blip_lite.errors import DataError
 
 _WORDS = ("image", "img", "picture", "pic", "photo", "file", "media", "asset")
@@ -38,8 +38,6 @@ _SHARED = re.compile(r".+(?:id|key|number|hash)|uid|md5|sha\d+")  # that two tab
 _FILES = [name for name in IMAGE_COLUMNS if not name.endswith("url")]
 FEW = 20  # JSON files beside a table; of more, each is about one image, as LabelMe's
 LARGE = 64 * 2**20  # bytes of JSON, which is read whole: boxes of COCO, say
-
-Files = Callable[[Sequence[str]], Sequence[Path | None]]
 
 
 class Join(NamedTuple):

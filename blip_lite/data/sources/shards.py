@@ -15,7 +15,7 @@ from typing import Any
 from blip_lite.data.dataset import Listing
 from blip_lite.data.names import CAPTION_COLUMNS, split_of_name, split_of_path
 from blip_lite.data.sources.marks import Marks, agreed
-from blip_lite.data.sources.table import PROBE, RepeatedKey, captions_in, parse_json
+from blip_lite.data.sources.table import PROBE, RepeatedKey, captions_in, captions_told, parse_json
 from blip_lite.errors import DataError
 from blip_lite.processing.images import IMAGE_SUFFIXES
 from blip_lite.processing.picture import Picture
@@ -34,22 +34,25 @@ def expand_braces(pattern: str) -> list[str]:
     return [p for n in numbers for p in expand_braces(pattern[: found.start()] + n + pattern[found.end() :])]
 
 
-def load_tars(pattern: str) -> Listing:
+def load_tars(pattern: str, columns: str | None = None) -> Listing:
     """Local webdataset shards. They are indexed, not streamed: so the order of an epoch is exact, every image comes
-    once, and a run can continue in the middle of an epoch, with any number of workers."""
+    once, and a run can continue in the middle of an epoch, with any number of workers. `columns`: of the captions, in
+    the samples' JSON."""
     paths = [Path(p).expanduser() for p in expand_braces(pattern)]
     if missing := [p for p in paths if not p.is_file()]:
         raise DataError(f"--dataset {pattern}: {len(missing)} of {len(paths)} shards are missing, e.g. {missing[0]}")
     notes: list[str] = []
     name = Path(re.sub(r"\{.*?\}", "", pattern)).stem.strip("-_.") or paths[0].parent.name
-    return Listing(name, tar_rows(paths, notes), notes)
+    return Listing(name, tar_rows(paths, notes, columns=columns), notes)
 
 
-def tar_rows(paths: Sequence[Path], notes: list[str], root: Path | None = None) -> Iterator[Picture]:
+def tar_rows(
+    paths: Sequence[Path], notes: list[str], root: Path | None = None, columns: str | None = None
+) -> Iterator[Picture]:
     """One row a sample: the files of one name up to the first dot, as webdataset has it. The split is what the shard's
     name says, or its folder's (`train-0000.tar`)."""
     lacking = used = several = 0
-    found = shards(paths, root)
+    found = shards(paths, root, columns)
     first = list(islice(found, PROBE))
     marks = Marks(CAPTION_COLUMNS, notes, [about for *_, about in first])
     for where, name, split, pieces, captions, about in chain(first, found):
@@ -86,7 +89,7 @@ Pieces = dict[str, Callable[[], bytes]]  # what reads each file of a sample, by 
 
 
 def shards(
-    paths: Iterable[Path], root: Path | None
+    paths: Iterable[Path], root: Path | None, columns: str | None
 ) -> Iterator[tuple[str, str, str | None, Pieces, list[str], Mapping[str, Any]]]:
     """(where, name, the shard's split, pieces, captions, what its JSON says) of each sample."""
     for path in paths:
@@ -96,7 +99,7 @@ def shards(
             with tarfile.open(path, "r:") as tar:  # not compressed: a compressed one cannot be read in any order
                 for key, parts in samples(tar):
                     pieces: Pieces = {ext: partial(read_piece, path, m.offset_data, m.size) for ext, m in parts.items()}
-                    yield f"{path}, {key}", key, split, pieces, *tar_captions(pieces, f"{path}, {key}")
+                    yield f"{path}, {key}", key, split, pieces, *tar_captions(pieces, f"{path}, {key}", columns)
                 check_end(tar, path)
         except (tarfile.TarError, OSError) as error:
             raise DataError(f"{path}: not a whole, uncompressed tar file ({error})") from error
@@ -156,13 +159,16 @@ def by_last_dot(stem: str, parts: dict[str, tarfile.TarInfo]) -> dict[str, dict[
     return {name: {k: m for k, m in shared.items() if k == "json"} | files for name, files in names.items()}
 
 
-def tar_captions(pieces: Mapping[str, Callable[[], bytes]], where: str) -> tuple[list[str], Mapping[str, Any]]:
+def tar_captions(
+    pieces: Mapping[str, Callable[[], bytes]], where: str, columns: str | None
+) -> tuple[list[str], Mapping[str, Any]]:
     """(captions, what its `.json` says) of a sample. The captions are the lines of its `.caption`, `.txt` or `.text`,
-    else they are in the `.json`. A key may have dots in it."""
+    else they are in the `.json`; where `columns` are told, there. A key may have dots in it."""
     kinds = {extension.rpartition(".")[2]: piece for extension, piece in pieces.items()}
     named = [ext for ext in pieces if re.fullmatch(r"captions?\d*\.(?:txt|text|caption)|caption\d+", ext)]
     named = sorted(named, key=lambda ext: (len(ext), ext))  # `7.caption.txt` beside `7.tags.txt`; `7.caption1.txt`, ...
     texts = [pieces[ext] for ext in named] or [kinds[kind] for kind in TEXTS if kind in kinds][:1]
+    texts = [] if columns and pictures_of(pieces) else texts
     about: Any = None
     try:
         lines = [line.strip() for text in texts for line in text().decode("utf-8-sig").splitlines()]
@@ -174,7 +180,9 @@ def tar_captions(pieces: Mapping[str, Callable[[], bytes]], where: str) -> tuple
                 if not texts or isinstance(error, RepeatedKey):  # beside a text, it need not be JSON
                     raise
         if not texts:
-            captions = captions_in(about)
+            captions = (
+                [*captions_told(about, columns, where)] if columns and pictures_of(pieces) else captions_in(about)
+            )
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON
         raise DataError(f"{where}: its caption cannot be read ({error})") from error
     return captions, about if isinstance(about, Mapping) else {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import csv
+import filecmp
 import hashlib
 import json
 import os
@@ -47,11 +48,14 @@ _BACKSLASHED = re.compile(r'(?:^|[,;|])"[^"\n]*[^"\\\n]\\"[^,;|"\r\n]', re.MULTI
 _QUOTED = re.compile(r"""\"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'""")
 
 
+Files = Callable[[Sequence[str]], Sequence[Path | None]]  # the pictures of such names, None for one that is not there
+
+
 def pick_columns(
-    rows: Sequence[Mapping[str, Any]], settings: DataSettings, where: str, notes: list[str]
+    rows: Sequence[Mapping[str, Any]], settings: DataSettings, where: str, notes: list[str], files: Files | None = None
 ) -> tuple[str, list[str]]:
     """The column of the image and those of the captions, of the first rows: as told, else by their usual names; of
-    several for the image, one that holds paths, not URLs or numbers of rows."""
+    several for the image, one that holds paths, not URLs or numbers of rows, and of `files` that are there."""
     sample = first_cells(rows)
     columns = [column for column in sample if column is not None]
     if settings.image_column:
@@ -60,6 +64,8 @@ def pick_columns(
         usual = [c for name in IMAGE_COLUMNS if (c := find_column(columns, [name]))]
         paths = [] if settings.allow_urls else [c for c in usual if not is_url(sample[c])]
         paths = sorted(paths, key=lambda c: is_count(c, paths, rows))
+        if files and len(paths) > 1 and isinstance(sample[paths[0]], str):
+            paths = [column_of_files(paths, rows, files, where)]
         ids = [c for name in ID_COLUMNS if (c := find_column(columns, [name]))]
         ids = [c for c in ids if plain(c) != "id" or not str(sample[c]).strip().isdigit()]  # no numbers of rows
         image = next(iter([*paths, *usual, *ids]), None)
@@ -86,6 +92,33 @@ def pick_columns(
     if not (settings.image_column and settings.caption_column):
         notes.append(f"{where}: images are in column {image!r}, captions in {', '.join(map(repr, captions))}")
     return image, captions
+
+
+def column_of_files(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], files: Files, where: str) -> str:
+    """Of columns that may name the images, the one whose files are there: a `filename` may be what a picture was called
+    before it came to its `path`. The first, where none has more. Raises DataError for two that lead to other files."""
+    found: dict[str, list[Path | None]] = {}
+    for column in columns:
+        cells = [cell for row in rows if isinstance(cell := row.get(column), str) and not is_url(cell)]
+        named = all("/" in cell or Path(cell).suffix.lower() in IMAGE_SUFFIXES for cell in cells)
+        if named and len(cells) == len(rows):  # numbers of rows may be names of other pictures
+            found[column] = [file and (file if file.is_file() else None) for file in files(cells)]
+    counts = {column: sum(map(bool, some)) for column, some in found.items()}
+    best = max(found, key=lambda c: counts[c], default=columns[0])
+    for other in found:
+        if 0 < counts[other] == counts[best] and other != best:
+            pairs = [(a, b) for a, b in zip(found[best], found[other], strict=True) if a and b and a != b]
+            if odd := next(((a, b) for a, b in pairs if not are_copies(a, b)), None):
+                raise DataError(
+                    f"{where}: column {best!r} leads to {odd[0]}, column {other!r} to {odd[1]}; say which with "
+                    "--image_column"
+                )
+    return best if counts.get(best) else columns[0]
+
+
+def are_copies(one: Path, other: Path) -> bool:
+    """Whether two pictures are the same one, byte for byte. Of one that is not there, yes."""
+    return not (one.is_file() and other.is_file()) or filecmp.cmp(one, other, shallow=False)
 
 
 def first_cells(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -167,6 +200,20 @@ def captions_of(cell: Any, where: str) -> tuple[str, ...]:
         return tuple(captions_in(cell))
     except ValueError as error:
         raise DataError(f"{where}: {error}") from error
+
+
+def captions_told(about: Any, columns: str | None, where: str) -> tuple[str, ...]:
+    """All captions of an object that is no row of a table (an annotation, the JSON beside a picture): in the columns
+    that `--caption_column` names, else where they usually are. Raises DataError for an object that has not all of
+    them."""
+    if columns is None:
+        return captions_of(about, where)
+    keys = [*about] if isinstance(about, Mapping) else []
+    found = [find_column(keys, [name]) for name in columns.split(",")]
+    if None in found:
+        there = f"there are: {', '.join(map(str, keys))}" if keys else "its captions have no names"
+        raise DataError(f"{where}: no column {columns}; {there}. --caption_column names another one, or leave it out")
+    return tuple(caption for key in found for caption in captions_of(about[key], where))
 
 
 def answer_in(turns: Sequence[Mapping[str, Any]]) -> str:
@@ -298,6 +345,7 @@ def table_rows(
     notes: list[str],
     split: str | None = None,
     load: Callable[[int, str], bytes] | None = None,
+    files: Files | None = None,
 ) -> Iterator[Picture]:
     """Rows of any table.
 
@@ -308,6 +356,7 @@ def table_rows(
         notes: what was guessed is added here.
         split: of all rows; else a column `split` is looked at.
         load: (number of the row, column) -> the bytes again, where the table holds images.
+        files: finds the pictures of names, where several columns may name them.
     """
     table = iter(table)
     first = list(islice(table, PROBE))
@@ -319,7 +368,7 @@ def table_rows(
         rows = chain(first, table)
         table = ((where, {"image": image_in(row.get(turns)), **row}) for where, row in rows)
         first = list(islice(table, len(first)))
-    image, names = pick_columns([row for _, row in first], settings, first[0][0], notes)
+    image, names = pick_columns([row for _, row in first], settings, first[0][0], notes, files)
     joined = {name for name in names if plain(name) in LISTS_OF_CAPTIONS}
     if folder := folder_column([row for _, row in first], image, names, root):
         notes.append(f"{first[0][0]}: the images' folders are in column {folder[1]!r}")
