@@ -1344,3 +1344,145 @@ def test_a_text_has_no_columns_and_a_folder_no_parts(tmp_path: Path) -> None:
             load(tmp_path, **{option: "test"})
         with pytest.raises(DataError, match=f"--{option} chooses a part of a data set of the Hub"):
             load(as_csv(tmp_path, ["0.jpg"]), **{option: "test"})
+
+
+@FEW_EXAMPLES
+@given(
+    st.permutations(range(COUNT)),
+    st.sampled_from(["{}", "a{}", "x/{:03}"]),
+    st.sampled_from([("id", "id"), ("image_id", "image_id"), ("Image ID", "image_id")]),
+    st.booleans(),
+)
+def test_a_list_of_splits_by_id_is_joined_by_id(
+    tmp_path: Path, ids: list[int], form: str, columns: tuple[str, str], joined: bool
+) -> None:
+    """Whatever the files are called, also after each other's ids."""
+    folder = Path(tempfile.mkdtemp(dir=tmp_path))
+    own, of_list = columns
+    names = [photo(folder / "images" / f"{form.format(n)}.jpg", n) for n in range(COUNT)]
+    files = [name.relative_to(folder / "images").as_posix() for name in names]
+    if joined:
+        rows = "".join(f"{ids[n]},{files[n]}\n" for n in range(COUNT))
+        (folder / "images.csv").write_text("id,file_name\n" + rows)
+        rows = "".join(f"{ids[n]},caption {n}\n" for n in range(COUNT))
+        (folder / "captions.csv").write_text("image_id,caption\n" + rows)
+    else:
+        rows = "".join(f"{ids[n]},{files[n]},caption {n}\n" for n in range(COUNT))
+        (folder / "captions.csv").write_text(f"{own},file_name,caption\n" + rows)
+    (folder / "split.csv").write_text(f"{of_list},split\n" + "".join(f"{ids[n]},{SPLIT[n]}\n" for n in range(COUNT)))
+    found = load(folder)
+    assert pairs(found) == RIGHT and splits(found) == SPLIT
+
+
+@pytest.mark.parametrize("form", ["birds_{}", "{} group A", "open_images_{}_v6", "{}2017-en", "coco/{}", "my-{}-part"])
+@pytest.mark.parametrize("column", ["source", "subset", "dataset_id", "group"])
+def test_cells_that_differ_in_the_word_for_the_split(tmp_path: Path, column: str, form: str) -> None:
+    rows = [f"{photo(tmp_path / f'{n}.jpg', n).name},caption {n},{form.format(SPLIT[n])}" for n in range(COUNT)]
+    (tmp_path / "captions.csv").write_text("\n".join([f"image,caption,{column}", *rows]))
+    found = load(tmp_path / "captions.csv")
+    assert splits(found) == SPLIT and not any("names no split" in note for note in found.notes)
+
+
+def test_a_late_cell_that_says_test_as_others_say_train(tmp_path: Path) -> None:
+    rows = [f"{photo(tmp_path / f'{n}.jpg', n).name},caption {n},birds_train" for n in range(70)]
+    rows[60] = rows[60].replace("train", "test")
+    (tmp_path / "captions.csv").write_text("\n".join(["image,caption,source", *rows]))
+    with pytest.raises(DataError, match="line 62: column 'source' says 'birds_test'"):
+        load(tmp_path / "captions.csv")
+
+
+def test_captions_in_columns_that_come_late(tmp_path: Path) -> None:
+    rows = []
+    for n in range(70):
+        rows.append({"image": photo(tmp_path / f"{n}.png", n).name, "caption_1": f"caption {n}"})
+        rows[-1] |= {"caption_2": "late", "text": "no caption"} if n > 60 else {}
+    (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert pairs(load(tmp_path / "c.jsonl"))[61] == ("caption 61", "late")
+
+
+def test_what_was_chosen_in_label_studio_and_tasks_that_nobody_did(tmp_path: Path) -> None:
+    tasks: list[dict[str, Any]] = []
+    for n in range(COUNT):
+        said = [
+            {"from_name": "caption", "value": {"text": [f"caption {n}"]}},
+            {"from_name": "quality", "value": {"choices": ["Reject" if n == 4 else "Good"]}},
+            {"from_name": "split", "value": {"choices": [SPLIT[n]]}},
+        ]
+        tasks.append({"data": {"image": photo(tmp_path / f"{n}.png", n).name}, "annotations": [{"result": said}]})
+    for undone in ({}, {"annotations": None}, {"annotations": [{"result": None}]}, {"annotations": [{"result": [{}]}]}):
+        more = {"data": {"image": photo(tmp_path / "9.png", 9).name, "split": "train"}, **undone}
+        (tmp_path / "project.json").write_text(json.dumps([more, *tasks, more]))
+        found = load(tmp_path / "project.json", max_bad_images=0.3)
+        assert pairs(found) == {n: RIGHT[n] for n in RIGHT if n != 4}
+        assert splits(found) == {n: SPLIT[n] for n in RIGHT if n != 4}
+    (tmp_path / "project.json").write_text(json.dumps([*tasks, {"data": None, "annotations": []}]))
+    with pytest.raises(DataError, match="item 10: no task of Label Studio, as others are: it has no data"):
+        load(tmp_path / "project.json")
+
+
+@pytest.mark.parametrize("nothing", [r"\N", "NULL", "n/a"])
+def test_cells_without_a_caption(tmp_path: Path, nothing: str) -> None:
+    rows = [f"{photo(tmp_path / f'{n}.png', n).name}\tcaption {n}\t{nothing}" for n in range(COUNT)]
+    (tmp_path / "c.tsv").write_text("\n".join(["image\tcaption_1\tcaption_2", *rows]))
+    assert pairs(load(tmp_path / "c.tsv")) == RIGHT
+    turns = [{"from": "human", "value": "?"}, {"from": "gpt", "value": None}]
+    (tmp_path / "c.json").write_text(json.dumps([{"image": "0.png", "conversations": turns}] * 2))
+    with pytest.raises(DataError, match=r"0.png has no caption"):
+        load(tmp_path / "c.json")
+
+
+def test_photographs_and_masks_of_one_name(tmp_path: Path) -> None:
+    """The photograph where a name says so, else a question."""
+    members = []
+    for n in range(COUNT):
+        members += [(f"{n}.depth.png", encoded(n + 20)), (f"{n}.jpg", encoded(n)), (f"{n}.txt", b"caption %d" % n)]
+    assert pairs(load(tar(tmp_path / "0.tar", members))) == RIGHT
+    for n in range(COUNT):
+        photo(tmp_path / "d" / f"{n}.jpg", n)
+        photo(tmp_path / "d" / f"{n}.png", n + 20)
+        (tmp_path / "d" / f"{n}.txt").write_text(f"caption {n}")
+    with pytest.raises(DataError, match=r"0.txt: is it about 0.jpg or 0.png\? Take the other away"):
+        load(tmp_path / "d")
+    (tmp_path / "d" / "metadata.csv").write_text(
+        "file_name,caption\n" + "".join(f"{n}.jpg,caption {n}\n" for n in RIGHT)
+    )
+    assert pairs(load(tmp_path / "d")) == RIGHT
+    (tmp_path / "d" / "metadata.csv").write_text("file_name,caption\n" + "".join(f"{n},caption {n}\n" for n in RIGHT))
+    with pytest.raises(DataError, match=r"0: is it 0.jpg or 0.png\? Write the suffix"):
+        load(tmp_path / "d")
+
+
+def write_table(path: Path, rows: list[tuple[int, str]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        images = [{"bytes": encoded(n), "path": f"{n}.png"} for n, _ in rows]
+        pyarrow.parquet.write_table(pyarrow.table({"image": images, "caption": [c for _, c in rows]}), path)
+    else:
+        path.write_text("image,caption\n" + "".join(f"{n}.jpg,{caption}\n" for n, caption in rows))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "parts"),
+    [
+        ("train.csv", "train_old.csv", False),
+        ("train_en.csv", "train_de.csv", False),
+        ("en/train.parquet", "de/train.parquet", False),
+        ("train_0.csv", "train_1.csv", True),
+        ("train-00000-of-00002.parquet", "train-00001-of-00002.parquet", True),
+        ("train_cats.csv", "train_dogs.csv", True),
+    ],
+)
+def test_two_tables_of_one_split(tmp_path: Path, one: str, other: str, parts: bool) -> None:
+    """Parts of one, also with captions of the same pictures where numbers alone differ; or one too many."""
+    for n in RIGHT:
+        photo(tmp_path / f"{n}.jpg", n)
+    write_table(tmp_path / one, [(n, f"caption {n}") for n in range(5)])
+    write_table(tmp_path / other, [(n, f"caption {n}") for n in range(5, COUNT - 1)])
+    write_table(tmp_path / one.replace("train", "test"), [(COUNT - 1, f"caption {COUNT - 1}")])
+    assert pairs(load(tmp_path)) == RIGHT
+    write_table(tmp_path / other, [(n, f"another {n}") for n in range(1, 5)])
+    if "cats" in one or not parts:
+        with pytest.raises(DataError, match=r"have other captions of 4 images: which\? Take one away"):
+            load(tmp_path)
+    else:
+        assert pairs(load(tmp_path))[2] == ("caption 2", "another 2")

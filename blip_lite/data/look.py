@@ -31,6 +31,7 @@ KINDS = {  # what people mistake for captions
     "a spreadsheet's errors": re.compile(r"#(REF|NAME|VALUE|DIV/0|NUM|NULL|SPILL)[!?]?$"),
     "lists or objects": re.compile(r"[\[{].*[\]}]$", re.DOTALL),
 }
+GENERATED = re.compile(r"negative prompt:|steps: \d+, ", re.IGNORECASE)  # beside AUTOMATIC1111's pictures
 
 
 def first_look(data: DataSet, processor: Processor | None, settings: OptimisationSettings) -> list[str]:
@@ -115,6 +116,12 @@ def warnings(captions: Sequence[str], processor: Processor | None, settings: Opt
         yield f"{part:.0%} of the captions hold HTML (&amp; or <b>), which the model would learn to write"
     if (part := share(re.search(r"\S *(\||<sep>|\[SEP\]) *\S", caption) is not None for caption in captions)) > MANY:
         yield f"{part:.0%} of the captions hold a | or <sep>. If these are several captions, give each its own column"
+    if (part := share(re.search(r"\[/EN#", caption) is not None for caption in captions)) > MANY:
+        yield f"{part:.0%} of the captions hold marks ([/EN#1/people A man]), which the model would learn to write"
+    if (part := share(GENERATED.match(caption.strip()) is not None for caption in captions)) > MANY:
+        yield f"{part:.0%} of the captions are an image generator's (Negative prompt, Steps); keep the first line"
+    if (part := share(len(caption.split()) == 1 for caption in captions)) > 0.5:
+        yield f"{part:.0%} of the captions are one word: is it a list of words that was taken for captions, or a class?"
     commonest, count = Counter(map(normalize_caption, captions)).most_common(1)[0]
     if count > 0.5 * len(captions) and len(captions) > 4:
         yield f"{count / len(captions):.0%} of the captions are {shortened(commonest)!r}"

@@ -24,6 +24,8 @@ class Picture:
         url: from which `image`, a path, is downloaded.
         name: its path in the data set, where that is not its id: COCO's images have numbers, those of a shard are
             called after their bytes.
+        key: (the column, the cell) of a table's ids, where another column names the files: lists of splits may have
+            these; the column is empty where it is the images' own.
     """
 
     image_id: str
@@ -33,6 +35,7 @@ class Picture:
     split: str | None = None
     url: str | None = None
     name: str = field(default="", compare=False)
+    key: tuple[str, str] = field(default=("", ""), compare=False)
 
     @property
     def place(self) -> str:

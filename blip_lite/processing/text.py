@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-NULLS = {"", "nan", "none", "null", "<na>", "n/a", "na", "#n/a", "-nan"}  # how programs write a cell that is empty
+NULLS = {"", "nan", "none", "null", "<na>", "n/a", "na", "#n/a", "-nan", r"\n"}  # how programs write an empty cell
 
 
 def normalize_caption(caption: str, max_words: int = 30) -> str:

@@ -100,7 +100,7 @@ def file_rows(
         rows = token_rows(path, root, notes, split)
     elif isinstance(content, Mapping):
         rows = object_rows(content, root, path, rows_of, notes, split, settings.caption_column)
-    elif isinstance(content, list) and content and is_label_studio(content[0]):
+    elif isinstance(content, list) and any(map(is_label_studio, content[:PROBE])):
         rows = rows_of(label_studio(content, path))
     else:
         rows = rows_of(utf8(path, read_table(path, notes=notes)))
@@ -445,22 +445,27 @@ def is_label_studio(task: Any) -> bool:
 
 
 def label_studio(tasks: Sequence[Mapping[str, Any]], path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows of Label Studio's JSON export: a task's data, and the texts that were typed in for it; of several fields
-    each is a column of its name."""
+    """Rows of Label Studio's JSON export: a task's data, the texts that were typed in for it, and what was chosen
+    (`quality: Reject`, `split: test`); of several fields each is a column of its name. A task that nobody has done has
+    no caption. Raises DataError for one that is none."""
     typed: list[dict[str, list[str]]] = []
-    for task in tasks:
+    chosen: list[dict[str, list[str]]] = []
+    for number, task in enumerate(tasks, 1):
+        if not (isinstance(task, Mapping) and isinstance(task.get("data"), Mapping)):
+            raise DataError(f"{path}, item {number}: no task of Label Studio, as others are: it has no data")
         typed.append({})
-        for annotation in task["annotations"]:
-            for one in annotation.get("result", ()) if not annotation.get("was_cancelled") else ():
-                if "text" in one.get("value", ()):
-                    text = one["value"]["text"]
-                    typed[-1].setdefault(str(one.get("from_name", "")), []).extend(
-                        [text] if isinstance(text, str) else text
-                    )
-    lone = len({name for fields in typed for name in fields}) == 1
-    for number, (task, fields) in enumerate(zip(tasks, typed, strict=True), 1):
-        said = {"caption" if lone else name: texts for name, texts in fields.items()}
-        yield f"{path}, item {number}", task["data"] | said
+        chosen.append({})
+        done = [one for one in task.get("annotations") or () if not one.get("was_cancelled")]
+        for one in chain.from_iterable(annotation.get("result") or () for annotation in done):
+            value, name = one.get("value") or {}, str(one.get("from_name", ""))
+            for kind, fields in (("text", typed[-1]), ("choices", chosen[-1])):
+                said = value.get(kind) or []
+                fields.setdefault(name, []).extend([said] if isinstance(said, str) else said)
+    lone = len({name for fields in typed for name, texts in fields.items() if texts}) == 1
+    for number, (task, texts, choices) in enumerate(zip(tasks, typed, chosen, strict=True), 1):
+        picked = {name: said[0] if len({*said}) == 1 else said for name, said in choices.items() if said}
+        named = {"caption" if lone else name: said for name, said in texts.items() if said}
+        yield f"{path}, item {number}", {**task["data"], **picked, **named}
 
 
 def is_named(value: Any) -> bool:
@@ -508,7 +513,7 @@ def coco_rows(
     columns: str | None = None,
 ) -> Iterator[Picture]:
     """COCO's own annotations, e.g. `captions_train2014.json`; and VizWiz's, whose judges marked captions as spam."""
-    precanned = 0
+    precanned = boxed = 0
     try:
         images = {str(image["id"]): image for image in content["images"]}
         if not any("file_name" in image for image in images.values()):
@@ -526,6 +531,7 @@ def coco_rows(
             if marks.is_rejected(one, where) or of_image.is_rejected(images[key], where):
                 continue
             precanned += bool(one.get("is_precanned"))
+            boxed += bool(one.get("bbox"))
             if "caption" not in one and not columns:
                 raise DataError(f"{where}: has no caption, but {', '.join(one)}. Name a file of captions")
             captions = captions_told(one, columns or "caption", where)
@@ -538,5 +544,7 @@ def coco_rows(
     of_image.tell()
     if silent := images.keys() - {str(one["image_id"]) for one in content["annotations"]}:
         notes.append(f"{len(silent)} images of {path.name} have no caption; left out (e.g. {min(silent)})")
+    if boxed:
+        notes.append(f"{path.name}: {boxed} captions have a box, so they may be about a part of the image; kept")
     if precanned:
         notes.append(f"{precanned} captions are marked as precanned (a stock sentence, not a description); kept")

@@ -104,7 +104,10 @@ def load_folder(folder: Path, settings: DataSettings) -> Listing:
     columns = {path: parquet_columns(path) for path in found.parquets}
     logs = [p for p in found.parquets if {"url", "status"} <= {plain(c) for c in columns[p]}]
     about = jsons_beside(found, settings.caption_column)
-    texts = {image: [text] for image, text in about.items()} | sidecars(found)
+    beside = sidecars(found)
+    texts = {image: [text] for image, text in about.items()} | beside
+    if both := about.keys() & beside.keys():
+        notes.append(f"{len(both)} images have a text and a .json with a caption beside them; the text is read")
     if not texts and not any(may_hold_captions(table) for table in found.tables):
         texts = parallel(found)
     mostly = 2 * len(texts) >= max(1, len(found.images))
@@ -165,8 +168,31 @@ def parquet_rows(folder: Path, files: Sequence[Path], settings: DataSettings, no
     inner = {path: PurePosixPath(path.relative_to(folder).as_posix()) for path in files}
     splits = {path: split_of_path(inner[path]) or split_of_name(path.stem) for path in files}
     lone = set(splits.values()) <= {"train", None} or set(splits.values()) <= {"validation"}
-    for path in files:
-        yield from file_rows(path, folder, settings, notes, None if lone else splits[path])
+    given = {path: None if lone else splits[path] for path in files}
+    rows = {inner[path]: (split, file_rows(path, folder, settings, notes, split)) for path, split in given.items()}
+    yield from not_twice(folder, rows)
+
+
+def not_twice(folder: Path, files: Mapping[PurePosixPath, tuple[str | None, Iterable[Picture]]]) -> Iterator[Picture]:
+    """The rows of several files, by their path in the folder, each with its split. Raises DataError where two of one
+    split have other captions of most of the same pictures: an old copy (`train_old.csv`), another language. Files whose
+    paths differ in numbers alone are parts of one."""
+    read: dict[PurePosixPath, tuple[str | None, set[str], set[int]]] = {}
+    for file, (split, rows) in files.items():
+        ids, said = set[str](), set[int]()
+        for row in rows:
+            ids.add(row.image_id)
+            said |= {hash((row.image_id, caption)) for caption in row.captions}
+            yield row
+        for other, (of, more, words) in read.items():
+            same = of == split and re.sub(r"\d+", "", str(other)) != re.sub(r"\d+", "", str(file))
+            few = min(len(ids), len(more)), min(len(said), len(words))
+            if same and 2 * len(ids & more) > few[0] and 2 * len(said & words) < few[1]:
+                raise DataError(
+                    f"{folder}: {other} and {file} have other captions of {len(ids & more)} images: which? Take one "
+                    "away, name the file with --dataset, or put the captions of both into one table"
+                )
+        read[file] = split, ids, said
 
 
 def refuse_parts(settings: DataSettings) -> None:
@@ -316,12 +342,15 @@ def captions_tables(folder: Path, found: Found, settings: DataSettings, notes: l
 def split_tables(
     folder: Path, tables: dict[Path, str | None], settings: DataSettings, notes: list[str]
 ) -> Iterator[Picture]:
-    for table, split in tables.items():
+    def rows_of(table: Path, split: str | None) -> Iterator[Picture]:
         notes.append(f"captions are in {table.relative_to(folder)}" + (f", for {split}" if split else ""))
         for row in file_rows(table, image_root(settings) or table.parent, settings, notes, split):
             if isinstance(row.image, Path) and not row.url:
                 row.image_id = id_in(folder, row)
             yield row
+
+    inner = {table: PurePosixPath(table.relative_to(folder).as_posix()) for table in tables}
+    yield from not_twice(folder, {inner[table]: (split, rows_of(table, split)) for table, split in tables.items()})
 
 
 def image_root(settings: DataSettings) -> Path | None:
@@ -369,8 +398,8 @@ def sidecar_rows(
     folder: Path, found: Found, texts: dict[Path, list[Path]], notes: list[str], columns: str | None = None
 ) -> Iterator[Picture]:
     """Images with a text of the same name beside them: one caption a line; or with a JSON, in which `columns` may be
-    told. Raises DataError for those of a text."""
-    silent, both, used = [], 0, set()
+    told. Raises DataError for those of a text, and for a text or a JSON beside two pictures of its name."""
+    silent, both, used, of_text = [], 0, set(), dict[Path, Path]()
     jsons = [beside[0] for beside in texts.values() if beside[0].suffix.lower() == ".json"]
     first = [about for text in jsons[:PROBE] if isinstance(about := read_json(text), Mapping)]
     marks = Marks(CAPTION_COLUMNS, notes, first)
@@ -382,6 +411,11 @@ def sidecar_rows(
         used.update(there)
         both += len(there) > 1
         text = there[0]
+        if (other := of_text.setdefault(text, image)) != image:
+            raise DataError(
+                f"{text}: is it about {other.name} or {image.name}? Take the other away (a mask?), or call the text "
+                f"{other.name}{text.suffix}"
+            )
         name = image.relative_to(folder).as_posix()
         if text.suffix.lower() == ".json":
             about = read_json(text)

@@ -64,7 +64,8 @@ def karpathy_rows(
             url = None
             if download_missing:
                 url = image.get("url") or f"http://images.cocodataset.org/{name}"
-            image_id, captions = str(image.get("cocoid", name)), captions_told(image, columns or "sentences", at)
+            image_id, said = str(image.get("cocoid", name)), image if columns else image["sentences"]
+            captions = captions_told(said, columns, at)
             yield Picture(image_id, inside(root, name, at), captions, at, marks.split(image, at), url)
         marks.tell()
     except (KeyError, TypeError, AttributeError) as error:

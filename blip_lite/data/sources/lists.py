@@ -43,12 +43,14 @@ class Lists:
 
     Attributes:
         unread: files called after splits that name no images in a form we know.
+        keyed: of names that stand in a column of ids, the column.
     """
 
     def __init__(self) -> None:
         self.names: dict[str, dict[str, str]] = {}  # by the last part: names without suffix -> split
         self.bare: set[str] = set()  # that are written without a suffix: they may be numbers of images, too
         self.unread: list[Path] = []
+        self.keyed: dict[str, str] = {}
 
     def add(self, split: str, name: str, path: Path) -> None:
         """Raises DataError for a name that is in two splits."""
@@ -59,17 +61,23 @@ class Lists:
             self.bare.add(key)
 
     def split_of(self, row: Picture, alone: bool) -> str | None:
-        """The split of a row's image: by its name, else, where that is another thing, by its id. `alone`: no other
-        image has the last part of its name, so that the folders before it need not be the same."""
+        """The split of a row's image: by its name, else, where that is another thing, by its id; first by its id where
+        the list's column is that of the ids. `alone`: no other image has the last part of its name, so that the folders
+        before it need not be the same."""
         named = self.find(row.place, row.where, alone)
-        if not row.name or (named and named[0] not in self.bare):
+        column, key = row.key if row.key[1] else ("", row.image_id if row.name else "")
+        if not key or (named and named[0] not in self.bare):
             return named[1] if named else None
-        numbered = self.find(row.image_id, row.where, alone)
+        numbered = self.find(key, row.where, alone)
         numbered = numbered if numbered and numbered[0] in self.bare else None
+        for each in filter(None, (numbered, named)):
+            if each[0] in self.keyed and column in ("", self.keyed[each[0]]):
+                return each[1] if each is numbered else None  # an image of that name has another id
+        numbered = numbered if column != "id" else None  # which may count the rows
         if named and numbered and named[1] != numbered[1]:
             raise DataError(
-                f"{row.where}: by the lists, {row.name} is in {named[1]} as a name, and in {numbered[1]} by its id "
-                f"{row.image_id}. Write names with their suffix there"
+                f"{row.where}: by the lists, {row.place} is in {named[1]} as a name, and in {numbered[1]} by its id "
+                f"{key}. Write names with their suffix there"
             )
         found = named or numbered
         return found[1] if found else None
@@ -114,7 +122,7 @@ def split_lists(files: Iterable[Path], notes: list[str]) -> Lists:
             pairs = candidates(path, about)
             if pairs is None:
                 continue
-            named = [(split, str(name)) for split, name in pairs if split]
+            named = [(split, str(name), *column) for split, name, *column in pairs if split]
         except UnicodeDecodeError as error:
             notes.append(f"no list of a split: {path} cannot be read ({error})")
             lists.unread += [path] if firm else []
@@ -124,17 +132,18 @@ def split_lists(files: Iterable[Path], notes: list[str]) -> Lists:
                 raise
             notes.append(f"no list of a split: {error}")
             continue
-        for split, name in named:
+        for split, name, *column in named:
             lists.add(split, name, path)
+            lists.keyed |= {key_of(name): plain(column[0])} if column else {}
         if about and not named:
             notes.append(f"{path.name} is not read: it names no images of a split")
             lists.unread += [path] if firm else []
     return lists
 
 
-def candidates(path: Path, about: bool) -> Iterable[tuple[str | None, Any]] | None:
-    """(split, name of an image) of a file that may be a list; None for one that is something else: captions, a text
-    about one image. `about`: its name is about splits."""
+def candidates(path: Path, about: bool) -> Iterable[tuple[Any, ...]] | None:
+    """(split, name of an image) of a file that may be a list, with the column of names if that is one of ids; None for
+    a file that is something else: captions, a text about one image. `about`: its name is about splits."""
     suffix, own = path.suffix.lower(), split_of_name(path.stem)
     if not about and suffix not in (".csv", ".tsv"):
         return None
@@ -165,7 +174,7 @@ def candidates(path: Path, about: bool) -> Iterable[tuple[str | None, Any]] | No
     return None
 
 
-def in_json(content: Any, path: Path) -> Iterable[tuple[str | None, Any]] | None:
+def in_json(content: Any, path: Path) -> Iterable[tuple[Any, ...]] | None:
     """What a list that is written as JSON says. Other keys than splits, like a seed, name no images; those of another
     part are left out."""
     if isinstance(content, Mapping) and (inner := find_column([*content], ("splits", "split"))):
@@ -244,7 +253,7 @@ def name_and_more(line: str, bare: bool) -> tuple[str, str]:
     return (found[1], found[2]) if found else (line, "")
 
 
-def in_rows(rows: Sequence[Mapping[Any, Any]], path: Path) -> Iterator[tuple[str | None, Any]]:
+def in_rows(rows: Sequence[Mapping[Any, Any]], path: Path) -> Iterator[tuple[Any, ...]]:
     """(split, name) of rows with a column of images and what tells a row's split, else the file's name does; without
     a header, too."""
     columns = [column for column in rows[0] if column is not None]
@@ -259,9 +268,10 @@ def in_rows(rows: Sequence[Mapping[Any, Any]], path: Path) -> Iterator[tuple[str
     of_file = split_of_name(path.stem, strict=len(columns) > 1)  # `test.csv`, not `test_results.csv`
     lone = [image] if len(columns) == 1 and plain(image) not in map(plain, _NAMES) else []  # no header, but a name
     yield from ((of_file, name) for name in lone)
+    ids = [image] if plain(image) in ID_COLUMNS else []
     for number, row in enumerate(rows, 1):
         if image in row:
-            yield marks.split(row, f"{path}, row {number}") or of_file, row[image]
+            yield marks.split(row, f"{path}, row {number}") or of_file, row[image], *ids
 
 
 def in_lists(rows: Iterable[Picture], lists: Lists, notes: list[str], keep: bool = False) -> Iterator[Picture]:

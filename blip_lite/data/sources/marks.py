@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from blip_lite.data.names import (
     split_of_flag,
     split_of_name,
     verdict_of_flag,
+    words_in,
 )
 from blip_lite.errors import DataError
 from blip_lite.processing.text import NULLS
@@ -155,13 +157,19 @@ def split_reader(said: Mapping[str, Sequence[Any]], flags: Mapping[str, str], no
     if held := next((c for c in columns if holds_splits(said[c])), None):
         tell(notes, f"splits are in column {held!r}")
         return lambda row, where: split_in(row[held], f"{where}, column {held!r}")
+    forms = {c: form for c in columns if (form := form_of_all(said[c]))}
+    for column in forms:
+        if len({split_of_name(value) for value in said[column]}) > 1:
+            tell(notes, f"splits are in column {column!r}, as {said[column][0]!r}")
+            return lambda row, where: split_in(row[column], f"{where}, column {column!r}")
     maybe = find_column(columns, MAYBE_SPLIT_COLUMNS)
-    if odd := maybe or next(filter(may_be_about_splits, columns), None):
+    odd = maybe or next(filter(may_be_about_splits, columns), None)
+    if odd and odd not in forms:
         tell(
             notes,
             f"column {odd!r} holds {next(iter(said[odd]), '')!r}, which names no split (train, validation or test)",
         )
-    return lambda row, where: split_of_name(str(row[maybe])) if maybe else no_late_test(row, columns, where)
+    return lambda row, where: split_of_name(str(row[maybe])) if maybe else no_late_test(row, columns, where, forms)
 
 
 def tell(notes: list[str], note: str) -> None:
@@ -175,10 +183,25 @@ def holds_splits(values: Iterable[Any]) -> bool:
     return "test" in said.values() or 0 < len(said) <= 2 * sum(map(bool, said.values()))
 
 
-def no_late_test(row: Mapping[str, Any], columns: Iterable[str], where: str) -> None:
-    """Raises DataError for a cell that says test in a column that held no split in the first rows."""
+def form_of_all(values: Sequence[Any]) -> str | None:
+    """What a column's first cells have in common, if all name a split and differ in that alone: `birds *` of
+    `birds_train` and `birds_test`, as the names of folders may. None of others."""
+    forms = {form_of(value) for value in values}
+    return forms.pop() if len(forms) == 1 else None
+
+
+def form_of(value: Any) -> str | None:
+    if not isinstance(value, str) or len(value) > 40 or not split_of_name(value):
+        return None
+    words = [re.sub(r"\d+", "", word) or word for word in words_in(value)]
+    return " ".join("*" if word in SPLIT_WORDS else word for word in words) if {*words} & SPLIT_WORDS.keys() else None
+
+
+def no_late_test(row: Mapping[str, Any], columns: Iterable[str], where: str, forms: Mapping[str, str]) -> None:
+    """Raises DataError for a cell that says test in a column that held no split in the first rows, or one only."""
     for column in columns:
-        if lone_word(row[column]) == "test":
+        late = column in forms and form_of(row[column]) == forms[column] and split_of_name(row[column]) == "test"
+        if late or lone_word(row[column]) == "test":
             raise DataError(
                 f"{where}: column {column!r} says {row[column]!r}, but no split in the rows before. If it names "
                 "splits, call it `split`; else take it out"

@@ -22,7 +22,7 @@ from blip_lite.data.names import (
 from blip_lite.data.sources.lists import has_suffix
 from blip_lite.data.sources.marks import is_empty
 from blip_lite.data.sources.records import Place, Row, columns_of, records
-from blip_lite.data.sources.table import ANNOTATIONS, PROBE, Files, is_url
+from blip_lite.data.sources.table import ANNOTATIONS, JOINED, PROBE, Files, is_url
 from blip_lite.errors import DataError
 
 _WORDS = ("image", "img", "picture", "pic", "photo", "file", "media", "asset")
@@ -84,7 +84,7 @@ def with_pictures(rows: Iterable[Place], path: Path, files: Files, notes: list[s
             column: cell for column, cell in row.items() if column != key and not (is_empty(cell) and column in picture)
         }
         both = {f"item {column}": cell for column, cell in picture.items() if column in own}  # two verdicts: both count
-        yield where, {"image": None, **picture, **both, **own}
+        yield where, {"image": None, **picture, **both, **own, JOINED: row.get(key)}
     if silent:
         notes.append(f"{silent} of the {key} in {path.name} are not in {name}")
 

@@ -142,8 +142,9 @@ def runs(tar: tarfile.TarFile) -> Iterator[tuple[tuple[str, str], dict[str, tarf
 
 
 def pictures_of(parts: Iterable[str]) -> list[str]:
-    """The extensions of a sample that are those of pictures."""
-    return [extension for extension in parts if f".{extension.rpartition('.')[2]}" in IMAGE_SUFFIXES]
+    """The extensions of a sample that are those of pictures; before `depth.png` and the like, one that is only that."""
+    found = [extension for extension in parts if f".{extension.rpartition('.')[2]}" in IMAGE_SUFFIXES]
+    return sorted(found, key=lambda extension: "." in extension)
 
 
 def by_last_dot(stem: str, parts: dict[str, tarfile.TarInfo]) -> dict[str, dict[str, tarfile.TarInfo]]:

@@ -224,7 +224,7 @@ def answer_in(turns: Sequence[Mapping[str, Any]]) -> str:
     content = answers[0].get("value", answers[0].get("content"))
     if isinstance(content, Iterable) and not isinstance(content, str):  # [{"type": "text", "text": ...}]
         content = " ".join(str(part.get("text", "")) for part in content if isinstance(part, Mapping))
-    return str(content).strip()
+    return "" if content is None else str(content).strip()
 
 
 ANNOTATIONS = (
@@ -269,8 +269,14 @@ def unescaped(name: str) -> str:
 
 def with_suffix(path: Path) -> Path:
     """`p2` is `p2.jpg`, if that is there: one file, one path, so that it cannot be in two splits. A name that has a
-    picture's suffix is not looked for: there may be millions."""
-    return path if path.suffix.lower() in IMAGE_SUFFIXES else on_disk(path) or path
+    picture's suffix is not looked for: there may be millions. Raises DataError where two pictures have the name: one
+    may be the other's mask."""
+    if path.suffix.lower() in IMAGE_SUFFIXES or (found := on_disk(path)) is None:
+        return path
+    there = (found.with_name(f"{path.name}{suffix}") for suffix in sorted(IMAGE_SUFFIXES))
+    if other := next((p for p in there if p != found and p.is_file() and not are_copies(p, found)), None):
+        raise DataError(f"{path}: is it {found.name} or {other.name}? Write the suffix, or take one away")
+    return found
 
 
 def on_disk(path: Path) -> Path | None:
@@ -372,10 +378,12 @@ def table_rows(
     joined = {name for name in names if plain(name) in LISTS_OF_CAPTIONS}
     if folder := folder_column([row for _, row in first], image, names, root):
         notes.append(f"{first[0][0]}: the images' folders are in column {folder[1]!r}")
+    ids = id_column([row for _, row in first], image)
     log = {"url", "status", "errormessage"} <= {plain(c) for c in sample if c is not None}  # img2dataset's
     marks = Marks([image, *names], notes, [row for _, row in first])
     failed = 0
     paths: dict[str, tuple[str, Path]] = {}  # by what the cell says: five captions of an image, one path
+    columns = {tuple(sample): names}  # of the captions, by all columns of a row, as objects may differ
     for number, (where, row) in enumerate(chain(first, table)):
         if log and plain(row.get("status")) != "success":
             failed += 1
@@ -383,7 +391,10 @@ def table_rows(
         if marks.is_rejected(row, where):
             continue
         value = row.get(image)
-        captions = tuple(c for name in names for c in captions_of(row.get(name), where))
+        if (keys := tuple(row)) not in columns:
+            new = [] if settings.caption_column else [c for c in keys if c is not None and c not in sample]
+            columns[keys] = [*names, *caption_columns(new)]
+        captions = tuple(c for name in columns[keys] for c in captions_of(row.get(name), where))
         if joined and len(captions) == 1:
             captions = tuple(part.strip() for caption in captions for part in caption.split("|"))
         in_split = agreed(marks.split(row, where), split, where)
@@ -392,8 +403,9 @@ def table_rows(
         if folder and isinstance(value, str) and not (is_empty(value) or re.search(r"[/\\]", value)):
             base, inner = folder[0], row.get(folder[1])
             value = value if is_empty(inner) else f"{base}{str(inner).strip()}/{value.strip()}"
+        key = (ids[0], id_text(row.get(ids[1]))) if ids else ("", "")
         if isinstance(value, str) and value in paths:
-            yield Picture(*paths[value], captions, where, in_split)
+            yield Picture(*paths[value], captions, where, in_split, key=key)
             continue
         if isinstance(value, str) and value[:1] == "[" and len(names_in := list_in(value.strip())) == 1:
             value = names_in[0]  # `['1.jpg']`
@@ -407,8 +419,8 @@ def table_rows(
             yield Picture(f"{where}: no image in column {image}", no_image, captions, where, in_split)
         elif isinstance(value, bytes):
             assert load is not None
-            key = hashlib.sha256(value).hexdigest()[:16]
-            yield Picture(key, partial(load, number, image), captions, where, in_split, name=name)
+            digest = hashlib.sha256(value).hexdigest()[:16]
+            yield Picture(digest, partial(load, number, image), captions, where, in_split, name=name, key=key)
         elif not isinstance(value, str):
             raise DataError(
                 f"{where}: column {image} holds {type(value).__name__}; expected a path, a URL or bytes. "
@@ -427,10 +439,31 @@ def table_rows(
             )
         else:
             paths[value] = image_path(root, value, where)
-            yield Picture(*paths[value], captions, where, in_split)
+            yield Picture(*paths[value], captions, where, in_split, key=key)
     if failed:
         notes.append(f"{failed} images were not downloaded (status is not success); left out")
     marks.tell()
+
+
+JOINED = "image's id in the other table"  # the column of it in rows of two tables
+
+
+def id_column(rows: Sequence[Mapping[str, Any]], image: str) -> tuple[str, str] | None:
+    """(name, column) of the images' ids, beside the column of their files; no name where they are another table's."""
+    if any(JOINED in row for row in rows):
+        return "", JOINED
+    for name in ID_COLUMNS:
+        column = find_column([c for c in first_cells(rows) if c is not None], [name])
+        if column is not None and column != image:
+            return name, column
+    return None
+
+
+def id_text(value: Any) -> str:
+    """7, 7.0 and `7` are one id."""
+    return (
+        "" if is_empty(value) else str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
+    )
 
 
 def folder_column(
