@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -1486,3 +1487,91 @@ def test_two_tables_of_one_split(tmp_path: Path, one: str, other: str, parts: bo
             load(tmp_path)
     else:
         assert pairs(load(tmp_path))[2] == ("caption 2", "another 2")
+
+
+def each_split(pattern: str, write: Any) -> Any:
+    """A list of each split, called after it."""
+
+    def lists(folder: Path) -> None:
+        for split, word in (("train", "train"), ("validation", "val"), ("test", "test")):
+            path = folder / pattern.format(word)
+            path.parent.mkdir(exist_ok=True)
+            write(path, [n for n in SPLIT if SPLIT[n] == split])
+
+    return lists
+
+
+def names_a_line(path: Path, numbers: list[int]) -> None:
+    path.write_text("".join(f"{n}.jpg\n" for n in numbers))
+
+
+def bare_names(path: Path, numbers: list[int]) -> None:
+    path.write_text("".join(f"{n}\n" for n in numbers))
+
+
+def names_as_numpy(path: Path, numbers: list[int]) -> None:
+    np.save(path, np.array(numbers))
+
+
+def rows_of_names(path: Path, numbers: list[int]) -> None:
+    path.write_text("".join(json.dumps({"image": f"{n}.jpg"}) + "\n" for n in numbers))
+
+
+def names_as_parquet(path: Path, numbers: list[int]) -> None:
+    pyarrow.parquet.write_table(
+        pyarrow.table({"image": [f"{n}.jpg" for n in numbers], "w": [[1]] * len(numbers)}), path
+    )
+
+
+def names_with_captions(path: Path, numbers: list[int]) -> None:
+    path.write_text("image,caption\n" + "".join(f"{n}.jpg,another\n" for n in numbers))
+
+
+def a_table_of_sets(folder: Path) -> None:
+    (folder / "assignments.csv").write_text("image,set\n" + "".join(f"{n}.jpg,{SPLIT[n]}\n" for n in SPLIT))
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        *(each_split(p, names_a_line) for p in ("splits/{}", "{}", "{}.ids", "splits/{}.lst", "meta/{}_split.txt")),
+        *(each_split(p, bare_names) for p in ("birds_{}.txt", "{}_screens.txt", "lists/my_{}_set.ids")),
+        *(each_split(p, names_as_numpy) for p in ("{}_ids.npy", "split/{}.npy")),
+        *(each_split(p, rows_of_names) for p in ("splits/{}.jsonl", "{}.jsonl")),
+        *(each_split(p, names_as_parquet) for p in ("splits/{}.parquet", "{}.parquet")),
+        a_table_of_sets,
+    ],
+)
+@pytest.mark.parametrize("named", [True, False])
+def test_lists_of_splits_of_unusual_kinds(tmp_path: Path, write: Any, named: bool) -> None:
+    for n in range(COUNT):
+        photo(tmp_path / "images" / f"{n}.jpg", n)
+    table = as_csv(tmp_path, [f"{n}.jpg" for n in range(COUNT)])
+    write(tmp_path)
+    found = load(table if named else tmp_path)
+    assert pairs(found) == RIGHT and splits(found) == SPLIT
+
+
+@pytest.mark.parametrize("metadata", [True, False])
+def test_tables_of_the_splits_beside_other_captions_are_lists(tmp_path: Path, metadata: bool) -> None:
+    for n in range(COUNT):
+        photo(tmp_path / f"{n}.jpg", n)
+        if not metadata:
+            (tmp_path / f"{n}.txt").write_text(f"caption {n}")
+    each_split("{}.csv", names_with_captions)(tmp_path)
+    if metadata:
+        as_csv(tmp_path, [f"{n}.jpg" for n in range(COUNT)]).rename(tmp_path / "metadata.csv")
+    found = load(tmp_path)
+    assert pairs(found) == RIGHT and splits(found) == SPLIT
+
+
+def test_files_that_are_no_lists_stay_out(tmp_path: Path) -> None:
+    """Features of each picture, a licence, captions of others' training: nothing of these shares the pictures out."""
+    for n in range(COUNT):
+        photo(tmp_path / f"{n}.jpg", n)
+        np.save(tmp_path / f"{n}.npy", np.zeros(3))
+    (tmp_path / "LICENSE").write_text("MIT")
+    (tmp_path / "notes_train.txt").write_text("we took the train to the sea\n")
+    table = as_csv(tmp_path, [f"{n}.jpg" for n in range(COUNT)])
+    for found in (load(table), load(tmp_path)):
+        assert pairs(found) == RIGHT

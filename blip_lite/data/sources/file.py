@@ -25,8 +25,7 @@ from blip_lite.data.names import (
 from blip_lite.data.sources.encoding import encoding_of, utf8
 from blip_lite.data.sources.hub import datasets_rows, parquet
 from blip_lite.data.sources.karpathy import karpathy_rows
-from blip_lite.data.sources.lists import FILES as LIST_FILES
-from blip_lite.data.sources.lists import FOLDERS, has_suffix, in_lists, split_lists
+from blip_lite.data.sources.lists import FOLDERS, has_suffix, in_lists, may_be_list, split_lists
 from blip_lite.data.sources.marks import Marks, agreed
 from blip_lite.data.sources.records import LISTS_OF_ROWS, Place, are_rows, places, transposed
 from blip_lite.data.sources.relations import is_key, is_number, with_pictures
@@ -134,12 +133,12 @@ def load_file(path: Path, settings: DataSettings) -> Listing:
     root, notes = Path(settings.image_root).expanduser() if settings.image_root else path.parent, list[str]()
     split = split_of_name(path.stem)
     with os.scandir(path.parent) as entries:
-        wanted = (*LIST_FILES, path.suffix.lower())
-        beside = sorted(Path(e.path) for e in entries if e.name.lower().endswith(wanted) or e.name.lower() in FOLDERS)
-    alike = [p for p in beside if p.suffix.lower() == path.suffix.lower()]
+        names = [Path(e.path) for e in entries if not e.name.lower().endswith(tuple(IMAGE_SUFFIXES))]
+    beside = sorted(p for p in names if p.name.casefold() in FOLDERS or may_be_list(p))
+    alike = sorted(p for p in names if p.suffix.lower() == path.suffix.lower())
     others = [p for p in alike if split_of_name(p.stem) not in (None, split)]
     below = [file for p in beside if p.name.casefold() in FOLDERS and p.is_dir() for file in p.rglob("*")]
-    found = [p for p in (*beside, *below) if p.suffix.lower() in LIST_FILES and p.name != path.name and p.is_file()]
+    found = [p for p in (*beside, *below) if may_be_list(p) and p.name != path.name and p.is_file()]
     if split and others:
         notes.append(f"{others[0].name}, beside it, is not read; the name of the folder takes both, as splits")
     elif split == "validation":

@@ -26,7 +26,7 @@ from blip_lite.data.names import (
 from blip_lite.data.sources.encoding import encoding_of, utf8
 from blip_lite.data.sources.file import REMEDIES, file_rows, header_of, is_text_table
 from blip_lite.data.sources.hub import datasets_rows, hub, parquet_columns, saved
-from blip_lite.data.sources.lists import LISTS, YAML, in_lists, split_lists
+from blip_lite.data.sources.lists import LISTS, YAML, in_lists, may_be_list, split_lists
 from blip_lite.data.sources.marks import Marks
 from blip_lite.data.sources.relations import is_called_after_pictures, without_pictures
 from blip_lite.data.sources.shards import tar_rows
@@ -74,7 +74,7 @@ def walk(folder: Path) -> Found:
                 found.images.append(path)
             elif suffix in (*SIDECARS, *LISTS):
                 found.texts.add(path)
-            elif suffix in YAML:
+            elif suffix in YAML or (suffix in ("", ".npy") and may_be_list(path)):
                 found.yamls.append(path)
             elif suffix == ".parquet":
                 found.parquets.append(path)
@@ -136,11 +136,13 @@ def load_folder(folder: Path, settings: DataSettings) -> Listing:
         rows = split_tables(folder, named, settings, notes)
     else:
         rows = sidecar_rows(folder, found, texts, notes, settings.caption_column)
-        notes += [f"{p.name} is not read: most images have a text beside them" for p in extracted]
+        notes += [f"captions of {p.name} are not read: most images have a text beside them" for p in extracted]
     if len(found.tars) > read:
         notes.append(f"{len(found.tars)} .tar are not read, as captions of the pictures beside them are")
     used = {*metadata, *named, *(text for beside in texts.values() for text in beside)}
-    rows = in_lists(rows, split_lists({*found.texts, *found.tables, *found.yamls} - used, notes), notes)
+    bare = {path for path in found.parquets if path not in logs and not has_captions(columns[path])}
+    lists = split_lists({*found.texts, *found.tables, *found.yamls, *bare} - used, notes, captioned=True)
+    rows = in_lists(rows, lists, notes)
     odd = {suffix: n for suffix, n in found.others.items() if suffix not in QUIET}
     if odd and (found.images or found.tables):
         told = {suffix: f" ({REMEDIES[suffix]})" for suffix in odd if suffix in REMEDIES}
@@ -312,7 +314,7 @@ def captions_tables(folder: Path, found: Found, settings: DataSettings, notes: l
     splits, else the only one. Raises DataError where there are several and none says so."""
     headed = [text for text in sorted(found.texts) if is_text_table(text)]
     tables = [table for table in (*found.tables, *headed) if looks_like_captions(table)]
-    jsons = [p for p in tables if p.suffix.lower() == ".json"]  # what a CSV is, its header says
+    jsons = [p for p in tables if p.suffix.lower() in (".json", ".jsonl")]  # what a CSV is, its header says
     lists = [p for p in jsons if (found_in := split_lists([p], [])).names or found_in.unread]
     wanted = settings.caption_column.split(",") if settings.caption_column else None
     tables = [p for p in tables if p not in lists]

@@ -9,9 +9,12 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
+
 from blip_lite.data.names import (
     ID_COLUMNS,
     IMAGE_COLUMNS,
+    MAYBE_SPLIT_COLUMNS,
     SPLIT_COLUMNS,
     SPLIT_WORDS,
     caption_columns,
@@ -21,16 +24,17 @@ from blip_lite.data.names import (
     split_of_name,
 )
 from blip_lite.data.sources.encoding import encoding_of
-from blip_lite.data.sources.marks import Marks, agreed, split_in
-from blip_lite.data.sources.table import PROBE, read_json, read_table
+from blip_lite.data.sources.marks import Marks, agreed, form_of, split_in
+from blip_lite.data.sources.table import ANNOTATIONS, PROBE, read_json, read_table
 from blip_lite.errors import DataError
 from blip_lite.processing.images import IMAGE_SUFFIXES
 from blip_lite.processing.picture import Picture
 
-LISTS = (".txt", ".lst", ".list")
+LISTS = (".txt", ".lst", ".list", ".ids")
 YAML = (".yaml", ".yml")
-FILES = (*LISTS, ".csv", ".tsv", ".json", *YAML)  # that may be lists
-FOLDERS = ("splits", "split", "lists", "imagesets")  # below a captions file, that may hold lists
+TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
+_KINDS = (*LISTS, *TABLES, ".json", ".npy", *YAML)  # that may be lists
+FOLDERS = ("splits", "split", "lists", "imagesets", *ANNOTATIONS)  # below a captions file, that may hold lists
 _NAMES = (*IMAGE_COLUMNS, *ID_COLUMNS, "name", "names")  # of a list's column of images
 _FORMS = 'a name a line, a table `image,split`, {"train": [names], ...}, or {name: "train", ...}'
 _SUFFIX = "|".join(re.escape(suffix) for suffix in sorted(IMAGE_SUFFIXES))
@@ -109,17 +113,33 @@ def has_suffix(name: str) -> bool:
     return PurePosixPath(name.strip()).suffix.lower() in IMAGE_SUFFIXES
 
 
-def split_lists(files: Iterable[Path], notes: list[str]) -> Lists:
+def may_be_list(path: Path) -> bool:
+    """Whether a file is of a kind that lists are; one without a suffix, and numpy's, only if it is called after splits:
+    `train`, `val_ids.npy`."""
+    if path.suffix.lower() == ".npy":
+        return bool(split_of_name(path.stem)) or may_be_about_splits(path.stem)
+    return path.suffix.lower() in _KINDS if path.suffix else split_of_name(path.name, strict=True) is not None
+
+
+def split_lists(files: Iterable[Path], notes: list[str], captioned: bool = False) -> Lists:
     """What the lists among files beside the captions say: `train.txt` and `test.txt` with a name a line, the same as
     JSON, `{"train": [names], ...}`, `{name: "train", ...}`, a table of images and splits, or CUB-200's numbers.
-    Raises DataError for a name in two of them."""
-    lists = Lists()
-    for path in sorted(files):
+    Raises DataError for a name in two of them.
+
+    Args:
+        captioned: tables that are called after splits are lists, too, where they have captions, which are not read.
+    """
+    lists, files = Lists(), sorted(files)
+    splits_of: dict[tuple[Path, str | None], set[str | None]] = {}  # of names that differ in the split's word alone
+    for path in files:
+        splits_of.setdefault((path.parent, form_of(path.stem)), set()).add(split_of_name(path.stem))
+    for path in files:
         own = split_of_name(path.stem)
         about = bool(own) or may_be_about_splits(path.stem)
+        among = own and len(splits_of[path.parent, form_of(path.stem)]) > 1  # birds_train.txt, birds_test.txt
         firm = bool(split_of_name(path.stem, strict=True) or re.search("split|partition", path.stem.casefold()))
         try:
-            pairs = candidates(path, about)
+            pairs = candidates(path, about, bool(among), captioned and firm)
             if pairs is None:
                 continue
             named = [(split, str(name), *column) for split, name, *column in pairs if split]
@@ -141,27 +161,34 @@ def split_lists(files: Iterable[Path], notes: list[str]) -> Lists:
     return lists
 
 
-def candidates(path: Path, about: bool) -> Iterable[tuple[Any, ...]] | None:
+def candidates(path: Path, about: bool, among: bool, captioned: bool) -> Iterable[tuple[Any, ...]] | None:
     """(split, name of an image) of a file that may be a list, with the column of names if that is one of ids; None for
-    a file that is something else: captions, a text about one image. `about`: its name is about splits."""
+    a file that is something else: captions, a text about one image.
+
+    Args:
+        about: its name is about splits.
+        among: it is one of several whose names differ in the word for the split.
+        captioned: a table with captions is a list, too.
+    """
     suffix, own = path.suffix.lower(), split_of_name(path.stem)
     if not about and suffix not in (".csv", ".tsv"):
         return None
     if any(path.with_suffix(image).exists() for image in IMAGE_SUFFIXES):
         return None
-    if suffix in LISTS:
+    if suffix in (*LISTS, "", ".npy"):
         images = path.with_name("images.txt")
         cub = plain(path.stem) == "traintestsplit" and images.is_file()
-        return by_number(path, images) if cub else in_names(lines_in(path), path)
-    if suffix in (".csv", ".tsv"):
-        rows = (row for _, row in read_table(path, strict=False))
+        return by_number(path, images) if cub else in_names(lines_in(path), path, among)
+    if suffix in TABLES:
+        rows = rows_in(path)
         first = next(rows, {})
         columns = [c for c in first if c is not None]
         if not first and about:
             return ()
-        if not first or caption_columns(columns) or not (about or find_column(columns, SPLIT_COLUMNS)):
+        if not first or (caption_columns(columns) and not captioned):
             return None
-        return in_rows([*chain([first], rows)], path)
+        said = about or find_column(columns, (*SPLIT_COLUMNS, *MAYBE_SPLIT_COLUMNS))
+        return in_rows([*chain([first], rows)], path) if said else None
     if suffix == ".json" and (not own or "split" in path.stem.casefold() or begins_as_names(path)):
         return in_json(read_json(path), path)
     if suffix in YAML:
@@ -205,7 +232,30 @@ def in_json(content: Any, path: Path) -> Iterable[tuple[Any, ...]] | None:
     return None if any(map(has_suffix, content)) else ()  # captions
 
 
+def rows_in(path: Path) -> Iterator[Mapping[Any, Any]]:
+    """The rows of a table, of Parquet without the columns that hold pictures. Raises DataError."""
+    if path.suffix.lower() != ".parquet":
+        yield from (row for _, row in read_table(path, strict=False))
+        return
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        held = pyarrow.types.is_nested, pyarrow.types.is_binary, pyarrow.types.is_large_binary
+        simple = [f.name for f in file.schema_arrow if not any(holds(f.type) for holds in held)]
+        for batch in file.iter_batches(1000, columns=simple):
+            yield from batch.to_pylist()
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        raise DataError(f"{path}: cannot be read as Parquet ({error})") from error
+
+
 def lines_in(path: Path) -> list[str]:
+    if path.suffix.lower() == ".npy":
+        try:
+            return [str(name) for name in np.load(path, allow_pickle=False).ravel().tolist()]
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path}: cannot be read as a list of names ({error})") from error
     with open(path, encoding=encoding_of(path)) as file:
         return [line.strip() for line in file if line.strip()]
 
@@ -227,10 +277,12 @@ def begins_as_names(path: Path) -> bool:
         return re.match(rb'[\xef\xbb\xbf\xff\xfe\0\s]*\[[\0\s]*["\d\]]', file.read(1024)) is not None
 
 
-def in_names(lines: Sequence[str], path: Path) -> Iterator[tuple[str | None, str]]:
-    """(split, name) of lines of names: all of images, unless the file's name is nothing but that of a split. After a
-    name may stand its split, CelebA's number of one, or the number of a class (VOC)."""
+def in_names(lines: Sequence[str], path: Path, among: bool = False) -> Iterator[tuple[str | None, str]]:
+    """(split, name) of lines of names: all of images, unless the file's name is nothing but that of a split, or differs
+    in that from others (`among`), and each line is one word. After a name may stand its split, CelebA's number of one,
+    or the number of a class (VOC)."""
     own, strict = split_of_name(path.stem), split_of_name(path.stem, strict=True)
+    strict = strict or (own if among and all(len(line.split()) == 1 for line in lines) else None)
     pairs = [name_and_more(line, bool(strict) or not own) for line in lines]
     if len({name for name, _ in pairs}) < len({*lines}):  # `dog 1`, `dog 2`: the numbers are of the names
         pairs = [(line, "") for line in lines]
