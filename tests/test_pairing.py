@@ -1575,3 +1575,74 @@ def test_files_that_are_no_lists_stay_out(tmp_path: Path) -> None:
     table = as_csv(tmp_path, [f"{n}.jpg" for n in range(COUNT)])
     for found in (load(table), load(tmp_path)):
         assert pairs(found) == RIGHT
+
+
+def texts_in_folders_of_a_split(root: Path) -> None:
+    for n, split in SPLIT.items():
+        photo(root / split / "images" / f"{n}.jpg", n)
+        (root / split / "captions").mkdir(exist_ok=True)
+        (root / split / "captions" / f"{n}.txt").write_text(f"caption {n}")
+
+
+def texts_and_boxes(root: Path) -> None:
+    for n in RIGHT:
+        photo(root / "images" / f"{n}.jpg", n)
+        for folder, text in (("captions", f"caption {n}"), ("labels", "0 .5 .5 .1 .1")):
+            (root / folder).mkdir(exist_ok=True)
+            (root / folder / f"{n}.txt").write_text(text)
+
+
+def a_table_in_each_folder(root: Path) -> None:
+    for n in RIGHT:
+        photo(root / "abc"[n % 3] / f"{n // 3}.jpg", n)
+    for k, folder in enumerate("abc"):
+        rows = [f"{n // 3}.jpg,caption {n}" for n in RIGHT if n % 3 == k]
+        (root / folder / "captions.csv").write_text("\n".join(["image,caption", *rows]))
+
+
+def tokens_without_a_header(root: Path) -> None:
+    rows = [f"{photo(root / 'images' / f'{n}.jpg', n).name}\tcaption {n}\n" for n in RIGHT]
+    (root / "captions.txt").write_text("".join(rows))
+
+
+def names_beside_urls(root: Path) -> None:
+    photos = [photo(root / "train_images" / f"{n:08x}.jpg", n).name for n in RIGHT]
+    rows = [{"url": f"http://x.y/{n}.jpg", "image_id": photos[n], "caption": f"caption {n}"} for n in RIGHT]
+    (root / "a.json").write_text(json.dumps(rows))
+
+
+def coco_as_detectors_have_it(root: Path) -> None:
+    for split, part in (("train", range(6)), ("val", range(6, COUNT))):
+        images = [{"id": n, "file_name": photo(root / "images" / f"{split}2017" / f"{n}.jpg", n).name} for n in part]
+        notes = [{"image_id": n, "caption": f"caption {n}"} for n in part]
+        (root / "annotations").mkdir(exist_ok=True)
+        text = json.dumps({"images": images, "annotations": notes})
+        (root / "annotations" / f"captions_{split}2017.json").write_text(text)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        texts_in_folders_of_a_split,
+        texts_and_boxes,
+        a_table_in_each_folder,
+        tokens_without_a_header,
+        names_beside_urls,
+        coco_as_detectors_have_it,
+    ],
+)
+def test_layouts_that_people_have(tmp_path: Path, write: Any) -> None:
+    write(tmp_path)
+    assert pairs(load(tmp_path)) == RIGHT
+
+
+@pytest.mark.parametrize("key", ["samples", "records", "results", "captions", "entries"])
+def test_objects_that_hold_rows_and_parts(tmp_path: Path, key: str) -> None:
+    names = [photo(tmp_path / f"{n}.jpg", n).name for n in RIGHT]
+    rows = [{"image": names[n], "caption": f"caption {n}"} for n in RIGHT]
+    (tmp_path / "a.json").write_text(json.dumps({"version": 1, key: rows}))
+    assert pairs(load(tmp_path / "a.json")) == RIGHT
+    parts = {split: {names[n]: f"caption {n}" for n in RIGHT if SPLIT[n] == split} for split in SPLITS}
+    (tmp_path / "a.json").write_text(json.dumps(parts))
+    found = load(tmp_path / "a.json")
+    assert pairs(found) == RIGHT and splits(found) == SPLIT

@@ -95,7 +95,7 @@ def file_rows(
     rows: Iterable[Picture]
     if suffix == ".parquet":
         rows = datasets_rows({"": parquet(path)}, str(path), root, settings, notes, split, named)
-    elif suffix == ".token" or path.name.lower().endswith(".token.txt"):
+    elif is_tokens(path):
         rows = token_rows(path, root, notes, split)
     elif isinstance(content, Mapping):
         rows = object_rows(content, root, path, rows_of, notes, split, settings.caption_column)
@@ -148,14 +148,25 @@ def load_file(path: Path, settings: DataSettings) -> Listing:
 
 
 def is_text_table(path: Path) -> bool:
-    """Whether a file that is not called so is a table: Flickr's `.token`, or a `.txt` whose first line names a column
-    of images (Kaggle's captions.txt)."""
-    if path.suffix.lower() == ".token" or path.name.lower().endswith(".token.txt"):
+    """Whether a file that is not called so is a table: of tokens, or a `.txt` whose first line names a column of images
+    (Kaggle's captions.txt)."""
+    if is_tokens(path):
         return True
     if path.suffix.lower() != ".txt":
         return False
     columns = header_of(path)
     return len(columns) > 1 and find_column(columns, IMAGE_COLUMNS) is not None
+
+
+def is_tokens(path: Path) -> bool:
+    """Whether a file is one of `token_rows`: Flickr's `.token`, or a `.txt` that begins with such a line."""
+    if path.suffix.lower() == ".token" or path.name.lower().endswith(".token.txt"):
+        return True
+    if path.suffix.lower() != ".txt":
+        return False
+    with open(path, "rb") as file:
+        name, tab, caption = file.readline(10_000).decode("utf-8-sig", "replace").partition("\t")
+    return bool(tab and has_suffix(name.rsplit("#", 1)[0]) and " " in caption.strip())
 
 
 def token_rows(path: Path, folder: Path, notes: list[str], split: str | None = None) -> Iterator[Picture]:
@@ -255,7 +266,9 @@ class RightFolders(NamedTuple):
 def right_folders(probe: Sequence[Path], root: Path, where: str, split: str | None) -> RightFolders | None:
     """Where the files of `probe` are, of which some or all are not in `root` as they are spelled; None if nowhere."""
     names = [Path(os.path.relpath(path, root)).as_posix() for path in probe]
-    beside = [root.parent, *root.parent.glob("*/")] if plain(root.name) in ANNOTATIONS else []  # COCO
+    beside = (
+        [root.parent, *root.parent.glob("*/"), *root.parent.glob("*/*/")] if plain(root.name) in ANNOTATIONS else []
+    )
     folders = sorted(p for p in {*root.glob("*/"), *root.glob("*/*/"), *beside} if p.is_dir())
     folders = [f for f in folders if not any(part[:1] in (".", "_") for part in f.relative_to(root.parent).parts[1:])]
     if split:  # another split's folder has other images of these names
@@ -398,6 +411,12 @@ def object_rows(
         return karpathy_rows(content["images"], root, str(path), notes, columns=columns)
     tables = {key: content[key] for key in LISTS_OF_ROWS if are_rows(content.get(key))}
     parts = {key: split_of_name(key) for key in content if are_rows(content[key])}
+    inner = {key: split_of_name(key) for key, value in content.items() if isinstance(value, Mapping) and value}
+    if len(inner) == len(content) > 0 and all(inner.values()):  # {"train": {"1.jpg": "a dog"}, "test": {...}}
+        named_parts = ((content[key], agreed(of, split, f"{path}, {key}")) for key, of in inner.items())
+        return chain.from_iterable(
+            object_rows(part, root, path, rows_of, notes, of, columns) for part, of in named_parts
+        )
     if any(parts.values()):  # a part that is called something else must not be lost, or trained on
         if odd := [
             key

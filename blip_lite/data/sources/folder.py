@@ -24,13 +24,13 @@ from blip_lite.data.names import (
     split_of_path,
 )
 from blip_lite.data.sources.encoding import encoding_of, utf8
-from blip_lite.data.sources.file import REMEDIES, file_rows, header_of, is_text_table
+from blip_lite.data.sources.file import IMAGE_FOLDERS, REMEDIES, file_rows, header_of, is_text_table
 from blip_lite.data.sources.hub import datasets_rows, hub, parquet_columns, saved
 from blip_lite.data.sources.lists import LISTS, YAML, in_lists, may_be_list, split_lists
 from blip_lite.data.sources.marks import Marks
 from blip_lite.data.sources.relations import is_called_after_pictures, without_pictures
 from blip_lite.data.sources.shards import tar_rows
-from blip_lite.data.sources.table import PROBE, captions_of, captions_told, folded, read_json
+from blip_lite.data.sources.table import ANNOTATIONS, PROBE, captions_of, captions_told, folded, read_json
 from blip_lite.errors import DataError
 from blip_lite.processing.images import IMAGE_SUFFIXES
 from blip_lite.processing.picture import Picture
@@ -238,17 +238,22 @@ def sidecars(found: Found) -> dict[Path, list[Path]]:
 
 
 def parallel(found: Found) -> dict[Path, list[Path]]:
-    """The text of each image in a folder of the same inner structure: `images/a/1.jpg`, `text/a/1.txt` (CUB-200)."""
+    """The text of each image in a folder of the same inner structure: `images/a/1.jpg`, `text/a/1.txt` (CUB-200), or
+    `train/images/1.jpg`, `train/captions/1.txt`; not a detector's boxes (`labels/1.txt`)."""
     if not found.images or not found.texts:
         return {}
     base = Path(os.path.commonpath([*found.images, *found.texts]))
 
     def inner(path: Path) -> tuple[str, ...]:
-        return Path(fold(path.relative_to(base))).with_suffix("").parts[1:]
+        parts = Path(fold(path.relative_to(base))).with_suffix("").parts
+        named = [n for n, part in enumerate(parts[:-1]) if plain(part) in (*IMAGE_FOLDERS, *ANNOTATIONS)]
+        left_out = named[-1] if named else 0
+        return (*parts[:left_out], *parts[left_out + 1 :])
 
     of_inner: dict[tuple[str, ...], list[Path]] = {}
     for text in sorted(found.texts):
         of_inner.setdefault(inner(text), []).append(text)
+    of_inner = {p: [t for t in texts if len(texts) == 1 or not says_boxes(t)] for p, texts in of_inner.items()}
     of_inner = {place: texts for place, texts in of_inner.items() if place and len(texts) == 1}
     images = Counter(map(inner, found.images))
     return {
@@ -332,6 +337,8 @@ def captions_tables(folder: Path, found: Found, settings: DataSettings, notes: l
         if others := [str(inner[table]) for table, split in splits.items() if not split]:
             notes.append(f"in no split, left out: {', '.join(others)}")
         return dict(named)
+    if len({table.name for table in tables}) == 1:  # one in each folder of pictures, as `metadata` may be
+        return dict.fromkeys(tables)
     if len(tables) > 1:
         names = sorted(table.name for table in tables)
         raise DataError(

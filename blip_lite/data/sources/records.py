@@ -12,7 +12,17 @@ from blip_lite.data.sources.lists import has_suffix
 from blip_lite.data.sources.table import header_of, read_json, read_table
 from blip_lite.errors import DataError
 
-LISTS_OF_ROWS = ("data", "annotations", "rows", "items")  # how people call rows in an object of JSON
+LISTS_OF_ROWS = (
+    "data",
+    "annotations",
+    "rows",
+    "items",
+    "samples",
+    "records",
+    "results",
+    "captions",
+    "entries",
+)  # how people call rows in an object of JSON
 
 Row = Mapping[str, Any]
 Place = tuple[str, Row]  # ("FILE, line N", row)

@@ -68,7 +68,10 @@ def pick_columns(
             paths = [column_of_files(paths, rows, files, where)]
         ids = [c for name in ID_COLUMNS if (c := find_column(columns, [name]))]
         ids = [c for c in ids if plain(c) != "id" or not str(sample[c]).strip().isdigit()]  # no numbers of rows
-        image = next(iter([*paths, *usual, *ids]), None)
+        files_in = (
+            [] if settings.allow_urls else [c for c in ids if Path(str(sample[c])).suffix.lower() in IMAGE_SUFFIXES]
+        )
+        image = next(iter([*paths, *files_in, *usual, *ids]), None)
     if settings.caption_column:
         wanted = settings.caption_column.split(",")
         captions = [found for name in wanted if (found := find_column(columns, [name]))]
