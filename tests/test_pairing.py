@@ -1646,3 +1646,24 @@ def test_objects_that_hold_rows_and_parts(tmp_path: Path, key: str) -> None:
     (tmp_path / "a.json").write_text(json.dumps(parts))
     found = load(tmp_path / "a.json")
     assert pairs(found) == RIGHT and splits(found) == SPLIT
+
+
+@pytest.mark.parametrize("line", ["{}", "{}.jpg", "{} 1 2", "{}  3"])
+def test_trainval_is_for_training_where_no_list_is(tmp_path: Path, line: str) -> None:
+    """What VOC and Oxford's pets have; where `train.txt` is there, `trainval.txt` is the sum of two lists."""
+    for n in RIGHT:
+        photo(tmp_path / "images" / f"p{n}.jpg", n)
+    as_csv(tmp_path, [f"p{n}.jpg" for n in RIGHT])
+    (tmp_path / "lists").mkdir()
+
+    def write(name: str, numbers: Any) -> None:
+        (tmp_path / "lists" / name).write_text("".join(line.format(f"p{n}") + "\n" for n in numbers))
+
+    write("trainval.txt", range(6))
+    write("test.txt", range(6, COUNT))
+    found = splits(load(tmp_path))
+    assert {n for n in found if found[n] == "test"} == {6, 7, 8} and len(found) == COUNT
+    write("train.txt", range(4))
+    write("val.txt", range(4, 6))
+    found = splits(load(tmp_path / "captions.csv"))
+    assert found == {n: "train" if n < 4 else "validation" if n < 6 else "test" for n in RIGHT}

@@ -39,6 +39,7 @@ _NAMES = (*IMAGE_COLUMNS, *ID_COLUMNS, "name", "names")  # of a list's column of
 _FORMS = 'a name a line, a table `image,split`, {"train": [names], ...}, or {name: "train", ...}'
 _SUFFIX = "|".join(re.escape(suffix) for suffix in sorted(IMAGE_SUFFIXES))
 _LINE = re.compile(rf"(.+?(?:{_SUFFIX}))(?:#\d+)?[\s,;]+(.*)", re.IGNORECASE)
+_NUMBERS = r"-?\d+(?:\s+-?\d+)*"  # of classes
 _CELEBA = {"0": "train", "1": "validation", "2": "test"}  # list_eval_partition.txt, by its README
 
 
@@ -158,6 +159,12 @@ def split_lists(files: Iterable[Path], notes: list[str], captioned: bool = False
         if about and not named:
             notes.append(f"{path.name} is not read: it names no images of a split")
             lists.unread += [path] if firm else []
+    if "train" not in {split for names in lists.names.values() for split in names.values()}:
+        for path in files:
+            if plain(path.stem) == "trainval" and path.suffix.lower() in LISTS:  # of Oxford's pets, without train.txt
+                for name, _ in [name_and_more(line, bare=True) for line in lines_in(path)]:
+                    if key_of(name) not in lists.names.get(last(name), {}):
+                        lists.add("train", name, path)
     return lists
 
 
@@ -280,7 +287,7 @@ def begins_as_names(path: Path) -> bool:
 def in_names(lines: Sequence[str], path: Path, among: bool = False) -> Iterator[tuple[str | None, str]]:
     """(split, name) of lines of names: all of images, unless the file's name is nothing but that of a split, or differs
     in that from others (`among`), and each line is one word. After a name may stand its split, CelebA's number of one,
-    or the number of a class (VOC)."""
+    or numbers of classes (VOC, Oxford's pets)."""
     own, strict = split_of_name(path.stem), split_of_name(path.stem, strict=True)
     strict = strict or (own if among and all(len(line.split()) == 1 for line in lines) else None)
     pairs = [name_and_more(line, bool(strict) or not own) for line in lines]
@@ -291,7 +298,7 @@ def in_names(lines: Sequence[str], path: Path, among: bool = False) -> Iterator[
         yield from ((SPLIT_WORDS[said.casefold()], name) for name, said in pairs)
     elif plain(path.stem) == "listevalpartition" and more <= _CELEBA.keys():
         yield from ((_CELEBA[said], name) for name, said in pairs)
-    elif (strict and all(re.fullmatch(r"|-?\d+", said) for said in more)) or (
+    elif (strict and all(re.fullmatch(f"|{_NUMBERS}", said) for said in more)) or (
         own and not any(more) and all(has_suffix(name) for name, _ in pairs)
     ):
         yield from ((own, name) for name, _ in pairs)
@@ -301,7 +308,7 @@ def name_and_more(line: str, bare: bool) -> tuple[str, str]:
     """`1.jpg 3` -> `1.jpg`, `3`; so `000001  1`, if `bare` names without a suffix are expected."""
     if has_suffix(line):
         return line, ""
-    found = _LINE.fullmatch(line) or (re.fullmatch(r"(\S+)\s+(-?\d+|[a-z]+)", line) if bare else None)
+    found = _LINE.fullmatch(line) or (re.fullmatch(rf"(\S+)\s+({_NUMBERS}|[a-z]+)", line) if bare else None)
     return (found[1], found[2]) if found else (line, "")
 
 
