@@ -11,7 +11,7 @@ import tarfile
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -132,15 +132,110 @@ def test_a_bad_table_late_in_the_list_is_an_image_that_cannot_be_had(tmp_path: P
         pictures[1].open()
 
 
+def coloured(path: Path, colour: str, form: str = "PNG") -> Path:
+    Image.new("RGB", (8, 8), colour).save(path, form)
+    return path
+
+
+def tar_of(shard: Path, *files: Path, mode: Literal["w", "a"] = "w") -> Path:
+    with tarfile.open(shard, mode, format=tarfile.USTAR_FORMAT) as tar:
+        for file in files:
+            tar.add(file, file.name)
+    return shard
+
+
 def test_links_in_a_shard_are_pictures(tmp_path: Path) -> None:
-    photo(tmp_path / "a.png")
-    os.link(tmp_path / "a.png", tmp_path / "b.png")
-    (tmp_path / "c.png").symlink_to("a.png")
+    """Hard ones, symbolic ones, those to links, those before their picture, whether or not names begin with `./`."""
+    photo(tmp_path / "m.png")
+    os.link(tmp_path / "m.png", tmp_path / "n.png")
+    for name, target in {
+        "a.png": "m.png",
+        "b.png": "a.png",
+        "o.png": "./m.png",
+        "p.png": "o.png",
+        "q": "p.png",
+    }.items():
+        (tmp_path / name).symlink_to(target)
+    (tmp_path / "round.png").symlink_to("round.png")
+    (tmp_path / "gone.png").symlink_to("../else.png")
+    (tmp_path / "folder").symlink_to("/")
+    for before in ("", "./"):
+        with tarfile.open(tmp_path / "t.tar", "w") as tar:
+            for name in ("a.png", "b.png", "m.png", "n.png", "o.png", "p.png", "q", "round.png", "gone.png", "folder"):
+                tar.add(tmp_path / name, before + name)
+        found = {p.image_id.rpartition("/")[2]: p for p in expand([str(tmp_path / "t.tar")])}
+        for name in ("round.png", "gone.png"):
+            with pytest.raises(ImageError, match="which is no picture of this tar: unpack it"):
+                found.pop(name).open()
+        assert sorted(found) == ["a.png", "b.png", "m.png", "n.png", "o.png", "p.png", "q"]
+        assert all(open_image(p.open()).size == (8, 8) for p in found.values())
+
+
+@pytest.mark.parametrize("way", ["appended", "joined by cat", "joined by cat without zeros between them"])
+def test_pictures_of_one_name_in_a_shard_are_several(tmp_path: Path, way: str) -> None:
+    shard = tar_of(tmp_path / "t.tar", coloured(tmp_path / "a.png", "red"))
+    for colour in ("blue", "lime"):
+        other = coloured(tmp_path / "a.png", colour)
+        if way == "appended":
+            tar_of(shard, other, mode="a")
+        else:
+            more = tar_of(tmp_path / "more.tar", other).read_bytes()
+            data = shard.read_bytes().rstrip(b"\0") if "without" in way else shard.read_bytes()
+            shard.write_bytes(data + bytes(-len(data) % 512) + more)
+    found = list(expand([str(shard)]))
+    assert [p.image_id.removeprefix(f"{shard}/") for p in found] == [
+        "a.png", "a.png, number 2 of this name", "a.png, number 3 of this name"]  # fmt: skip
+    assert [open_image(p.open()).getpixel((0, 0)) for p in found] == [(255, 0, 0), (0, 0, 255), (0, 255, 0)]
+    assert len({identity(p.image_id) for p in found}) == 3
+
+
+@pytest.mark.parametrize("junk", [b"\x07" * 512, b"signature", bytes(5000) + b"x"])
+def test_a_shard_with_something_else_in_it_is_an_error(tmp_path: Path, junk: bytes) -> None:
+    """Behind its end, or in place of a header, behind which nothing is read."""
+    files = [coloured(tmp_path / f"{name}.png", "red") for name in "abc"]
+    whole = tar_of(tmp_path / "t.tar", *files).read_bytes()
+    second = whole.index(b"b.png")
+    for data, count in ((whole + junk, 3), (whole[:second] + junk[-1:] * 512 + whole[second + 512 :], 1)):
+        (tmp_path / "t.tar").write_bytes(data)
+        *found, last = expand([str(tmp_path / "t.tar")])
+        assert len(found) == count
+        with pytest.raises(ImageError, match=r"not a whole, uncompressed tar file \(what lies at byte \d+ is damaged"):
+            last.open()
+
+
+FORMS = {"TIFF": ("", ".tif_original"), "BMP": ("", ".dib"), "PNG": ("", ".jpg_large"), "GIF": ("", ".0"),
+         "DDS": ("", ".dds", ".x"), "PPM": ("", ".pnm", ".x"), "ICNS": ("", ".icns", ".x"), "SGI": ("", ".sgi", ".x"),
+         "JPEG2000": ("", ".jpx", ".x"), "EPS": (".eps",)}  # fmt: skip
+
+
+def test_a_picture_is_read_or_counted_whatever_it_is_called_and_in_a_shard_as_in_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "p"
+    for hidden in (".thumbs", "__MACOSX"):
+        photo(folder / hidden / "a.png")
+    for form, suffixes in FORMS.items():
+        for suffix in suffixes:
+            coloured(folder / f"{form}{suffix}", "red", form)
+    for name in ("a.rar", "b.7z", "c.tar.zst", "d.pef", "e.3fr", "f.hdr"):
+        (folder / name).write_bytes(b"?")
+    (folder / "g").write_bytes(bytes(128) + b"DICM")
+    for name, text in {
+        "README": "P1 is the plan",
+        "0.cls": "7",
+        "BMW": "BM 3 series, and more",
+        "._a.jxl": "x",
+    }.items():
+        (folder / name).write_text(text)
     with tarfile.open(tmp_path / "t.tar", "w") as tar:
-        for name in ("a.png", "b.png", "c.png"):
-            tar.add(tmp_path / name, name)
-    found = list(expand([str(tmp_path / "t.tar")]))
-    assert len(found) == 3 and all(open_image(p.open()).size == (8, 8) for p in found)
+        tar.add(folder, ".")
+    for argument in (folder, tmp_path / "t.tar"):
+        over: Counter[str] = Counter()
+        found = ids(argument, passed_over=over)
+        assert sorted(map(os.path.basename, found)) == ["BMP", "GIF", "PNG", "TIFF"]
+        assert +over == {".tif_original": 1, ".dib": 1, ".jpg_large": 1, ".0": 1, ".x": 5, ".dds": 1, ".pnm": 1,
+                         ".icns": 1, ".sgi": 1, ".jpx": 1, ".eps": 1, "pictures without a suffix": 6, ".rar": 1,
+                         ".7z": 1, ".zst": 1, ".pef": 1, ".3fr": 1, ".hdr": 1}  # fmt: skip
+    assert "6 pictures without a suffix (convert them)" in passed_over_text(over)
+    assert "1 .pef (convert them)" in passed_over_text(over) and "1 .zst (unpack it)" in passed_over_text(over)
 
 
 def test_spellings_of_one_path_are_one_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,10 +10,10 @@ import re
 import sys
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
@@ -25,16 +25,19 @@ from blip_lite.data.sources.table import read_table
 from blip_lite.errors import ConfigError, ImageError
 from blip_lite.processing.download import fetch_again
 from blip_lite.processing.encoded import from_base64, is_base64
-from blip_lite.processing.file_kinds import begins_like_a_picture
+from blip_lite.processing.file_kinds import HEAD, begins_like_a_picture, begins_like_another_picture, head_of
 from blip_lite.processing.images import IMAGE_SUFFIXES, OTHER_PICTURES, ImageInput
 from blip_lite.processing.picture import Picture
 from blip_lite.settings import TABLES
 
 IGNORED = {"__macosx"}  # folders
-ARCHIVES = {".tar": "name it to read the images in it", **dict.fromkeys((".zip", ".gz", ".tgz"), "unpack it")}
+ARCHIVES = {".tar": "name it to read the images in it"}
+ARCHIVES |= dict.fromkeys((".zip", ".gz", ".tgz", ".rar", ".7z", ".bz2", ".tbz2", ".xz", ".txz", ".zst"), "unpack it")
 # Files that lie beside pictures, maybe one each; others without one of the usual suffixes are looked into.
 NO_PICTURES = {*TABLES, ".txt", ".caption", ".lock", ".tmp", ".npy", ".npz", ".pt", ".xml", ".yaml", ".html", ".md"}
 UNUSUAL = "pictures by what they hold: give them a usual suffix, or name them"
+BARE = "pictures without a suffix"  # of a kind that is not read
+PIPES = "pipes or devices"
 PATH_TABLES = tuple(suffix for suffix in TABLES if suffix != ".json")  # a JSON file is no list of images
 
 
@@ -142,7 +145,7 @@ def in_folder(folder: str, passed_over: Counter[str]) -> Iterator[Picture]:
             folders.clear()
             continue
         been.add(real)
-        folders[:] = sorted(f for f in folders if not (f.startswith(".") or f.casefold() in IGNORED))
+        folders[:] = sorted(f for f in folders if not is_hidden(f))
         for name in sorted(names):
             yield from in_place(os.path.join(path, name), passed_over)
     for error in errors:
@@ -151,17 +154,40 @@ def in_folder(folder: str, passed_over: Counter[str]) -> Iterator[Picture]:
 
 def in_place(file: str, passed_over: Counter[str]) -> Iterator[Picture]:
     """A file of a folder, if it is a picture."""
-    name, suffix = os.path.basename(file), os.path.splitext(file)[1].lower()
-    if name.startswith("._") or suffix in (*OTHER_PICTURES, *ARCHIVES, *NO_PICTURES):
-        passed_over[suffix] += suffix in (*OTHER_PICTURES, *ARCHIVES)
-    elif suffix not in IMAGE_SUFFIXES:
-        if begins_like_a_picture(file):
-            passed_over[suffix] += bool(suffix)
-            yield from () if suffix else [named(file, None, False)]
-    elif os.path.exists(file) and not os.path.isfile(file):
-        passed_over["pipes or devices"] += 1
-    else:
-        yield named(file, None, False)
+    if is_picture(os.path.basename(file), partial(head_of, file), passed_over):
+        if os.path.exists(file) and not os.path.isfile(file):
+            passed_over[PIPES] += 1
+        else:
+            yield named(file, None, False)
+
+
+def is_picture(name: str, head: Callable[[], bytes], passed_over: Counter[str]) -> bool:
+    """Whether a file of a folder or a tar is a picture that is read. One that is none of these, but a picture or an
+    archive, is counted.
+
+    Args:
+        name: of the file, without its folder.
+        head: reads what it begins with, if it has none of the usual suffixes.
+        passed_over: is counted into, by suffix.
+    """
+    suffix = os.path.splitext(name)[1].lower()
+    if name.startswith("._") or suffix in NO_PICTURES:
+        return False
+    if suffix in IMAGE_SUFFIXES:
+        return True
+    if suffix in OTHER_PICTURES or suffix in ARCHIVES:
+        passed_over[suffix] += 1
+        return False
+    begins = head()
+    if not suffix and begins_like_a_picture(begins):
+        return True
+    passed_over[suffix or BARE] += begins_like_a_picture(begins) or begins_like_another_picture(begins)
+    return False
+
+
+def is_hidden(folder: str) -> bool:
+    """Whether a folder is passed over, by its name."""
+    return (folder.startswith(".") and folder != "..") or folder.casefold() in IGNORED
 
 
 def in_list(file: Iterable[str], folder: Path, allow_urls: bool, passed_over: Counter[str]) -> Iterator[Picture]:
@@ -176,7 +202,7 @@ def in_list(file: Iterable[str], folder: Path, allow_urls: bool, passed_over: Co
 
 def passed_over_text(passed_over: Counter[str]) -> str:
     """`3 .heic (...), 2 .jxl (...)`, or nothing."""
-    hints = OTHER_PICTURES | ARCHIVES
+    hints = OTHER_PICTURES | ARCHIVES | {BARE: "convert them"}
     return ", ".join(
         f"{n} {suffix}" + (f" ({hint})" if (hint := hints.get(suffix, UNUSUAL if suffix[:1] == "." else "")) else "")
         for suffix, n in sorted(passed_over.items())
@@ -309,36 +335,90 @@ def in_parquet(path: Path, image_column: str | None) -> Iterator[tuple[str, dict
 
 
 def in_tar(shard: str, passed_over: Counter[str]) -> Iterator[Picture]:
-    """The images of a shard, each named by shard and file. What is wrong with the shard is one image that cannot be
-    had, so
-    that the other shards follow."""
+    """The images of a shard, each named by shard and file, as those of a folder. Of joined shards, names come again:
+    those are pictures of their own. What is wrong with the shard is one image that cannot be had, so that the other
+    shards follow."""
+    path = Path(shard)
+    pieces: dict[str, tuple[int, int]] = {}  # where each picture lies
+    links: dict[str, str] = {}
+    early: list[str] = []  # links that come before their pictures
+    times: Counter[str] = Counter()
+
+    def found(name: str, piece: tuple[int, int] | str) -> Iterator[Picture]:
+        """A file of the shard, if it is a picture; where it lies, or why it cannot be had."""
+        head = bytes if isinstance(piece, str) else partial(read_piece, path, piece[0], min(piece[1], HEAD))
+        if not is_picture(os.path.basename(name), head, passed_over):
+            return
+        key = os.path.normpath(name)
+        times[key] += 1
+        image_id = f"{shard}/{name}" + (f", number {times[key]} of this name" if times[key] > 1 else "")
+        if isinstance(piece, str):
+            yield broken(image_id, piece)
+        else:
+            pieces[key] = piece
+            yield Picture(image_id, partial(read_piece, path, *piece))
+
     try:
-        with tarfile.open(shard, "r:") as tar:
-            pieces: dict[str, tuple[int, int]] = {}
-            for member in tar:
-                tar.members.clear()  # type: ignore[attr-defined]  # else millions of them are kept
-                name = os.path.basename(member.name)
-                suffix = Path(name).suffix.lower()
-                if suffix not in IMAGE_SUFFIXES or name.startswith("._"):
-                    passed_over[suffix] += suffix in (*OTHER_PICTURES, *ARCHIVES)
-                    continue
-                if member.issparse():  # its bytes do not lie in one piece
-                    yield broken(f"{shard}/{member.name}", "a sparse file in a tar: unpack it")
-                elif member.isfile():
-                    pieces[member.name] = member.offset_data, member.size
-                    yield Picture(f"{shard}/{member.name}", partial(read_piece, Path(shard), *pieces[member.name]))
-                elif member.islnk() or member.issym():  # a second name of a file before it
-                    target = member.linkname
-                    if member.issym():
-                        target = os.path.normpath(os.path.join(os.path.dirname(member.name), target))
-                    if target in pieces:
-                        yield Picture(f"{shard}/{member.name}", partial(read_piece, Path(shard), *pieces[target]))
-                    else:
-                        yield broken(f"{shard}/{member.name}", f"a link to {target}, which is not before it")
-            check_end(tar, Path(shard))
+        for member in members(path):
+            name = os.path.normpath(member.name)
+            if any(map(is_hidden, name.split("/")[:-1])):
+                continue
+            if member.issparse():  # its bytes do not lie in one piece
+                yield from found(member.name, "a sparse file in a tar: unpack it")
+            elif member.isfile():
+                links.pop(name, None)
+                yield from found(member.name, (member.offset_data, member.size))
+            elif member.islnk() or member.issym():  # a second name of a file
+                folder = os.path.dirname(name) if member.issym() else ""
+                links[name] = os.path.normpath(os.path.join(folder, member.linkname))
+                if (target := end_of(name, links)) in pieces:
+                    yield from found(member.name, pieces[target])
+                else:
+                    early.append(member.name)
+            elif not member.isdir():
+                passed_over[PIPES] += os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+        for name in early:
+            target = end_of(os.path.normpath(name), links)
+            reason = f"a link to {target}, which is no picture of this tar: unpack it"
+            yield from found(name, pieces.get(target, reason))
     except (tarfile.TarError, OSError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         yield broken(shard, f"not a whole, uncompressed tar file ({reason})")
+
+
+def members(path: Path) -> Iterator[tarfile.TarInfo]:
+    """What a tar holds, and what `cat` joined to it holds. Raises TarError for what is no whole tar."""
+    with open(path, "rb") as file:
+        at: int | None = 0
+        while at is not None:
+            file.seek(at)
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                for member in tar:
+                    tar.members.clear()  # type: ignore[attr-defined]  # else millions of them are kept
+                    yield member
+                if at and tar.offset == at:
+                    raise tarfile.ReadError(f"what lies at byte {at} is damaged, or no tar")
+                check_end(tar, path)
+                at = behind_zeros(file, tar.offset)
+
+
+def behind_zeros(file: BinaryIO, at: int) -> int | None:
+    """Where the first block of a tar is, from `at` on, that is not all zeros; None if there is none."""
+    file.seek(at)
+    while block := file.read(1 << 20):
+        if rest := block.lstrip(b"\0"):
+            return at + (len(block) - len(rest)) // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
+        at += len(block)
+    return None
+
+
+def end_of(name: str, links: Mapping[str, str]) -> str:
+    """What a link leads to in the end; links that lead in a circle lead to one of themselves."""
+    been: set[str] = set()
+    while name in links and name not in been:
+        been.add(name)
+        name = links[name]
+    return name
 
 
 def count(arguments: Iterable[str], image_column: str | None = None) -> int | None:

@@ -26,8 +26,16 @@ IMAGE_SUFFIXES |= {".tiff", *([".heic", ".heif"] if HEIC else [])}
 # Pictures that are not read, by suffix, and what helps; named where they are passed over.
 OTHER_PICTURES = {
     **({} if HEIC else dict.fromkeys((".heic", ".heif", ".hif"), "pip install 'blip_lite[heic]' reads them")),
-    **dict.fromkeys((".jxl", ".jp2", ".j2k", ".psd", ".svg", ".ico", ".exr", ".dng", ".ppm", ".pgm"), "convert them"),
-    **dict.fromkeys((".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".tga", ".pcx", ".jpf"), "convert them"),
+    **dict.fromkeys(
+        (
+            *(".jxl", ".jp2", ".j2k", ".j2c", ".jpc", ".jpx", ".jpf", ".jxr", ".wdp", ".hdp", ".psd", ".psb", ".svg"),
+            *(".ico", ".icns", ".cur", ".exr", ".hdr", ".fits", ".fts", ".dcm", ".dicom", ".tga", ".pcx"),
+            *(".ppm", ".pgm", ".pbm", ".pnm", ".pam", ".pfm", ".sgi", ".rgb", ".dds", ".qoi", ".eps", ".xbm", ".xpm"),
+            *(".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".sr2", ".srf", ".orf", ".rw2", ".raf", ".pef"),
+            *(".srw", ".3fr", ".fff", ".iiq", ".erf", ".kdc", ".dcr", ".mos", ".mrw", ".x3f", ".djvu"),
+        ),
+        "convert them",
+    ),
 }
 
 # No others, whatever a file is called: of EPS, Pillow runs Ghostscript.
