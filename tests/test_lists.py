@@ -6,13 +6,17 @@ import base64
 import io
 import json
 import os
+import subprocess
 import sys
 import tarfile
+import threading
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -27,6 +31,7 @@ from blip_lite.model.flops import bfloat16_gain
 from blip_lite.processing.images import open_image
 from blip_lite.processing.picture import Picture
 from blip_lite.processing.progress import Progress
+from conftest import ROOT
 
 NAMES = st.text(st.characters(exclude_categories=["C"], exclude_characters="/\\\"'"), min_size=1, max_size=20)
 
@@ -407,3 +412,99 @@ def test_tables_of_base64_and_lines_that_are_too_deep(tmp_path: Path) -> None:
     assert open_image(first.open()).size == open_image(second.open()).size
     with pytest.raises(ImageError, match="not valid JSON"):
         deep.open()
+
+
+def parquet_of(file: Path) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(pa.table({"image": ["a.png"]}), file)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("make", "argument", "what"),
+    [
+        (lambda t: (t / "e").mkdir(), "e", "an empty folder"),
+        (lambda t: parquet_of(t / "e/x/0.parquet"), "e", "a folder with 1 .parquet: name '{t}/e/**/*.parquet'"),
+        (lambda t: parquet_of(t / "e.parquet/0.parquet"), "e.parquet", "a folder with 1 .parquet: name"),
+        (lambda t: (t / "e.csv").write_text("image\n"), "e.csv", "a table with no row below its header"),
+        (lambda t: (t / "e.txt").write_text("\n"), "e.txt", "a list without a line"),
+        (lambda t: tar_of(t / "e.tar"), "e.tar", "a tar without an image"),
+        (lambda t: (t / "e").write_text("x"), "e*", "no image in the files that match"),
+        (lambda t: None, "e{3..1}.tar", "counts down: write the smaller number first"),
+    ],
+)
+def test_an_argument_that_gives_nothing_is_named(tmp_path: Path, make: Any, argument: str, what: str) -> None:
+    make(tmp_path)
+    empty: list[str] = []
+    pictures = [str(photo(tmp_path / "p" / name)) for name in ("a.png", "b.png")]
+    argument = str(tmp_path / argument)
+    assert [p.image for p in expand([pictures[0], argument, pictures[1]], empty=empty)] == pictures
+    assert len(empty) == 1 and empty[0].startswith(f"{argument} (") and what.format(t=tmp_path) in empty[0]
+
+
+@pytest.mark.parametrize("name", ["list.txt", "no suffix"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_list_may_be_a_pipe(tmp_path: Path, name: str, encoding: str) -> None:
+    os.mkfifo(tmp_path / name)
+    paths = [str(photo(tmp_path / f"{i}.png")) for i in range(3)]
+    text = "".join(f"{path}\n" for path in paths).encode(encoding)
+    writer = threading.Thread(target=(tmp_path / name).write_bytes, args=(text,), daemon=True)
+    writer.start()
+    found = subprocess.run(  # another process, as what hangs cannot be ended in this one
+        [sys.executable, "-c", "import sys; from blip_lite.captioning.inputs import count, expand; a = sys.argv[1:]\n"
+         "assert count(a) is None; print(*(p.image for p in expand(a)), sep='\\n')", str(tmp_path / name)],
+        capture_output=True, text=True, timeout=60, cwd=ROOT,
+    )  # fmt: skip
+    assert found.stdout.splitlines() == paths, found.stderr
+
+
+def test_a_table_that_is_a_pipe_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "t.csv")
+    with pytest.raises(ConfigError, match=r"t.csv: a pipe.* Write it into a file"):
+        ids(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize("pattern", ["{}*.{}", "{}{{0..1}}.{}", "{}[01].{}"])
+@pytest.mark.parametrize("suffix", ["tar", "csv", "parquet", "jsonl", "txt", "png"])
+def test_quoted_patterns_of_whatever_is_read(tmp_path: Path, pattern: str, suffix: str) -> None:
+    for n in range(2):
+        one = photo(tmp_path / "p" / f"{n}.png")
+        match suffix:
+            case "tar":
+                tar_of(tmp_path / f"{n}.tar", one)
+            case "parquet":
+                pyarrow.parquet.write_table(pa.table({"image": [str(one)]}), tmp_path / f"{n}.parquet")
+            case "png":
+                photo(tmp_path / f"{n}.png")
+            case _:
+                lines = {"csv": f"image\n{one}\n", "jsonl": json.dumps({"image": str(one)}), "txt": str(one)}
+                (tmp_path / f"{n}.{suffix}").write_text(lines[suffix])
+    argument = pattern.format(f"{tmp_path}/", suffix)
+    assert [os.path.basename(name) for name in ids(argument)] == ["0.png", "1.png"]
+    literal = photo(tmp_path / os.path.basename(argument)) if suffix == "png" else None
+    assert literal is None or ids(argument) == [argument]  # a file is called so
+
+
+def test_a_pattern_is_no_way_round_what_protects_a_list(tmp_path: Path) -> None:
+    (tmp_path / "0.txt").write_text(str(photo(tmp_path / "0.png")))
+    with pytest.raises(ImageError, match="is a list that is read"):
+        Sidecars(".txt", [str(tmp_path / "*.txt")]).of(Picture("0", str(tmp_path / "0.png")))
+    (tmp_path / "bad.csv").write_text("a,b\n1,2\n"), (tmp_path / "good.csv").write_text("image\n0.png\n")
+    pictures = list(expand([str(tmp_path / "0.png"), str(tmp_path / "*.csv")]))
+    assert [os.path.basename(p.image_id) for p in pictures] == ["0.png", "bad.csv", "0.png"]
+    with pytest.raises(ConfigError, match=r"2.csv: there is no such file"):
+        ids(tmp_path / "{2..3}.csv")
+
+
+@pytest.mark.parametrize("column", [None, "0.png"])
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("0.png\n1.png\n", "a line `image` before it, or rename it to .txt"),
+     ("0.png,a dog\n1.png,a cat\n", "with a name for each column"), ("http://x.org/a?b\nc\n", "a line `image`")],
+)  # fmt: skip
+def test_a_table_without_a_header_is_told(tmp_path: Path, text: str, says: str, column: str | None) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    if column and column not in text:
+        return
+    with pytest.raises(ConfigError, match=f"t.csv: has no header, its first line names .*{says}"):
+        list(expand([str(tmp_path / "t.csv")], image_column=column))

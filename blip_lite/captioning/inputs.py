@@ -11,9 +11,10 @@ import sys
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
@@ -46,46 +47,106 @@ def expand(
     allow_urls: bool = False,
     image_column: str | None = None,
     passed_over: Counter[str] | None = None,
+    empty: list[str] | None = None,
 ) -> Iterator[Picture]:
     """Images, in order; nothing is held but one folder's names, those that match a pattern, a row group of a Parquet
     file.
 
-    Files as they are; folders as the images in them, recursively and in name order; a name with `*`, `?` or `[` that is
-    no file as a pattern; `-` and `.txt` files as lists of one path or URL a line; `.csv`, `.tsv`, `.jsonl` and
-    `.parquet` as tables with a column of paths (relative to the table), URLs or image bytes; `.tar` (and
-    `{0000..0099}.tar`) as webdataset shards.
+    Files as they are; folders as the images in them, recursively and in name order; a name with `*`, `?`, `[` or
+    `{0..9}` that is no file as the files that a shell would make of it; `-`, `.txt` files and pipes as lists of one
+    path or URL a line; `.csv`, `.tsv`, `.jsonl` and `.parquet` as tables with a column of paths (relative to the
+    table), URLs or image bytes; `.tar` as webdataset shards.
 
     Args:
         arguments: as on the command line.
         allow_urls: whether http and https URLs are fetched.
         image_column: of tables; else one of the usual names.
         passed_over: files in folders that are no pictures or none that is read, counted by suffix here.
+        empty: the arguments that gave no image, each with what it holds instead, are added here.
 
     Raises:
         ConfigError: a list or table that is not there, an argument that is a URL and was not allowed; and, before the
             first image, a table that cannot be read at all or has no column of images. After that, and of bad lines
             and images always, one that cannot be had stands for them: it raises when it is loaded.
     """
-    arguments, some = list(arguments), False
+    arguments, images = list(arguments), 0
     passed_over = Counter() if passed_over is None else passed_over
-    for argument in arguments:  # all of them, before the first image
+    check(arguments, allow_urls)
+    for argument in arguments:
+        before, names = images, spelled_out(argument)
+        pattern = argument not in names and glob.has_magic(argument)
+        if pattern and not names:
+            images += 1
+            yield broken(argument, "no file matches this pattern")
+        end = os.path.splitext(argument)[1]
+        mixed = pattern and (glob.has_magic(end) or not end)  # `photos/*` is as the folder is
+        for name in names:
+            one_by_one = mixed and not os.path.isdir(name)
+            found = (
+                in_place(name, passed_over) if one_by_one else expand_one(name, allow_urls, image_column, passed_over)
+            )
+            try:
+                for picture in found:
+                    images += 1
+                    yield picture
+            except ValueError as error:  # of a table
+                if not images:
+                    raise
+                images += 1
+                yield broken(name, str(error).removeprefix(f"{name}: "))
+        if images == before and empty is not None:
+            empty.append(f"{argument} ({held_by(argument)})")
+
+
+def check(arguments: Iterable[str], allow_urls: bool) -> None:
+    """Raises ConfigError for what can be told of the arguments before the first image."""
+    arguments = list(arguments)
+    for argument in arguments:
         if is_url(argument) and not allow_urls:
             raise ConfigError(f"{argument}: a URL; --allow_urls fetches such images")
-        listed = Path(argument).suffix.lower() in {".txt", *PATH_TABLES} and not is_url(argument)
-        if listed and not os.path.exists(argument):
-            raise ConfigError(f"{argument}: there is no such file")
-        if Path(argument).suffix.lower() == ".parquet":
+    for name in lists_in(arguments):
+        suffix = Path(name).suffix.lower()
+        if not os.path.exists(name):
+            raise ConfigError(f"{name}: there is no such file")
+        if suffix != ".txt" and Path(name).is_fifo():
+            raise ConfigError(f"{name}: a pipe, and a table is read more than once. Write it into a file")
+        if suffix == ".parquet":
             import pyarrow  # noqa: F401  of an extra: missing, it is to be told before the first image
 
-    for argument in arguments:
-        try:
-            for picture in expand_one(argument, allow_urls, image_column, passed_over):
-                some = True
-                yield picture
-        except ValueError as error:  # of a table
-            if not some:
-                raise
-            yield broken(argument, str(error).removeprefix(f"{argument}: "))
+
+def spelled_out(argument: str) -> list[str]:
+    """What a shell would make of an argument: of a pattern the names that match, of `{0..9}` each one. A file may be
+    called so."""
+    if argument == "-" or is_url(argument) or os.path.lexists(argument):
+        return [argument]
+    names = expand_braces(argument)
+    return [n for name in names for n in (sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) else [name])]
+
+
+def lists_in(arguments: Iterable[str]) -> list[str]:
+    """The lists and tables that the arguments name."""
+    named_so = [a for a in arguments if Path(a).suffix.lower() in {".txt", *PATH_TABLES} and not is_url(a)]
+    return [name for argument in named_so for name in spelled_out(argument)]
+
+
+def held_by(argument: str) -> str:
+    """What an argument is that gave no image, and what to name instead."""
+    names, suffix = spelled_out(argument), Path(argument).suffix.lower()
+    if not names:
+        return "a range that counts down: write the smaller number first"
+    if os.path.isdir(argument):
+        inside: Counter[str] = Counter()
+        for _, folders, files in os.walk(argument, followlinks=False):
+            folders[:] = [f for f in folders if not is_hidden(f)]
+            inside.update(os.path.splitext(name)[1].lower() or "without a suffix" for name in files)
+        read = next((kind for kind, _ in inside.most_common() if kind in (*PATH_TABLES, ".tar")), None)
+        hint = f": name '{os.path.join(argument, '**', f'*{read}')}' to read those" if read else ""
+        files_in = ", ".join(f"{n} {kind}" for kind, n in inside.most_common(3))
+        return f"a folder with {files_in}{hint}" if files_in else "an empty folder"
+    if argument not in names:
+        return "no image in the files that match"
+    kinds = {"": "nothing in it", ".txt": "a list without a line", ".tar": "a tar without an image"}
+    return kinds.get(suffix, "a table with no row below its header" if suffix in PATH_TABLES else "nothing in it")
 
 
 def without_texts(arguments: Iterable[str]) -> list[str]:
@@ -95,43 +156,28 @@ def without_texts(arguments: Iterable[str]) -> list[str]:
     return [a for a in arguments if not (Path(a).suffix.lower() == ".txt" and os.path.splitext(a)[0] in pictures)]
 
 
-def expand_one(
-    argument: str, allow_urls: bool, image_column: str | None, passed_over: Counter[str]
-) -> Iterator[Picture]:
-    """`expand` of a single argument."""
-    path, suffix = Path(argument), Path(argument).suffix.lower()
-    if argument == "-":
+def expand_one(name: str, allow_urls: bool, image_column: str | None, passed_over: Counter[str]) -> Iterator[Picture]:
+    """`expand` of a single name, without patterns."""
+    path, suffix = Path(name), Path(name).suffix.lower()
+    if name == "-":
         yield from in_list(standard_input(), Path(), allow_urls, passed_over)
-    elif os.path.isdir(argument):
-        yield from in_folder(argument, passed_over)
-    elif is_url(argument):
-        yield named(argument, None, allow_urls)
-    elif suffix == ".txt":
+    elif os.path.isdir(name):
+        yield from in_folder(name, passed_over)
+    elif is_url(name):
+        yield named(name, None, allow_urls)
+    elif suffix == ".txt" or (path.is_fifo() and not suffix):  # `<(find ...)`
         try:
-            utf16 = utf16_of(path)
-            with open(argument, encoding=utf16 or "utf-8", errors="replace" if utf16 else "surrogateescape") as file:
+            with opened(path) as file:
                 yield from in_list(file, path.parent, allow_urls, passed_over)
         except OSError as error:
-            raise ConfigError(f"{argument}: a list of paths that cannot be read ({error})") from error
+            raise ConfigError(f"{name}: a list of paths that cannot be read ({error})") from error
     elif suffix == ".tar":
-        for shard in expand_braces(argument):
-            yield from in_tar(shard, passed_over)
+        yield from in_tar(name, passed_over)
     elif suffix in PATH_TABLES:
         rows = in_parquet(path, image_column) if suffix == ".parquet" else utf8(path, read_table(path, strict=False))
         yield from in_table(path, rows, image_column, allow_urls)
-    elif not os.path.exists(argument) and glob.has_magic(argument):
-        found = sorted(glob.glob(argument, recursive=True))
-        for name in found:
-            if os.path.isdir(name):
-                yield from in_folder(name, passed_over)
-            elif glob.has_magic(os.path.splitext(argument)[1]) or not suffix:  # `photos/*` is as the folder is
-                yield from in_place(name, passed_over)
-            else:
-                yield named(name, None, False)
-        if not found:
-            yield broken(argument, "no file matches this pattern")
     else:
-        yield named(argument, None, False)
+        yield named(name, None, False)
 
 
 def in_folder(folder: str, passed_over: Counter[str]) -> Iterator[Picture]:
@@ -210,12 +256,24 @@ def passed_over_text(passed_over: Counter[str]) -> str:
     )
 
 
+@contextmanager
+def opened(path: Path) -> Iterator[TextIO]:
+    """A list, in UTF-8 or UTF-16. It is opened once, as it may be a pipe; then UTF-16 needs a mark."""
+    utf16 = None if path.is_fifo() else utf16_of(path)
+    with open(path, "rb") as file:
+        utf16 = utf16 or ("utf-16" if is_marked(file) else None)
+        yield io.TextIOWrapper(file, utf16 or "utf-8", errors="replace" if utf16 else "surrogateescape")
+
+
 def standard_input() -> Iterable[str]:
     """Its lines, in UTF-8 or in UTF-16 with a mark."""
     raw = getattr(sys.stdin, "buffer", None)
-    if raw is not None and raw.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        return io.TextIOWrapper(raw, "utf-16", errors="replace")
-    return sys.stdin
+    return io.TextIOWrapper(raw, "utf-16", errors="replace") if raw is not None and is_marked(raw) else sys.stdin
+
+
+def is_marked(file: io.BufferedReader) -> bool:
+    """Whether a file that is not read yet begins with a mark of UTF-16."""
+    return file.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def lines(file: Iterable[str]) -> Iterator[str]:
@@ -313,9 +371,17 @@ def in_table(
 
 
 def pick(columns: list[str], image_column: str | None, where: str) -> str:
-    column = find_column([c for c in columns if c is not None], [image_column] if image_column else IMAGE_COLUMNS)
+    """The column of the images of a table. Raises ConfigError if there is none, and for a CSV without a header."""
+    columns = [c for c in columns if c is not None]
+    column = find_column(columns, [image_column] if image_column else IMAGE_COLUMNS)
+    pictures = [c for c in columns if is_url(c.strip()) or Path(c.strip()).suffix.lower() in IMAGE_SUFFIXES]
+    if pictures and Path(where).suffix.lower() in (".csv", ".tsv") and (column is None or column in pictures):
+        what = (
+            "`image` before it, or rename it to .txt" if len(columns) == 1 else "with a name for each column before it"
+        )
+        raise ConfigError(f"{where}: has no header, its first line names {pictures[0].strip()}. Put a line {what}")
     if column is None:
-        there = ", ".join(map(str, columns))
+        there = ", ".join(columns)
         raise ConfigError(
             f"{where}: no column {image_column or 'image'}; there are: {there}. Name it with --image_column"
         )
@@ -424,7 +490,7 @@ def end_of(name: str, links: Mapping[str, str]) -> str:
 def count(arguments: Iterable[str], image_column: str | None = None) -> int | None:
     """How many images there are, where that can be told without reading them all; for the time left."""
     arguments = list(arguments)
-    if any(a == "-" or Path(a).suffix.lower() == ".parquet" for a in arguments):
+    if any(a == "-" or Path(a).suffix.lower() == ".parquet" or Path(a).is_fifo() for a in arguments):
         return None
     try:
         return sum(1 for _ in expand(arguments, True, image_column))

@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from blip_lite.captioning.inputs import lists_in
 from blip_lite.captioning.journal import Seen, behind_links, parts_of, read_journal
 from blip_lite.errors import ConfigError, ImageError
 from blip_lite.processing.images import IMAGE_SUFFIXES, OTHER_PICTURES
@@ -217,7 +218,7 @@ class Sidecars:
         kept = {*IMAGE_SUFFIXES, *OTHER_PICTURES, *TABLES, ".tar"}
         if not re.fullmatch(r"\.[^./\\]+", suffix) or suffix.lower() in kept:
             raise ConfigError(f"--sidecar_suffix {suffix}: expected one of texts, like .txt or .caption")
-        self.suffix, self.owners, self.inputs = suffix, Seen(), {os.path.abspath(name) for name in inputs}
+        self.suffix, self.owners, self.inputs = suffix, Seen(), {os.path.abspath(name) for name in lists_in(inputs)}
 
     def of(self, picture: Picture) -> Path:
         """`photo.jpg` -> `photo.txt`. Raises ImageError for an image that is no file of its own, for the second of two
