@@ -25,7 +25,16 @@ from PIL import Image
 from blip_lite.captioning.command import say_faster
 from blip_lite.captioning.inputs import expand, identity, passed_over_text
 from blip_lite.captioning.journal import take_up
-from blip_lite.captioning.outputs import Sidecars, convert, discard, try_to_write, try_to_write_page, write_sidecar
+from blip_lite.captioning.outputs import (
+    Sidecars,
+    convert,
+    discard,
+    is_edited,
+    try_to_write,
+    try_to_write_page,
+    write_sidecar,
+)
+from blip_lite.captioning.review import write_page
 from blip_lite.errors import ConfigError, ImageError
 from blip_lite.model.flops import bfloat16_gain
 from blip_lite.processing.images import open_image
@@ -288,6 +297,73 @@ def test_texts_that_are_no_utf8_are_kept_and_a_second_run_adds_nothing(tmp_path:
         assert write_sidecar(text, ["one"], existing) == (existing != "skip")
         assert not write_sidecar(text, ["one"], existing) and text.read_bytes() == content
     assert write_sidecar(text, ["one"], "overwrite") and text.read_bytes() == b"one\n"
+
+
+LINE = st.text("ab ", min_size=1, max_size=3).filter(str.strip)
+
+
+@given(st.lists(LINE, max_size=3), st.lists(LINE, min_size=1, max_size=2), st.sampled_from(["append", "prepend"]),
+       st.sampled_from(["\n", "\r\n"]), st.booleans(), st.booleans())  # fmt: skip
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_text_has_each_caption_as_a_line(
+    tmp_path: Path, there: list[str], captions: list[str], existing: str, end: str, ends: bool, marked: bool
+) -> None:
+    """Which a line that ends or begins like one is not."""
+    text, mark = tmp_path / "a.txt", "\ufeff" if marked else ""
+    text.write_bytes((mark + (end.join(there) + end * ends if there else "")).encode())
+    known = there[-len(captions) :] if existing == "append" else there[: len(captions)]
+    assert write_sidecar(text, captions, existing) == (known != captions)
+    lines = text.read_text("utf-8").splitlines()
+    wanted = there if known == captions else there + captions if existing == "append" else captions + there
+    assert "\n".join(lines).removeprefix(mark) == "\n".join(wanted)
+    assert not write_sidecar(text, captions, existing)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32"])
+def test_no_text_is_in_two_encodings(tmp_path: Path, encoding: str) -> None:
+    text = tmp_path / "a.txt"
+    text.write_bytes("Größe\r\n".encode(encoding))
+    for existing in ("append", "prepend"):
+        with pytest.raises(ImageError, match=r"a.txt is in UTF-16 or UTF-32.*save it as UTF-8"):
+            write_sidecar(text, ["one"], existing)
+    assert text.read_bytes() == "Größe\r\n".encode(encoding)
+    assert write_sidecar(text, ["one"], "overwrite") and text.read_text() == "one\n"
+
+
+def test_a_page_of_others_is_not_written_over(tmp_path: Path) -> None:
+    page = tmp_path / "index.html"
+    for others in ("my page", "<!doctype html><title>Captions</title>"):
+        page.write_text(others)
+        with pytest.raises(ConfigError, match=r"index.html: is a page that blip-lite did not write; choose another"):
+            try_to_write_page(page)
+    page.write_text("")
+    try_to_write_page(page)
+    for _ in range(2):
+        write_page(page, [])
+        try_to_write_page(page)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "json", "parquet"])
+def test_a_table_that_was_changed_is_told_from_one_that_was_not(tmp_path: Path, suffix: str) -> None:
+    journal, output = tmp_path / f"o.{suffix}.jsonl", tmp_path / f"o.{suffix}"
+    rows = [{"image": f"{n}.png", "caption": "a dog"} for n in range(3)]
+    journal.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    convert(journal, output)
+    assert not is_edited(journal, output)
+    os.utime(output)
+    assert not is_edited(journal, output)  # touched
+    if suffix == "parquet":
+        table = pyarrow.parquet.read_table(output)
+        pyarrow.parquet.write_table(table, output, compression="zstd")  # by another program
+        assert not is_edited(journal, output)
+        corrected = table.set_column(1, "caption", pa.array(["a dog", "a cat", "a dog"]))
+        for other in (table.append_column("licence", pa.array(["CC"] * 3)), corrected, pa.concat_tables([table] * 2)):
+            pyarrow.parquet.write_table(other, output)
+            assert is_edited(journal, output)
+        output.write_bytes(b"no table")
+    else:
+        output.write_text(output.read_text().replace("dog", "cat"))
+    assert is_edited(journal, output)
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".PNG", ".heic", ".csv", ".tar", "txt", ".", "", ".a/b"])
