@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from blip_lite.captioning.command import say_faster
-from blip_lite.captioning.inputs import expand, identity, passed_over_text
+from blip_lite.captioning.inputs import count, expand, identity, passed_over_text
 from blip_lite.captioning.journal import take_up
 from blip_lite.captioning.outputs import (
     Sidecars,
@@ -209,10 +209,10 @@ def test_a_shard_with_something_else_in_it_is_an_error(tmp_path: Path, junk: byt
     files = [coloured(tmp_path / f"{name}.png", "red") for name in "abc"]
     whole = tar_of(tmp_path / "t.tar", *files).read_bytes()
     second = whole.index(b"b.png")
-    for data, count in ((whole + junk, 3), (whole[:second] + junk[-1:] * 512 + whole[second + 512 :], 1)):
+    for data, before in ((whole + junk, 3), (whole[:second] + junk[-1:] * 512 + whole[second + 512 :], 1)):
         (tmp_path / "t.tar").write_bytes(data)
         *found, last = expand([str(tmp_path / "t.tar")])
-        assert len(found) == count
+        assert len(found) == before
         with pytest.raises(ImageError, match=r"not a whole, uncompressed tar file \(what lies at byte \d+ is damaged"):
             last.open()
 
@@ -532,6 +532,11 @@ def test_a_list_may_be_a_pipe(tmp_path: Path, name: str, encoding: str) -> None:
         capture_output=True, text=True, timeout=60, cwd=ROOT,
     )  # fmt: skip
     assert found.stdout.splitlines() == paths, found.stderr
+
+
+def test_a_name_that_no_file_can_have_is_an_image_that_cannot_be_had() -> None:
+    names = [f"https://example.org/{'a' * 300}", "b" * 300, "c\0"]
+    assert [p.image_id for p in expand(names, allow_urls=True)] == names and count(names) == 3
 
 
 def test_a_table_that_is_a_pipe_is_refused(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ KINDS = ["pHYs", "gAMA", "sRGB", "cHRM", "iCCP", "sBIT", "bKGD", "hIST", "tIME",
     st.sampled_from(KINDS), st.binary(max_size=12), st.booleans(), st.booleans(), st.sampled_from(["L", "RGB", "deep"])
 )
 @example("pHYs", b"", True, True, "deep")
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=120)
 def test_a_broken_chunk_that_pixels_do_not_need_refuses_no_picture(
     kind: str, content: bytes, whole: bool, late: bool, mode: str
 ) -> None:

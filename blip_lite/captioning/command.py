@@ -28,6 +28,7 @@ from blip_lite.captioning.inputs import (
     count,
     expand,
     identity,
+    is_pipe,
     is_url,
     lists_in,
     passed_over_text,
@@ -231,7 +232,7 @@ def together(args: argparse.Namespace) -> tuple[int, int, Callable[[], None], st
         return 0, 1, lambda: None, args.device
     if not (args.output or args.sidecar):
         raise ConfigError(f"{processes} processes need --output or --sidecar")
-    if any(name == "-" or Path(name).is_fifo() for name in args.images):
+    if any(name == "-" or is_pipe(name) for name in args.images):
         raise ConfigError("standard input or a pipe reaches one process only; write the paths into a .txt file")
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env

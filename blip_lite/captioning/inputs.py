@@ -7,6 +7,7 @@ import glob
 import io
 import os
 import re
+import stat
 import sys
 import tarfile
 from collections import Counter
@@ -108,7 +109,7 @@ def check(arguments: Iterable[str], allow_urls: bool) -> None:
         suffix = Path(name).suffix.lower()
         if not os.path.exists(name):
             raise ConfigError(f"{name}: there is no such file")
-        if suffix != ".txt" and Path(name).is_fifo():
+        if suffix != ".txt" and is_pipe(name):
             raise ConfigError(f"{name}: a pipe, and a table is read more than once. Write it into a file")
         if suffix == ".parquet":
             import pyarrow  # noqa: F401  of an extra: missing, it is to be told before the first image
@@ -165,7 +166,7 @@ def expand_one(name: str, allow_urls: bool, image_column: str | None, passed_ove
         yield from in_folder(name, passed_over)
     elif is_url(name):
         yield named(name, None, allow_urls)
-    elif suffix == ".txt" or (path.is_fifo() and not suffix):  # `<(find ...)`
+    elif suffix == ".txt" or (is_pipe(name) and not suffix):  # `<(find ...)`
         try:
             with opened(path) as file:
                 yield from in_list(file, path.parent, allow_urls, passed_over)
@@ -259,7 +260,7 @@ def passed_over_text(passed_over: Counter[str]) -> str:
 @contextmanager
 def opened(path: Path) -> Iterator[TextIO]:
     """A list, in UTF-8 or UTF-16. It is opened once, as it may be a pipe; then UTF-16 needs a mark."""
-    utf16 = None if path.is_fifo() else utf16_of(path)
+    utf16 = None if is_pipe(path) else utf16_of(path)
     with open(path, "rb") as file:
         utf16 = utf16 or ("utf-16" if is_marked(file) else None)
         yield io.TextIOWrapper(file, utf16 or "utf-8", errors="replace" if utf16 else "surrogateescape")
@@ -298,6 +299,13 @@ def pieces(file: Iterable[str]) -> Iterator[str]:
         else:
             yield line.rstrip("\r\n")
     yield rest
+
+
+def is_pipe(name: str | Path) -> bool:
+    try:
+        return stat.S_ISFIFO(os.stat(name).st_mode)
+    except (OSError, ValueError):  # not there; no name that a file can have
+        return False
 
 
 def is_url(text: str) -> bool:
@@ -490,7 +498,7 @@ def end_of(name: str, links: Mapping[str, str]) -> str:
 def count(arguments: Iterable[str], image_column: str | None = None) -> int | None:
     """How many images there are, where that can be told without reading them all; for the time left."""
     arguments = list(arguments)
-    if any(a == "-" or Path(a).suffix.lower() == ".parquet" or Path(a).is_fifo() for a in arguments):
+    if any(a == "-" or Path(a).suffix.lower() == ".parquet" or is_pipe(a) for a in arguments):
         return None
     try:
         return sum(1 for _ in expand(arguments, True, image_column))
