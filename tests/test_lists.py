@@ -566,6 +566,14 @@ def test_quoted_patterns_of_whatever_is_read(tmp_path: Path, pattern: str, suffi
     assert literal is None or ids(argument) == [argument]  # a file is called so
 
 
+def test_home_is_understood_in_whatever_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    one = photo(tmp_path / "p" / "0.png")
+    (tmp_path / "l.txt").write_text(f"{one}\n"), tar_of(tmp_path / "t.tar", one)
+    assert ids("~/p", "~/p/*.png", "~/p/{0..0}.png", "~/p/0.png", "~/l.txt") == [str(one)] * 5
+    assert ids("~/t.tar") == [f"{tmp_path}/t.tar/0.png"]
+
+
 def test_a_pattern_is_no_way_round_what_protects_a_list(tmp_path: Path) -> None:
     (tmp_path / "0.txt").write_text(str(photo(tmp_path / "0.png")))
     with pytest.raises(ImageError, match="is a list that is read"):
@@ -581,7 +589,7 @@ def test_a_pattern_is_no_way_round_what_protects_a_list(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [("0.png\n1.png\n", "a line `image` before it, or rename it to .txt"),
-     ("0.png,a dog\n1.png,a cat\n", "with a name for each column"), ("http://x.org/a?b\nc\n", "a line `image`")],
+     ("0.png,a dog\n1.png,a cat\n", "a line of names before it, `image` above"), ("http://x.org/a?b\nc\n", "a line `image`")],
 )  # fmt: skip
 def test_a_table_without_a_header_is_told(tmp_path: Path, text: str, says: str, column: str | None) -> None:
     (tmp_path / "t.csv").write_text(text)

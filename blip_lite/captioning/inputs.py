@@ -116,11 +116,11 @@ def check(arguments: Iterable[str], allow_urls: bool) -> None:
 
 
 def spelled_out(argument: str) -> list[str]:
-    """What a shell would make of an argument: of a pattern the names that match, of `{0..9}` each one. A file may be
-    called so."""
+    """What a shell would make of an argument: of a pattern the names that match, of `{0..9}` each one, of `~` the home
+    folder. A file may be called so."""
     if argument == "-" or is_url(argument) or os.path.lexists(argument):
         return [argument]
-    names = expand_braces(argument)
+    names = expand_braces(os.path.expanduser(argument))
     return [n for name in names for n in (sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) else [name])]
 
 
@@ -385,7 +385,9 @@ def pick(columns: list[str], image_column: str | None, where: str) -> str:
     pictures = [c for c in columns if is_url(c.strip()) or Path(c.strip()).suffix.lower() in IMAGE_SUFFIXES]
     if pictures and Path(where).suffix.lower() in (".csv", ".tsv") and (column is None or column in pictures):
         what = (
-            "`image` before it, or rename it to .txt" if len(columns) == 1 else "with a name for each column before it"
+            "`image` before it, or rename it to .txt"
+            if len(columns) == 1
+            else "of names before it, `image` above the pictures"
         )
         raise ConfigError(f"{where}: has no header, its first line names {pictures[0].strip()}. Put a line {what}")
     if column is None:
