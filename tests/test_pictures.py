@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from blip_lite.errors import ImageError
 from blip_lite.processing.file_kinds import kind_of
-from blip_lite.processing.images import IMAGE_SUFFIXES, open_image
+from blip_lite.processing.images import IMAGE_SUFFIXES, open_image, size_of
+from blip_lite.serving.requests import look
 
 H, W = 24, 36
 GREY = np.clip(np.add.outer(np.arange(H) * 6, np.arange(W) * 3), 0, 255).astype(np.uint8)
@@ -128,6 +129,68 @@ def test_metadata_that_are_broken_or_huge_refuse_no_picture(extra: bytes, where:
     data = file.getvalue()
     at = data.index(b"IDAT") - 4 if where == "before" else data.index(b"IEND") - 4
     assert (np.asarray(open_image(data[:at] + extra + data[at:]))[:, :, 0] == GREY).all()
+
+
+KINDS = ["pHYs", "gAMA", "sRGB", "cHRM", "iCCP", "sBIT", "bKGD", "hIST", "tIME", "acTL", "fcTL", "fdAT", "tEXt", "zTXt",
+         "iTXt", "eXIf", "tRNS", "cICP", "prVt"]  # fmt: skip
+
+
+@given(
+    st.sampled_from(KINDS), st.binary(max_size=12), st.booleans(), st.booleans(), st.sampled_from(["L", "RGB", "deep"])
+)
+@example("pHYs", b"", True, True, "deep")
+@settings(deadline=None, max_examples=120)
+def test_a_broken_chunk_that_pixels_do_not_need_refuses_no_picture(
+    kind: str, content: bytes, whole: bool, late: bool, mode: str
+) -> None:
+    """Nor does the service, which looks at the size first."""
+    file = io.BytesIO()
+    if mode == "deep":
+        file.write(deep_png(np.dstack([(GREY * (4095 / 255)).round().astype(np.uint16)] * 3)))
+    else:
+        Image.fromarray(GREY).convert(mode).save(file, "PNG")
+    data, extra = file.getvalue(), bytearray(chunk(kind.encode(), content))
+    extra[-1] ^= 0 if whole else 1
+    at = data.index(b"IEND" if late else b"IDAT") - 4
+    broken = data[:at] + bytes(extra) + data[at:]
+    assert size_of(broken) == (W, H) and look(broken) == broken
+    found = np.asarray(open_image(broken))
+    if not (whole and kind in ("tRNS", "eXIf", "fcTL", "fdAT", "acTL")):  # which say something of the pixels
+        assert np.abs(found[:, :, 0].astype(int) - GREY).max() <= 1
+
+
+def test_what_a_broken_chunk_stands_beside_still_counts() -> None:
+    """The transparent colour, and which side is up."""
+    file, exif = io.BytesIO(), Image.Exif()
+    exif[274] = 6
+    Image.fromarray(GREY).save(file, "PNG", transparency=int(GREY[0, 0]), exif=exif)
+    data = file.getvalue()
+    at = data.index(b"IDAT") - 4
+    whole = open_image(data)
+    assert whole.size == (H, W) and whole.getpixel((H - 1, 0)) == (255, 255, 255)
+    assert open_image(data[:at] + chunk(b"pHYs", b"") + data[at:]).tobytes() == whole.tobytes()
+
+
+def test_what_pillow_opened_is_seen_as_its_file_is(tmp_path: Path) -> None:
+    """Where it did not decode it yet: what it decodes wrongly is decoded here."""
+    deep = deep_png(np.dstack([(GREY * (4095 / 255)).round().astype(np.uint16)] * 3))
+    grey = np.full((H, W // 2), 0x05, np.uint8)  # 4 bits: black, and 5, which is transparent
+    four = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", W, H, 4, 0, 0, 0, 0)) + chunk(b"tRNS", b"\0\5")
+    four += chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in grey))) + chunk(b"IEND", b"")
+    ways = {"12 bits": deep, "transparent grey of 4 bits": four, "16 bits": tiff(WAYS["u16"], ">")}
+    for name, data in ways.items():
+        expected = open_image(data).tobytes()
+        with Image.open(io.BytesIO(data)) as image:
+            assert open_image(image).tobytes() == expected == open_image(image).tobytes(), name
+            image.load()  # nothing was moved in its file
+        (tmp_path / "a").write_bytes(data)
+        assert open_image(Image.open(tmp_path / "a")).tobytes() == expected
+    assert open_image(Image.open(io.BytesIO(deep)).point(lambda v: 7)).getpixel((5, 5)) == (7, 7, 7)
+    frames = io.BytesIO()
+    Image.new("L", (W, H), 1).save(frames, "TIFF", save_all=True, append_images=[Image.new("L", (W, H), 9)])
+    second = Image.open(frames)
+    second.seek(1)
+    assert open_image(second).getpixel((0, 0)) == (9, 9, 9)
 
 
 @given(st.binary(max_size=200))

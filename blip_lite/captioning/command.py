@@ -23,7 +23,17 @@ import torch
 
 from blip_lite.captioner import Captioner
 from blip_lite.captioning.bulk import Captioned, caption_files, review_of
-from blip_lite.captioning.inputs import broken, count, expand, identity, is_url, passed_over_text, without_texts
+from blip_lite.captioning.inputs import (
+    broken,
+    count,
+    expand,
+    identity,
+    is_pipe,
+    is_url,
+    lists_in,
+    passed_over_text,
+    without_texts,
+)
 from blip_lite.captioning.journal import (
     IN,
     Seen,
@@ -121,11 +131,12 @@ def run(args: argparse.Namespace) -> int:
     review = split_entries(captioner.processor, to_review)
     args.existing = args.existing or ("overwrite" if args.overwrite else "skip")
     seen, shown, images, journal = Seen(), dict[str, Picture](), 0, None
+    empty: list[str] = []
     passed_over, sidecars = Counter[str](), Sidecars(args.sidecar_suffix, args.images)
 
     def wanted() -> Iterator[Picture]:
         nonlocal images
-        for picture in expand(args.images, args.allow_urls, args.image_column, passed_over):
+        for picture in expand(args.images, args.allow_urls, args.image_column, passed_over, empty):
             images += 1
             key = identity(picture.image_id)
             if not seen.add(key):
@@ -161,7 +172,7 @@ def run(args: argparse.Namespace) -> int:
     found = chain(head, found)
     if not images:
         others = passed_over_text(passed_over)
-        raise ConfigError(f"no images in {', '.join(args.images)}{'; passed over: ' + others if others else ''}")
+        raise ConfigError(f"no images in {', '.join(empty)}{'; passed over: ' + others if others else ''}")
     wait()
     if args.output and args.overwrite and rank == 0:
         discard(Path(args.output))
@@ -188,6 +199,8 @@ def run(args: argparse.Namespace) -> int:
         pairs = [(shown[i], page[i]) for i in shown if i in page]
         write_page(Path(args.html), items_of(pairs, Path(args.html).parent), len(shown) == MOST and images > MOST)
         print(f"a page to look at, and to correct captions on: {args.html}", file=sys.stderr)
+    for argument in empty if rank == 0 else ():
+        print(f"no images in {argument}", file=sys.stderr)
     if rank == 0 and (others := passed_over_text(passed_over)):
         print(f"passed over: {others}", file=sys.stderr)
     wait()
@@ -219,8 +232,8 @@ def together(args: argparse.Namespace) -> tuple[int, int, Callable[[], None], st
         return 0, 1, lambda: None, args.device
     if not (args.output or args.sidecar):
         raise ConfigError(f"{processes} processes need --output or --sidecar")
-    if "-" in args.images:
-        raise ConfigError("standard input reaches one process only; write the paths into a .txt file")
+    if any(name == "-" or is_pipe(name) for name in args.images):
+        raise ConfigError("standard input or a pipe reaches one process only; write the paths into a .txt file")
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
@@ -237,7 +250,8 @@ def begin(args: argparse.Namespace, rank: int, wait: Callable[[], None], seen: S
     begun_in = directory_of(journal)
     if output.suffix == ".parquet":
         import pyarrow.parquet  # noqa: F401  of an extra: missing, it is to be told before the first image
-    if read := [a for a in args.images if behind_links(Path(a)) in map(behind_links, (output, journal))]:
+    inputs = [*args.images, *lists_in(args.images)]
+    if read := [a for a in inputs if behind_links(Path(a)) in map(behind_links, (output, journal))]:
         raise ConfigError(f"--output {output}: {read[0]} is read, it cannot be written at the same time")
     for path in (output, journal):
         try_to_write(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import csv
 import hashlib
 import json
@@ -16,8 +17,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from blip_lite.captioning.inputs import lists_in
 from blip_lite.captioning.journal import Seen, behind_links, parts_of, read_journal
-from blip_lite.errors import ConfigError, ImageError
+from blip_lite.data.sources.encoding import utf16_of
+from blip_lite.errors import ConfigError, DataError, ImageError
 from blip_lite.processing.images import IMAGE_SUFFIXES, OTHER_PICTURES
 from blip_lite.processing.picture import Picture
 from blip_lite.settings import TABLES
@@ -72,11 +75,20 @@ def try_to_write(path: Path) -> None:
         raise ConfigError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
+PAGE = b"<title>Correct captions</title>"  # in the head of each page that `--html` wrote
+
+
 def try_to_write_page(path: Path) -> None:
-    """`try_to_write` of `--html`. Another file than a page may be one that is needed: a picture, a checkpoint's."""
+    """`try_to_write` of `--html`. Another file than a page of ours may be one that is needed: a picture, a
+    checkpoint's, somebody's page."""
     if path.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"--html {path}: expected a file that ends in .html")
     try_to_write(path)
+    if path.is_file():
+        with open(path, "rb") as file:
+            head = file.read(4096)
+        if head and PAGE not in head:
+            raise ConfigError(f"--html {path}: is a page that blip-lite did not write; choose another name")
 
 
 def convert(journal: Path, output: Path) -> None:
@@ -96,23 +108,40 @@ def convert(journal: Path, output: Path) -> None:
 
 def is_edited(journal: Path, output: Path) -> bool:
     """Whether somebody changed what `convert` made of the journal: it is younger, and says something else."""
-    if (
-        output.suffix not in (".csv", ".json")
-        or not output.is_file()
-        or os.stat(output).st_mtime_ns <= os.stat(journal).st_mtime_ns
-    ):
+    if output == journal or not output.is_file() or os.stat(output).st_mtime_ns <= os.stat(journal).st_mtime_ns:
         return False
     with tempfile.TemporaryDirectory(dir=behind_links(output).parent) as folder:
         again = Path(folder, f"again{output.suffix}")
         convert(journal, again)
-        left = output.stat().st_size - 2  # JSON's end; what was made before some more captions begins like it
-        with open(again, "rb") as made, open(output, "rb") as there:
-            while left > 0:
-                size = min(left, 1 << 20)
-                if made.read(size) != there.read(size):
-                    return True
-                left -= size
-    return False
+        return not (begins_as_table if output.suffix == ".parquet" else begins_as_text)(output, again)
+
+
+def begins_as_text(output: Path, again: Path) -> bool:
+    """Whether a CSV or JSON file is how another one begins: what was made before some more captions does."""
+    left = output.stat().st_size - 2  # JSON's end
+    with open(again, "rb") as made, open(output, "rb") as there:
+        while left > 0:
+            size = min(left, 1 << 20)
+            if made.read(size) != there.read(size):
+                return False
+            left -= size
+    return True
+
+
+def begins_as_table(output: Path, again: Path) -> bool:
+    """Whether the rows of a Parquet file are the first ones of another one. Its bytes are another library's, too."""
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    def rows(path: Path) -> Iterator[dict[str, Any]]:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            yield from (row for batch in file.iter_batches(10_000) for row in batch.to_pylist())
+
+    try:
+        made = rows(again)
+        return all(row == next(made, None) for row in rows(output))
+    except (pa.ArrowException, OSError):  # no Parquet
+        return False
 
 
 def columns(journal: Path) -> dict[str, bool]:
@@ -190,20 +219,38 @@ def write_sidecar(path: Path, captions: list[str], existing: str) -> bool:
         path: of the text.
         captions: of the image.
         existing: what to do with a text that is there: skip, overwrite, append, prepend.
+
+    Raises:
+        ImageError: a text in UTF-16, to which nothing can be added.
     """
     if path.exists() and existing == "skip":
         return False
     text = "".join(caption + "\n" for caption in captions).encode("utf-8", "backslashreplace")
-    there = path.read_bytes() if path.exists() and existing in ("append", "prepend") else b""  # in any encoding
-    if there and (there.endswith(text) if existing == "append" else there.startswith(text)):
-        return False  # the command was run before
-    if existing == "append":
-        text = there + (b"\n" if there and not there.endswith(b"\n") else b"") + text
-    else:
-        text += there
-    with whole(path) as new:
-        new.write_bytes(text)
+    if path.exists() and existing in ("append", "prepend"):
+        there = path.read_bytes()  # in UTF-8 or one of the older encodings
+        if utf16_or_32(path):
+            raise ImageError(f"{path} is in UTF-16 or UTF-32, to which no UTF-8 can be added: save it as UTF-8")
+        mark = codecs.BOM_UTF8 if there.startswith(codecs.BOM_UTF8) else b""
+        there = there.removeprefix(mark)
+        old, new = there.splitlines(), text.splitlines()
+        if (old[-len(new) :] if existing == "append" else old[: len(new)]) == new:
+            return False  # the command was run before
+        if existing == "append":
+            text = there + (b"\n" if there and not there.endswith(b"\n") else b"") + text
+        else:
+            text += there
+        text = mark + text
+    with whole(path) as new_file:
+        new_file.write_bytes(text)
     return True
+
+
+def utf16_or_32(path: Path) -> bool:
+    """Whether a text is in one of the two, which no program reads with UTF-8 behind it."""
+    try:
+        return utf16_of(path) is not None
+    except DataError:
+        return True
 
 
 EMPTY = "empty caption"  # a flag for review
@@ -217,7 +264,7 @@ class Sidecars:
         kept = {*IMAGE_SUFFIXES, *OTHER_PICTURES, *TABLES, ".tar"}
         if not re.fullmatch(r"\.[^./\\]+", suffix) or suffix.lower() in kept:
             raise ConfigError(f"--sidecar_suffix {suffix}: expected one of texts, like .txt or .caption")
-        self.suffix, self.owners, self.inputs = suffix, Seen(), {os.path.abspath(name) for name in inputs}
+        self.suffix, self.owners, self.inputs = suffix, Seen(), {os.path.abspath(name) for name in lists_in(inputs)}
 
     def of(self, picture: Picture) -> Path:
         """`photo.jpg` -> `photo.txt`. Raises ImageError for an image that is no file of its own, for the second of two

@@ -20,6 +20,7 @@ AVIF = features.check("avif")
 
 WHAT_HEIC = "this is a damaged HEIC" if HEIC else "this is HEIC: pip install 'blip_lite[heic]' reads it"
 WHAT_AVIF = "this is a damaged AVIF" if AVIF else "this is AVIF, which this Pillow was built without"
+BMP = rb"BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\x00\x00\x00"  # a header of one of its known lengths
 PICTURES: tuple[tuple[bytes, str], ...] = (  # that are not read: what a file begins with -> its name
     (rb"\xff\x0a|\x00\x00\x00\x0cJXL ", "JPEG XL"),
     (rb"\x00\x00\x00\x0cjP  |\xff\x4f\xff\x51", "JPEG 2000"),
@@ -29,8 +30,8 @@ PICTURES: tuple[tuple[bytes, str], ...] = (  # that are not read: what a file be
     (rb"#\?(RADIANCE|RGBE)", "Radiance HDR"),
     (rb"SIMPLE  =", "FITS"),
     (rb".{128}DICM", "DICOM"),
-    (rb"P[1-7fF]\s", "a Netpbm picture"),
-    (rb"\x00\x00[\x01\x02]\x00", "an icon (ICO)"),
+    (rb"P[1-6fF]\s+[#\d]|P7\s+\w+ \d|P7 332", "a Netpbm picture"),
+    (rb"\x00\x00[\x01\x02]\x00[\x01-\xff]\x00", "an icon (ICO)"),
     (rb"icns", "an icon of a Mac (ICNS)"),
     (rb"\x01\xda[\x00\x01][\x01\x02]", "SGI"),
     (rb"\x0a[\x00\x02-\x05]\x01[\x01\x02\x04\x08]", "PCX"),
@@ -50,10 +51,7 @@ KINDS: tuple[tuple[bytes, str], ...] = (  # what a file begins with -> what it i
     (rb"\x89PNG", "this is a damaged PNG"),
     (rb"GIF8[79]a", "this is a damaged GIF"),
     (rb"RIFF....WEBP", "this is a damaged WebP"),
-    (
-        rb"BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\x00\x00\x00",
-        "this is a BMP, damaged or of a kind Pillow does not read",
-    ),
+    (BMP, "this is a BMP, damaged or of a kind Pillow does not read"),
     (rb"....ftyp(heic|heix|hevc|heim|heis|mif1|msf1)", WHAT_HEIC),
     (rb"....ftypavi[fs]", WHAT_AVIF),
     (rb"....ftyp(mp4|isom|qt|M4V|avc1|3gp)|\x1aE\xdf\xa3", "this is a video"),
@@ -75,25 +73,35 @@ KINDS: tuple[tuple[bytes, str], ...] = (  # what a file begins with -> what it i
     (rb"(\xef\xbb\xbf)?\s*\{\s*\"", "this is JSON"),
     *((begins, f"this is {name}: convert it to JPEG or PNG") for begins, name in PICTURES),
 )
+HEAD = 256  # bytes of a file that say what it is
+READ = (  # what the kinds of pictures that are read begin with, TIFF apart
+    rb"\xff\xd8\xff|\x89PNG\r\n|GIF8[79]a|RIFF....WEBP|....ftyp(avi[fs]|hei[cxms]|hev[cm]|mif1|msf1)|" + BMP
+)
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # what one begins with
 COMPRESSIONS = {1: "none", 5: "LZW", 6: "old JPEG", 7: "JPEG", 8: "zip", 32773: "PackBits", 32946: "zip"}
 COMPRESSIONS |= {33003: "JPEG 2000", 33005: "JPEG 2000", 34712: "JPEG 2000", 34933: "PNG", 50000: "Zstandard"}
 COMPRESSIONS |= {50001: "WebP", 50002: "JPEG XL", 52546: "JPEG XL", 34934: "JPEG XR", 34887: "LERC", 34925: "LZMA"}
 
 
-def begins_like_a_picture(file: str) -> bool:
-    """Whether a file begins as the kinds of pictures do that are read, whatever it is called."""
+def head_of(file: str) -> bytes:
+    """What a file begins with; nothing of one that cannot be read, of a pipe or of a device: to open one is to wait."""
     try:
-        if not stat.S_ISREG(os.stat(file).st_mode):  # to open a pipe is to wait
-            return False
-        with open(file, "rb") as opened:
-            head = opened.read(16)
+        if stat.S_ISREG(os.stat(file).st_mode):
+            with open(file, "rb") as opened:
+                return opened.read(HEAD)
     except OSError:
-        return False
-    return (
-        re.match(rb"\xff\xd8\xff|\x89PNG\r\n|GIF8[79]a|RIFF....WEBP|....ftyp(avif|heic|mif1)", head, re.DOTALL)
-        is not None
-    )
+        pass
+    return b""
+
+
+def begins_like_a_picture(head: bytes) -> bool:
+    """Whether a file that begins so is of the kinds of pictures that are read, whatever it is called."""
+    return head.startswith(TIFF) or re.match(READ, head, re.DOTALL) is not None
+
+
+def begins_like_another_picture(head: bytes) -> bool:
+    """Whether a file that begins so is a picture of a kind that is not read."""
+    return any(re.match(begins, head, re.DOTALL) for begins, _ in PICTURES)
 
 
 def kind_of(data: bytes) -> str | None:

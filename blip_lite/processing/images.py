@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
 import stat
-from collections.abc import Mapping
+import zlib
+from collections.abc import Container, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +29,16 @@ IMAGE_SUFFIXES |= {".tiff", *([".heic", ".heif"] if HEIC else [])}
 # Pictures that are not read, by suffix, and what helps; named where they are passed over.
 OTHER_PICTURES = {
     **({} if HEIC else dict.fromkeys((".heic", ".heif", ".hif"), "pip install 'blip_lite[heic]' reads them")),
-    **dict.fromkeys((".jxl", ".jp2", ".j2k", ".psd", ".svg", ".ico", ".exr", ".dng", ".ppm", ".pgm"), "convert them"),
-    **dict.fromkeys((".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".tga", ".pcx", ".jpf"), "convert them"),
+    **dict.fromkeys(
+        (
+            *(".jxl", ".jp2", ".j2k", ".j2c", ".jpc", ".jpx", ".jpf", ".jxr", ".wdp", ".hdp", ".psd", ".psb", ".svg"),
+            *(".ico", ".icns", ".cur", ".exr", ".hdr", ".fits", ".fts", ".dcm", ".dicom", ".tga", ".pcx"),
+            *(".ppm", ".pgm", ".pbm", ".pnm", ".pam", ".pfm", ".sgi", ".rgb", ".dds", ".qoi", ".eps", ".xbm", ".xpm"),
+            *(".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".sr2", ".srf", ".orf", ".rw2", ".raf", ".pef"),
+            *(".srw", ".3fr", ".fff", ".iiq", ".erf", ".kdc", ".dcr", ".mos", ".mrw", ".x3f", ".djvu"),
+        ),
+        "convert them",
+    ),
 }
 
 # No others, whatever a file is called: of EPS, Pillow runs Ghostscript.
@@ -103,18 +114,19 @@ def _open_image(source: ImageInput, name: str) -> Image.Image:
     try:
         if isinstance(source, np.ndarray):
             image = _from_array(source)
-        elif isinstance(source, Image.Image):
+        elif isinstance(source, Image.Image) and not (data := _undecoded(source)):
             image = source
         else:
-            data = _bytes_of(source)
+            data = data or _bytes_of(source)
             image = _open(data)
+            again = image.info.pop("again")  # it holds the bytes
             dense = image.width * image.height > max(Image.MAX_IMAGE_PIXELS or 0, PIXELS_A_BYTE * len(data))
             if dense or max(image.size) > MAX_SIDE:
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels in {len(data)} bytes")
         if not (image.width and image.height):
             raise ValueError("it has no pixels")
         if data and image.info["deep"]:
-            rgb = _to_rgb(widen(image, lambda: _open(data, False)))
+            rgb = _to_rgb(widen(image, again))
         else:
             rgb = _to_rgb(image)
         turn = _turn(image)
@@ -167,37 +179,75 @@ def _read(path: str | Path) -> bytes:
     return Path(path).read_bytes()
 
 
-def _open(data: bytes, load: bool = True) -> Image.Image:
-    """Pillow's image; the pixels of a PNG loaded, but for the largest. Where a PNG's texts or colour profile are beyond
-    Pillow's bounds, without them."""
+def _undecoded(image: Image.Image) -> bytes:
+    """The file of an image that Pillow opened and did not decode yet: of the kinds that are decoded better here. Else
+    nothing."""
+    file = getattr(image, "fp", None)
+    if file is None or image.format not in ("PNG", "TIFF") or not getattr(image, "tile", ()) or image.tell():
+        return b""
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        image.info["deep"] = False
-        if image.format == "TIFF":
-            mend_tiff(image)
-        if data[:8] == PNG:
-            image.info["deep"] = image.mode in ("RGB", "RGBA") and data[24] == 16  # bits a colour
-            if load and image.width * image.height < (Image.MAX_IMAGE_PIXELS or 0):
-                image.load()  # texts may come after the pixels
-            if isinstance(key := image.info.get("transparency"), int) and image.mode == "L":  # of 2, 4 or 8 bits
-                most = 2 ** data[24] - 1
-                image.info["transparency"] = (key & most) * 255 // most
-        return image
-    except ValueError:
-        if data[:8] != PNG or (without := _without_texts(data)) == data:
+        at = file.tell()
+        file.seek(0)
+        data = bytes(file.read())
+        file.seek(at)
+    except (OSError, ValueError):  # closed
+        return b""
+    return data
+
+
+def size_of(data: bytes) -> tuple[int, int]:
+    """Width and height of an image that `open_image` opens; nothing is decoded yet. Raises what Pillow does."""
+    with _open(data, False) as image:
+        return image.size
+
+
+def _open(data: bytes, load: bool = True) -> Image.Image:
+    """Pillow's image; the pixels of a PNG loaded, but for the largest. Where Pillow stumbles over what a PNG says
+    besides its pixels (broken texts, resolutions, profiles; more than Pillow's bounds), without that."""
+    try:
+        return _opened(data, load)
+    except Image.DecompressionBombError:
+        raise
+    except Exception:  # Pillow raises many kinds
+        if data[:8] != PNG:
             raise
-        return _open(without, load)
+        tried = data
+        for kept in ((b"tRNS", b"eXIf"), (b"tRNS",), ()):
+            if (bare := _bare(data, kept)) != tried:
+                tried = bare
+                with contextlib.suppress(Exception):
+                    return _opened(bare, load)
+        raise
 
 
-def _without_texts(data: bytes) -> bytes:
-    """A PNG without its texts, colour profile and EXIF."""
-    kept, at = [PNG], len(PNG)
+def _opened(data: bytes, load: bool) -> Image.Image:
+    """`_open` of just these bytes."""
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    image.info["deep"] = False
+    if image.format == "TIFF":
+        mend_tiff(image)
+    if data[:8] == PNG:
+        image.info["deep"] = image.mode in ("RGB", "RGBA") and data[24] == 16  # bits a colour
+        if load and image.width * image.height < (Image.MAX_IMAGE_PIXELS or 0):
+            image.load()  # texts may come after the pixels
+        if isinstance(key := image.info.get("transparency"), int) and image.mode == "L":  # of 2, 4 or 8 bits
+            most = 2 ** data[24] - 1
+            image.info["transparency"] = (key & most) * 255 // most
+    image.info["again"] = partial(_opened, data, False)
+    return image
+
+
+def _bare(data: bytes, kept: Container[bytes]) -> bytes:
+    """A PNG without all that is not needed for its pixels, but for chunks of these kinds that are whole."""
+    chunks, at = [PNG], len(PNG)
     while at + 12 <= len(data):
         end = at + 12 + int.from_bytes(data[at : at + 4], "big")
-        if data[at + 4 : at + 8] not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"eXIf"):
-            kept.append(data[at:end])
+        kind = data[at + 4 : at + 8]
+        is_whole = zlib.crc32(data[at + 4 : end - 4]) == int.from_bytes(data[end - 4 : end], "big")
+        if kind[:1].isupper() or (kind in kept and is_whole):
+            chunks.append(data[at:end])
         at = end
-    return b"".join(kept)
+    return b"".join((*chunks, data[at:]))
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
-
 from PIL import Image
 
 from blip_lite.errors import ImageError, TooLarge
-from blip_lite.processing.images import FORMATS, not_an_image
+from blip_lite.processing.images import not_an_image, size_of
 
 MAX_IMAGES = 32  # a request
 MAX_BYTES = 20 * 2**20  # an image
@@ -27,8 +25,7 @@ def look(data: bytes) -> bytes:
     if len(data) > MAX_BYTES:
         raise TooLarge(f"{len(data)} bytes; at most {MAX_BYTES}")
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            width, height = image.size
+        width, height = size_of(data)
     except Image.DecompressionBombError as error:
         raise TooLarge(str(error)) from error
     except Exception:  # Pillow raises many kinds
