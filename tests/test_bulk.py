@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import random
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -147,6 +149,58 @@ def test_nothing_is_deleted_before_the_command_is_seen_to_be_right(hf_dir: Path,
         done = caption(hf_dir, *arguments, "--output", str(tmp_path / output), "--overwrite")
         assert done.returncode == 2 and told in done.stderr, done.stderr
     assert (tmp_path / "report.xlsx").read_text() == "mine" and (tmp_path / "list.jsonl").read_text() == before
+
+
+def test_rows_of_a_table_that_was_changed_since(
+    hf_dir: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Pictures that a table holds have no names but their rows' numbers."""
+    table, output = tmp_path / "t.jsonl", tmp_path / "o.jsonl"
+    texts = [base64.b64encode(path.read_bytes()).decode() for path in sorted(photos.glob("*.png"))[:2]]
+    table.write_text("".join(json.dumps({"image": f"data:image/png;base64,{text}"}) + "\n" for text in texts))
+    line = [
+        "caption",
+        str(table),
+        "--ckpt",
+        str(hf_dir),
+        "--device",
+        "cpu",
+        "--num_beams",
+        "1",
+        "--output",
+        str(output),
+    ]
+    told = "2 of them are known by their rows' numbers alone, in a table that was changed since"
+    for change in (lambda: None, lambda: os.utime(table, (2e9, 2e9))):
+        assert main(line) == 0 and told not in capsys.readouterr().err
+        change()
+    assert main(line) == 0 and told in capsys.readouterr().err
+    assert main([*line, "--overwrite"]) == 0 and told not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("away", [Path.unlink, lambda path: path.rename(path.with_name("moved.jsonl"))])
+def test_a_journal_that_was_taken_away_is_told(
+    hf_dir: Path,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    away: Any,
+) -> None:
+    """The captions after that would go into a file that nobody finds."""
+    original, calls = command.to_line, []
+
+    def takes_away(row: dict[str, Any]) -> str:
+        calls.append(row)
+        if len(calls) == 2:
+            away(tmp_path / "o.jsonl")
+        return original(row)
+
+    monkeypatch.setattr(command, "to_line", takes_away)
+    line = ["caption", str(photos), "--ckpt", str(hf_dir), "--device", "cpu", "--output", str(tmp_path / "o.jsonl")]
+    assert main([*line, "--num_beams", "1"]) == 3
+    told = f"{tmp_path / 'o.jsonl'} was moved or deleted while it was written; the same command"
+    assert told in capsys.readouterr().err and len(calls) == 2
 
 
 def test_a_breakdown_is_not_a_bad_image(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

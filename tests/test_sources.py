@@ -352,8 +352,14 @@ def test_webdataset_shards(tmp_path: Path) -> None:
     named.mkdir()
     shards(named, ["train-0.tar", "val-0.tar", "test-0.tar"])
     assert [len(load(named).splits[s]) for s in SPLITS] == [14, 13, 13]
-    (tmp_path / "0000.tar").rename(tmp_path / "ALL.TAR")
-    assert everything(load(tmp_path / "ALL.TAR").splits)
+    (tmp_path / "0001.tar").write_bytes(whole)
+    shards_of = [tmp_path / f"{n:04d}.tar" for n in range(3)]
+    joined = b"".join(path.read_bytes() for path in shards_of)  # `cat`
+    (tmp_path / "ALL.TAR").write_bytes(joined)
+    assert everything(load(tmp_path / "ALL.TAR").splits).keys() == found.keys()
+    (tmp_path / "ALL.TAR").write_bytes(joined + b"more")
+    with pytest.raises(DataError, match=r"ALL.TAR: not a whole, uncompressed tar file \(what lies at byte"):
+        load(tmp_path / "ALL.TAR")
 
 
 def test_small_readers() -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
@@ -207,6 +207,11 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed and (rank == 0 or not journal) else 0  # without a journal each process knows of its own only
 
 
+def is_there(path: Path | None, file: TextIO) -> bool:
+    """Whether an open file is still the one of that path."""
+    return path is not None and path.exists() and os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+
+
 def images_of(count: int) -> str:
     return f"{count} image{'' if count == 1 else 's'}"
 
@@ -245,7 +250,7 @@ def together(args: argparse.Namespace) -> tuple[int, int, Callable[[], None], st
 
 def begin(args: argparse.Namespace, rank: int, wait: Callable[[], None], seen: Seen) -> Path:
     """The journal of `--output`, what earlier runs left taken up, its images added to `seen`."""
-    output, failed = Path(args.output), 0
+    output, failed, numbered = Path(args.output), 0, 0
     journal = journal_of(output)
     begun_in = directory_of(journal)
     if output.suffix == ".parquet":
@@ -271,6 +276,8 @@ def begin(args: argparse.Namespace, rank: int, wait: Callable[[], None], seen: S
             raise ConfigError(
                 f"--output {output}: is there, but {journal.name}, from which it is made, is not; --overwrite"
             )
+        since = journal.stat().st_mtime if journal.exists() else 0
+        younger = tuple(f"{a}, " for a in lists_in(args.images) if os.path.isfile(a) and os.path.getmtime(a) > since)
         if rank == 0:
             take_up(journal)
         if rank == 0 and is_edited(journal, output):
@@ -281,12 +288,19 @@ def begin(args: argparse.Namespace, rank: int, wait: Callable[[], None], seen: S
         wait()
         for _, row in read_journal(journal):
             failed += "error" in row
+            numbered += row["image"].startswith(younger)
             if not (args.retry_failed and "error" in row):
                 seen.add(identity_in(begun_in, row["image"]))
     args.had_failures = failed > 0
     if len(seen) and rank == 0:
         failures = f"{failed} that failed are tried again" if args.retry_failed else f"{failed} of them failed"
         print(f"{output} has {len(seen)} images already, {failures}", file=sys.stderr)
+    if numbered and rank == 0:
+        print(
+            f"{numbered} of them are known by their rows' numbers alone, in a table that was changed since. If rows "
+            "were moved, put in or taken out, begin anew with --overwrite",
+            file=sys.stderr,
+        )
     return journal
 
 
@@ -360,6 +374,8 @@ def write(
             row = result.row(args.scores, flags)
             failed += result.error is not None
             if file:
+                if not is_there(journal, file):
+                    raise BrokenOff(f"{journal} was moved or deleted while it was written; the same command goes on")
                 file.write(to_line(row))
                 file.flush()
             elif args.html and len(page) < MOST:

@@ -15,14 +15,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, TextIO
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 from blip_lite.data.names import IMAGE_COLUMNS, find_column
 from blip_lite.data.sources.encoding import utf8, utf16_of
 from blip_lite.data.sources.hub import parquet_columns, reading
-from blip_lite.data.sources.shards import check_end, expand_braces, read_piece
+from blip_lite.data.sources.shards import expand_braces, members, read_piece
 from blip_lite.data.sources.table import read_table
 from blip_lite.errors import ConfigError, ImageError
 from blip_lite.processing.download import fetch_again
@@ -460,32 +460,6 @@ def in_tar(shard: str, passed_over: Counter[str]) -> Iterator[Picture]:
     except (tarfile.TarError, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         yield broken(shard, f"not a whole, uncompressed tar file ({reason})")
-
-
-def members(path: Path) -> Iterator[tarfile.TarInfo]:
-    """What a tar holds, and what `cat` joined to it holds. Raises TarError for what is no whole tar."""
-    with open(path, "rb") as file:
-        at: int | None = 0
-        while at is not None:
-            file.seek(at)
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                for member in tar:
-                    tar.members.clear()  # type: ignore[attr-defined]  # else millions of them are kept
-                    yield member
-                if at and tar.offset == at:
-                    raise tarfile.ReadError(f"what lies at byte {at} is damaged, or no tar")
-                check_end(tar, path)
-                at = behind_zeros(file, tar.offset)
-
-
-def behind_zeros(file: BinaryIO, at: int) -> int | None:
-    """Where the first block of a tar is, from `at` on, that is not all zeros; None if there is none."""
-    file.seek(at)
-    while block := file.read(1 << 20):
-        if rest := block.lstrip(b"\0"):
-            return at + (len(block) - len(rest)) // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
-        at += len(block)
-    return None
 
 
 def end_of(name: str, links: Mapping[str, str]) -> str:

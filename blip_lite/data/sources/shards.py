@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 from blip_lite.data.dataset import Listing
 from blip_lite.data.names import CAPTION_COLUMNS, split_of_name, split_of_path
@@ -96,16 +96,41 @@ def shards(
         inner = PurePosixPath(os.path.relpath(path, root)) if root else PurePosixPath(path.parent.name, path.name)
         split = split_of_name(path.stem) or split_of_path(inner)
         try:
-            with tarfile.open(path, "r:") as tar:  # not compressed: a compressed one cannot be read in any order
-                for key, parts in samples(tar):
-                    pieces: Pieces = {ext: partial(read_piece, path, m.offset_data, m.size) for ext, m in parts.items()}
-                    yield f"{path}, {key}", key, split, pieces, *tar_captions(pieces, f"{path}, {key}", columns)
-                check_end(tar, path)
+            for key, parts in samples(members(path)):
+                pieces: Pieces = {ext: partial(read_piece, path, m.offset_data, m.size) for ext, m in parts.items()}
+                yield f"{path}, {key}", key, split, pieces, *tar_captions(pieces, f"{path}, {key}", columns)
         except (tarfile.TarError, OSError) as error:
             raise DataError(f"{path}: not a whole, uncompressed tar file ({error})") from error
 
 
-def samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
+def members(path: Path) -> Iterator[tarfile.TarInfo]:
+    """What a tar holds, and what `cat` joined to it holds. Raises TarError for what is no whole tar, or a compressed
+    one, whose files cannot be read in any order."""
+    with open(path, "rb") as file:
+        at: int | None = 0
+        while at is not None:
+            file.seek(at)
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                for member in tar:
+                    tar.members.clear()  # type: ignore[attr-defined]  # else millions of them are kept
+                    yield member
+                if at and tar.offset == at:
+                    raise tarfile.ReadError(f"what lies at byte {at} is damaged, or no tar")
+                check_end(tar, path)
+                at = behind_zeros(file, tar.offset)
+
+
+def behind_zeros(file: BinaryIO, at: int) -> int | None:
+    """Where the first block of a tar is, from `at` on, that is not all zeros; None if there is none."""
+    file.seek(at)
+    while block := file.read(1 << 20):
+        if rest := block.lstrip(b"\0"):
+            return at + (len(block) - len(rest)) // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
+        at += len(block)
+    return None
+
+
+def samples(tar: Iterable[tarfile.TarInfo]) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
     """(name, its files by extension) in the order of the shard, whose files may stand in any. The name is what is
     before the first dot; where several pictures with a text share that, what is before the last one (`2026.01.jpg`).
     Where shards were joined, names come again: files that stand together stay so, and each has one picture."""
@@ -124,7 +149,7 @@ def samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.TarIn
             yield f"{folder}/{name}", files
 
 
-def runs(tar: tarfile.TarFile) -> Iterator[tuple[tuple[str, str], dict[str, tarfile.TarInfo]]]:
+def runs(tar: Iterable[tarfile.TarInfo]) -> Iterator[tuple[tuple[str, str], dict[str, tarfile.TarInfo]]]:
     """((folder, name up to the first dot), files by extension) of files that stand together."""
     key, parts = ("", ""), dict[str, tarfile.TarInfo]()
     for member in tar:
