@@ -88,9 +88,25 @@ def test_torchs_old_format_is_read(tiny: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_used_is_named(tiny: Path, tmp_path: Path, name: str) -> None:
     weights = load_file(tiny / "model.safetensors")
     folder = copied(tiny, tmp_path / "c", weights, name)
+    whole = (folder / name).read_bytes()
     (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
     with pytest.raises(CheckpointError, match="Git LFS pointer.*git lfs pull"):
         load_pretrained(folder)
+    for content, told in (
+        (b"", "it is empty: download or copy it again"),
+        (b"\n<!DOCTYPE html>", "it is a web page, not weights"),
+        (whole[: len(whole) // 2], "was it cut off. Then download"),
+    ):
+        (folder / name).write_bytes(content)
+        with pytest.raises(CheckpointError, match=f"{name}: cannot be read .*{told}"):
+            load_pretrained(folder)
+    part = name.replace(".", "-00001-of-00002.")
+    (folder / part).write_bytes(whole)
+    (folder / name).unlink()
+    with pytest.raises(CheckpointError, match=f"has shards .{part}, .... without their index: download the file"):
+        load_pretrained(folder)
+    (folder / part).unlink()
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
     tokenizer = (folder / "tokenizer.json").read_bytes()
     (folder / "tokenizer.json").write_bytes((folder / name).read_bytes())
     with pytest.raises(CheckpointError, match="tokenizer cannot be read .a Git LFS pointer"):

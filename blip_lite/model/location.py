@@ -38,6 +38,10 @@ OTHERS = (  # names of other frameworks' weights, and what makes ours of them
     (r".*\.distcp", "FSDP's shards: `accelerate merge-weights {.parent} OUTPUT` makes weights"),
     (r"tf_model.*\.h5", "TensorFlow's weights: `from_pretrained(..., from_tf=True)` of transformers 4 reads them"),
     (r"flax_model.*\.msgpack", "Flax's weights: `from_pretrained(..., from_flax=True)` of transformers 4 reads them"),
+    (
+        r"(?:model|pytorch_model)-\d+-of-\d+\.(?:safetensors|bin)",
+        "shards ({.name}, ...) without their index: download the file that ends in .index.json, too",
+    ),
     (r".*\.(?:onnx|gguf|tflite|engine)", "weights for another runtime: name the checkpoint that they were made of"),
 )
 _SHARD = re.compile(r".+-\d+-of-\d+\.\w+")
@@ -91,9 +95,26 @@ def refuse_large(path: Path) -> None:
 
 def is_lfs(file: Path) -> bool:
     """Whether a file is what Git LFS puts in the place of a large one."""
+    return head_of(file).startswith(b"version https://git-lfs")
+
+
+def head_of(file: Path) -> bytes:
+    """What a file begins with; `?` for one that cannot be opened."""
     with contextlib.suppress(OSError), open(file, "rb") as opened:
-        return opened.read(24).startswith(b"version https://git-lfs")
-    return False
+        return opened.read(24)
+    return b"?"
+
+
+def why_not_read(file: Path, error: Exception) -> str:
+    """What is wrong with a file of weights, and what helps."""
+    head = head_of(file)
+    if is_lfs(file):
+        return "a Git LFS pointer: run `git lfs pull`"
+    if not head:
+        return "it is empty: download or copy it again"
+    if head.lstrip().startswith(b"<"):
+        return "it is a web page, not weights: download it again"
+    return str(error) if isinstance(error, OSError) else f"{error}; was it cut off? Then download or copy it again"
 
 
 def is_of_blip(folder: Path) -> bool:

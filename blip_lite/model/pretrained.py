@@ -25,7 +25,17 @@ from blip_lite.model.blip import Blip
 from blip_lite.model.config import BlipConfig
 from blip_lite.model.foreign import config_of_original, from_original, is_original, read_torch, unwrapped
 from blip_lite.model.generation import NUMBERS, GenerationSettings
-from blip_lite.model.location import BESIDE, WHOLE, is_lfs, is_of_blip, locate, of_others, refuse_large, whole_in
+from blip_lite.model.location import (
+    BESIDE,
+    WHOLE,
+    is_lfs,
+    is_of_blip,
+    locate,
+    of_others,
+    refuse_large,
+    whole_in,
+    why_not_read,
+)
 from blip_lite.processing.processor import CLIP_MEAN, CLIP_STD, Processor, wordpiece
 from blip_lite.settings import DecodingSettings
 
@@ -113,8 +123,7 @@ def _read_file(file: Path) -> dict[str, Tensor]:
     except CheckpointError:
         raise
     except Exception as error:  # torn zip, bad pickle, short header: many types, one meaning
-        reason = "a Git LFS pointer: run `git lfs pull`" if is_lfs(file) else error
-        raise CheckpointError(f"{file}: cannot be read ({reason})") from error
+        raise CheckpointError(f"{file}: cannot be read ({why_not_read(file, error)})") from error
 
 
 def shards_of(index: Path) -> list[str]:
