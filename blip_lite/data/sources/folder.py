@@ -8,6 +8,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -179,22 +180,25 @@ def not_twice(folder: Path, files: Mapping[PurePosixPath, tuple[str | None, Iter
     """The rows of several files, by their path in the folder, each with its split. Raises DataError where two of one
     split have other captions of most of the same pictures: an old copy (`train_old.csv`), another language. Files whose
     paths differ in numbers alone are parts of one."""
-    read: dict[PurePosixPath, tuple[str | None, set[str], set[int]]] = {}
+    forms = {file: (split, re.sub(r"\d+", "", str(file))) for file, (split, _) in files.items()}
+    alone = {split for split, count in Counter(split for split, _ in set(forms.values())).items() if count == 1}
+    read: dict[tuple[str | None, str], tuple[PurePosixPath, set[str], set[int]]] = {}
     for file, (split, rows) in files.items():
-        ids, said = set[str](), set[int]()
+        if split in alone:  # a thousand shards, say: nothing is to be remembered
+            yield from rows
+            continue
+        _, ids, said = read.setdefault(forms[file], (file, set(), set()))
         for row in rows:
             ids.add(row.image_id)
             said |= {hash((row.image_id, caption)) for caption in row.captions}
             yield row
-        for other, (of, more, words) in read.items():
-            same = of == split and re.sub(r"\d+", "", str(other)) != re.sub(r"\d+", "", str(file))
-            few = min(len(ids), len(more)), min(len(said), len(words))
-            if same and 2 * len(ids & more) > few[0] and 2 * len(said & words) < few[1]:
-                raise DataError(
-                    f"{folder}: {other} and {file} have other captions of {len(ids & more)} images: which? Take one "
-                    "away, name the file with --dataset, or put the captions of both into one table"
-                )
-        read[file] = split, ids, said
+    for ((one, _), (file, ids, said)), ((two, _), (other, more, words)) in combinations(read.items(), 2):
+        both = len(ids & more) if one == two else 0
+        if 2 * both > min(len(ids), len(more)) and 2 * len(said & words) < min(len(said), len(words)):
+            raise DataError(
+                f"{folder}: {file} and {other} have other captions of {both} images: which? Take one away, name the "
+                "file with --dataset, or put the captions of both into one table"
+            )
 
 
 def refuse_parts(settings: DataSettings) -> None:
