@@ -120,7 +120,8 @@ def spelled_out(argument: str) -> list[str]:
     folder. A file may be called so."""
     if argument == "-" or is_url(argument) or os.path.lexists(argument):
         return [argument]
-    names = expand_braces(os.path.expanduser(argument))
+    there = glob.has_magic(argument) and glob.glob(argument, recursive=True)  # of a folder called `b {0..1}`, say
+    names = [argument] if there else expand_braces(os.path.expanduser(argument))
     return [n for name in names for n in (sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) else [name])]
 
 
@@ -435,7 +436,7 @@ def in_tar(shard: str, passed_over: Counter[str]) -> Iterator[Picture]:
             yield Picture(image_id, partial(read_piece, path, *piece))
 
     try:
-        for member in members(path):
+        for member in members(path, strict=True):
             name = os.path.normpath(member.name)
             if any(map(is_hidden, name.split("/")[:-1])):
                 continue

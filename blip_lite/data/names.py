@@ -129,6 +129,11 @@ def may_be_usable(column: str) -> bool:
     return plain(column) in ("valid", "isvalid")
 
 
+def says_nothing(word: str) -> bool:
+    """Whether a word in a folder's name says nothing of its pictures: `images`, `jpg`, `dataset`."""
+    return word in _PLAIN or word in ("jpg", "jpeg", "png", "pics", "picture", "frames", "photo")
+
+
 def words_in(name: str) -> list[str]:
     """`isOk_2` -> `is`, `ok`, `2`."""
     return re.findall(r"[^\W_]+", spaced(name))

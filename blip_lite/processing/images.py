@@ -190,9 +190,14 @@ def _undecoded(image: Image.Image) -> bytes:
         file.seek(0)
         data = bytes(file.read())
         file.seek(at)
-    except (OSError, ValueError):  # closed
+        with Image.open(io.BytesIO(data), formats=FORMATS) as fresh:
+            colours = [
+                getattr(each.palette, "palette", None) for each in (fresh, image)
+            ]  # `getpalette` would decode it
+            same = fresh.size == image.size and fresh.info == image.info and colours[0] == colours[1]
+    except Exception:  # closed; Pillow raises many kinds
         return b""
-    return data
+    return data if same else b""  # somebody may have changed it
 
 
 def size_of(data: bytes) -> tuple[int, int]:

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from difflib import SequenceMatcher
 from functools import lru_cache, partial
 from itertools import chain, islice
 from pathlib import Path, PurePosixPath
@@ -20,7 +21,9 @@ from blip_lite.data.names import (
     caption_columns,
     find_column,
     plain,
+    says_nothing,
     split_of_name,
+    words_in,
 )
 from blip_lite.data.sources.encoding import encoding_of, utf8
 from blip_lite.data.sources.hub import datasets_rows, parquet
@@ -33,6 +36,7 @@ from blip_lite.data.sources.table import (
     ANNOTATIONS,
     PROBE,
     are_copies,
+    captions_of,
     captions_told,
     folded,
     header_of,
@@ -134,17 +138,25 @@ def load_file(path: Path, settings: DataSettings) -> Listing:
     split = split_of_name(path.stem)
     with os.scandir(path.parent) as entries:
         names = [Path(e.path) for e in entries if not e.name.lower().endswith(tuple(IMAGE_SUFFIXES))]
-    beside = sorted(p for p in names if p.name.casefold() in FOLDERS or may_be_list(p))
+    beside = sorted(p for p in names if may_be_list(p))
     alike = sorted(p for p in names if p.suffix.lower() == path.suffix.lower())
     others = [p for p in alike if split_of_name(p.stem) not in (None, split)]
-    below = [file for p in beside if p.name.casefold() in FOLDERS and p.is_dir() for file in p.rglob("*")]
+    below = [file for p in names if p.name.casefold() in FOLDERS and p.is_dir() for file in p.rglob("*")]
     found = [p for p in (*beside, *below) if may_be_list(p) and p.name != path.name and p.is_file()]
+    doubtful = [
+        file
+        for p in names
+        if plain(p.name) in ("meta", "metadata", "annotations", "annotation") and p.is_dir()
+        for file in p.iterdir()
+        if may_be_list(file) and split_of_name(file.stem, strict=True) and file.is_file()
+    ]
+    lists = split_lists([*found, *doubtful], notes, doubtful=doubtful)
     if split and others:
         notes.append(f"{others[0].name}, beside it, is not read; the name of the folder takes both, as splits")
     elif split == "validation":
         notes.append(f"{path.name} says validation; read alone, it is shared out anew")
     rows = file_rows(path, root, settings, notes, "test" if split == "test" else None)
-    return Listing(path.stem, in_lists(rows, split_lists(found, notes), notes, keep=split is not None), notes)
+    return Listing(path.stem, in_lists(rows, lists, notes, keep=split is not None), notes)
 
 
 def is_text_table(path: Path) -> bool:
@@ -164,9 +176,12 @@ def is_tokens(path: Path) -> bool:
         return True
     if path.suffix.lower() != ".txt":
         return False
+    if split_of_name(path.stem, strict=True):  # a list, with classes maybe
+        return False
     with open(path, "rb") as file:
         name, tab, caption = file.readline(10_000).decode("utf-8-sig", "replace").partition("\t")
-    return bool(tab and has_suffix(name.rsplit("#", 1)[0]) and " " in caption.strip())
+    words = re.findall(r"[^\W\d_]+", caption)
+    return bool(tab and has_suffix(name.rsplit("#", 1)[0]) and len(words) > 2)
 
 
 def token_rows(path: Path, folder: Path, notes: list[str], split: str | None = None) -> Iterator[Picture]:
@@ -266,9 +281,11 @@ class RightFolders(NamedTuple):
 def right_folders(probe: Sequence[Path], root: Path, where: str, split: str | None) -> RightFolders | None:
     """Where the files of `probe` are, of which some or all are not in `root` as they are spelled; None if nowhere."""
     names = [Path(os.path.relpath(path, root)).as_posix() for path in probe]
-    beside = (
-        [root.parent, *root.parent.glob("*/"), *root.parent.glob("*/*/")] if plain(root.name) in ANNOTATIONS else []
-    )
+    beside: list[Path] = []
+    if plain(root.name) in ANNOTATIONS:  # COCO
+        beside = [root.parent, *root.parent.glob("*/")]
+        if not any(on_disk(folder / path.name) for folder in beside for path in probe):
+            beside += root.parent.glob("*/*/")  # detectors' images/train2017
     folders = sorted(p for p in {*root.glob("*/"), *root.glob("*/*/"), *beside} if p.is_dir())
     folders = [f for f in folders if not any(part[:1] in (".", "_") for part in f.relative_to(root.parent).parts[1:])]
     if split:  # another split's folder has other images of these names
@@ -347,13 +364,13 @@ def pictures_in(folder: Path) -> set[str]:
 
 
 def stands_for(folder: str, other: str) -> bool:
-    """Whether a folder may be another one, called otherwise: one of them says nothing (`images`), or no more than the
-    other (`cats_small`), and is no other part of the same (`part2`)."""
-    one, two = plain(folder), plain(other)
-    if {one, two} & {*IMAGE_FOLDERS, *ANNOTATIONS}:
-        return True
-    short, long = sorted((one, two), key=len)
-    return long.startswith(short) and not long[len(short) :][:1].isdigit()
+    """Whether a folder may be another one, called otherwise: one of them says nothing (`images`), or they are alike
+    (`cats_small`, `flickr8k_images`), and no other part of the same (`part2`)."""
+    one, two = ("".join(word for word in words_in(name) if not says_nothing(word)) for name in (folder, other))
+    numbers = [re.findall(r"\d+", name) for name in (folder, other)]
+    if all(numbers) and numbers[0] != numbers[1]:
+        return False
+    return not (one and two) or one in two or two in one or SequenceMatcher(None, one, two).ratio() > 0.6
 
 
 def without(begins: str, name: str) -> str | None:
@@ -552,7 +569,7 @@ def coco_rows(
             boxed += bool(one.get("bbox"))
             if "caption" not in one and not columns:
                 raise DataError(f"{where}: has no caption, but {', '.join(one)}. Name a file of captions")
-            captions = captions_told(one, columns or "caption", where)
+            captions = captions_told(one, columns, where) if columns else captions_of(one["caption"], where)
             own = agreed(marks.split(one, where), of_image.split(images[key], where), where)
             name, file = image_path(root, images[key]["file_name"], where)
             yield Picture(key, file, captions, where, agreed(own, split, where), name=name)

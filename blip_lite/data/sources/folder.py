@@ -49,7 +49,7 @@ class Found:
     images: list[Path] = field(default_factory=list)
     texts: set[Path] = field(default_factory=set)
     tables: list[Path] = field(default_factory=list)
-    yamls: list[Path] = field(default_factory=list)
+    lists: list[Path] = field(default_factory=list)  # of splits, maybe
     parquets: list[Path] = field(default_factory=list)
     tars: list[Path] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
@@ -75,8 +75,8 @@ def walk(folder: Path) -> Found:
                 found.images.append(path)
             elif suffix in (*SIDECARS, *LISTS):
                 found.texts.add(path)
-            elif suffix in YAML or (suffix in ("", ".npy") and may_be_list(path)):
-                found.yamls.append(path)
+            elif suffix in YAML or (suffix in ("", ".npy", ".ids") and may_be_list(path)):
+                found.lists.append(path)
             elif suffix == ".parquet":
                 found.parquets.append(path)
             elif suffix in TABLES or suffix == ".token":
@@ -120,7 +120,7 @@ def load_folder(folder: Path, settings: DataSettings) -> Listing:
     metadata = [
         p for p in (*found.tables, *found.parquets) if p.stem.casefold() == "metadata" and p.suffix.lower() != ".json"
     ]
-    published, named, read = bool(logs), dict[Path, str | None](), 0
+    published, named, read, captioned = bool(logs), dict[Path, str | None](), 0, list[Path]()
     if metadata:
         rows = metadata_rows(folder, metadata, found, settings, notes)
         if mostly:
@@ -140,9 +140,9 @@ def load_folder(folder: Path, settings: DataSettings) -> Listing:
         notes += [f"captions of {p.name} are not read: most images have a text beside them" for p in extracted]
     if len(found.tars) > read:
         notes.append(f"{len(found.tars)} .tar are not read, as captions of the pictures beside them are")
-    used = {*metadata, *named, *(text for beside in texts.values() for text in beside)}
+    used = {*metadata, *named, *captioned, *(text for beside in texts.values() for text in beside)}
     bare = {path for path in found.parquets if path not in logs and not has_captions(columns[path])}
-    lists = split_lists({*found.texts, *found.tables, *found.yamls, *bare} - used, notes, captioned=True)
+    lists = split_lists({*found.texts, *found.tables, *found.lists, *bare} - used, notes, captioned=True)
     rows = in_lists(rows, lists, notes)
     odd = {suffix: n for suffix, n in found.others.items() if suffix not in QUIET}
     if odd and (found.images or found.tables):
@@ -247,11 +247,17 @@ def parallel(found: Found) -> dict[Path, list[Path]]:
     if not found.images or not found.texts:
         return {}
     base = Path(os.path.commonpath([*found.images, *found.texts]))
+    return paired(found, base, named=False) or paired(found, base, named=True)
+
+
+def paired(found: Found, base: Path, named: bool) -> dict[Path, list[Path]]:
+    """`parallel`, where the first folder below `base` is left out of each path, or the last one that is `named` after
+    images or texts."""
 
     def inner(path: Path) -> tuple[str, ...]:
         parts = Path(fold(path.relative_to(base))).with_suffix("").parts
-        named = [n for n, part in enumerate(parts[:-1]) if plain(part) in (*IMAGE_FOLDERS, *ANNOTATIONS)]
-        left_out = named[-1] if named else 0
+        after = [n for n, part in enumerate(parts[:-1]) if plain(part) in (*IMAGE_FOLDERS, *ANNOTATIONS)]
+        left_out = after[-1] if named and after else 0
         return (*parts[:left_out], *parts[left_out + 1 :])
 
     of_inner: dict[tuple[str, ...], list[Path]] = {}
@@ -323,9 +329,10 @@ def captions_tables(folder: Path, found: Found, settings: DataSettings, notes: l
     splits, else the only one. Raises DataError where there are several and none says so."""
     headed = [text for text in sorted(found.texts) if is_text_table(text)]
     tables = [table for table in (*found.tables, *headed) if looks_like_captions(table)]
-    jsons = [p for p in tables if p.suffix.lower() in (".json", ".jsonl")]  # what a CSV is, its header says
-    lists = [p for p in jsons if (found_in := split_lists([p], [])).names or found_in.unread]
     wanted = settings.caption_column.split(",") if settings.caption_column else None
+    kinds = (".json",) if wanted else (".json", ".jsonl")  # what a CSV is, its header says
+    jsons = [p for p in tables if p.suffix.lower() in kinds]
+    lists = [p for p in jsons if (found_in := split_lists([p], [])).names or found_in.unread or found_in.maybe]
     tables = [p for p in tables if p not in lists]
     tables = [p for p in tables if names_captions(p, wanted)] or tables
     tables = without_pictures(tables, notes)
@@ -341,7 +348,9 @@ def captions_tables(folder: Path, found: Found, settings: DataSettings, notes: l
         if others := [str(inner[table]) for table, split in splits.items() if not split]:
             notes.append(f"in no split, left out: {', '.join(others)}")
         return dict(named)
-    if len({table.name for table in tables}) == 1:  # one in each folder of pictures, as `metadata` may be
+    folders = {table.parent for table in tables}
+    lone = len({table.name for table in tables}) == 1 and folders <= {image.parent for image in found.images}
+    if lone and len({re.sub(r"\d+", "", str(f)) for f in folders}) == len(folders):  # one in each folder of pictures
         return dict.fromkeys(tables)
     if len(tables) > 1:
         names = sorted(table.name for table in tables)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from blip_lite.data.dataset import Listing
+from blip_lite.data.names import find_column
 from blip_lite.data.sources.hub import hub
 from blip_lite.data.sources.marks import Marks
 from blip_lite.data.sources.table import PROBE, captions_told, inside, read_json
@@ -64,8 +65,11 @@ def karpathy_rows(
             url = None
             if download_missing:
                 url = image.get("url") or f"http://images.cocodataset.org/{name}"
-            image_id, said = str(image.get("cocoid", name)), image if columns else image["sentences"]
-            captions = captions_told(said, columns, at)
+            image_id, said = str(image.get("cocoid", name)), [image] if columns else image["sentences"]
+            inner = [one for one in image.get("sentences", ()) if isinstance(one, Mapping)]
+            if columns and any(find_column([*one], columns.split(",")) for one in inner):  # `raw`, say
+                said = inner
+            captions = tuple(c for one in said for c in captions_told(one, columns, at))
             yield Picture(image_id, inside(root, name, at), captions, at, marks.split(image, at), url)
         marks.tell()
     except (KeyError, TypeError, AttributeError) as error:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,16 +26,16 @@ from blip_lite.data.names import (
 )
 from blip_lite.data.sources.encoding import encoding_of
 from blip_lite.data.sources.marks import Marks, agreed, form_of, split_in
-from blip_lite.data.sources.table import ANNOTATIONS, PROBE, read_json, read_table
+from blip_lite.data.sources.table import PROBE, read_json, read_table
 from blip_lite.errors import DataError
 from blip_lite.processing.images import IMAGE_SUFFIXES
 from blip_lite.processing.picture import Picture
 
-LISTS = (".txt", ".lst", ".list", ".ids")
+LISTS = (".txt", ".lst", ".list")
 YAML = (".yaml", ".yml")
-TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
-_KINDS = (*LISTS, *TABLES, ".json", ".npy", *YAML)  # that may be lists
-FOLDERS = ("splits", "split", "lists", "imagesets", *ANNOTATIONS)  # below a captions file, that may hold lists
+KINDS = (*LISTS, ".csv", ".tsv", ".json", *YAML)  # of files that may be lists
+UNUSUAL = (".ids", ".npy", ".jsonl", ".parquet", "")  # that are seldom lists
+FOLDERS = ("splits", "split", "lists", "imagesets")  # below a captions file, that may hold lists
 _NAMES = (*IMAGE_COLUMNS, *ID_COLUMNS, "name", "names")  # of a list's column of images
 _FORMS = 'a name a line, a table `image,split`, {"train": [names], ...}, or {name: "train", ...}'
 _SUFFIX = "|".join(re.escape(suffix) for suffix in sorted(IMAGE_SUFFIXES))
@@ -49,6 +50,7 @@ class Lists:
     Attributes:
         unread: files called after splits that name no images in a form we know.
         keyed: of names that stand in a column of ids, the column.
+        maybe: what files say that are lists only if together they name nearly all images.
     """
 
     def __init__(self) -> None:
@@ -56,6 +58,7 @@ class Lists:
         self.bare: set[str] = set()  # that are written without a suffix: they may be numbers of images, too
         self.unread: list[Path] = []
         self.keyed: dict[str, str] = {}
+        self.maybe: list[tuple[Path, list[tuple[str, ...]]]] = []
 
     def add(self, split: str, name: str, path: Path) -> None:
         """Raises DataError for a name that is in two splits."""
@@ -64,6 +67,37 @@ class Lists:
             raise DataError(f"{path}: {name} is in {split}, and in {there[key]}, by the lists of {path.parent}")
         if not has_suffix(name):
             self.bare.add(key)
+
+    def settle(self, rows: Sequence[Picture], notes: list[str]) -> None:
+        """Take the files of `maybe`, or none of them."""
+        known = [{last(name) for name in (row.place, row.image_id, row.key[1]) if name} for row in rows]
+        every = set[str]().union(*known)
+        has_train = any("train" in there.values() for there in self.names.values())
+        files = [
+            (path, said)
+            for path, said in self.maybe
+            if 2 * sum(last(name) in every for _, name, *_ in said) >= len(said)
+            and not (has_train and plain(path.stem) == "trainval")
+        ]
+        splits: dict[str, set[str]] = {}
+        for there in self.names.values():
+            for name, split in there.items():
+                splits.setdefault(last(name), set()).add(split)
+        for split, name, *_ in chain.from_iterable(said for _, said in files):
+            splits.setdefault(last(name), set()).add(split)
+        named = sum(not names.isdisjoint(splits) for names in known)
+        clash = any(len(found) > 1 for found in splits.values())
+        if files and (clash or named < 0.9 * len(rows) or "train" not in set[str]().union(*splits.values())):
+            notes.append(
+                f"not read as lists of splits, of which {', '.join(path.name for path, _ in files[:4])} might be some: "
+                + ("a name is in two of them" if clash else f"they name {named} of {len(rows)} rows' images")
+            )
+            return
+        for path, said in files:
+            for split, name, *column in said:
+                if last(name) in every:
+                    self.add(split, name, path)
+                    self.keyed |= {key_of(name): plain(column[0])} if column else {}
 
     def split_of(self, row: Picture, alone: bool) -> str | None:
         """The split of a row's image: by its name, else, where that is another thing, by its id; first by its id where
@@ -115,20 +149,25 @@ def has_suffix(name: str) -> bool:
 
 
 def may_be_list(path: Path) -> bool:
-    """Whether a file is of a kind that lists are; one without a suffix, and numpy's, only if it is called after splits:
-    `train`, `val_ids.npy`."""
-    if path.suffix.lower() == ".npy":
-        return bool(split_of_name(path.stem)) or may_be_about_splits(path.stem)
-    return path.suffix.lower() in _KINDS if path.suffix else split_of_name(path.name, strict=True) is not None
+    """Whether a file is of a kind that lists are; of an unusual one, only if it is called after splits: `train`,
+    `val_ids.npy`."""
+    suffix = path.suffix.lower()
+    if suffix in UNUSUAL:
+        about = split_of_name(path.stem) or may_be_about_splits(path.stem)
+        return bool(about) if suffix else split_of_name(path.name, strict=True) is not None
+    return suffix in KINDS
 
 
-def split_lists(files: Iterable[Path], notes: list[str], captioned: bool = False) -> Lists:
+def split_lists(
+    files: Iterable[Path], notes: list[str], captioned: bool = False, doubtful: Collection[Path] = ()
+) -> Lists:
     """What the lists among files beside the captions say: `train.txt` and `test.txt` with a name a line, the same as
     JSON, `{"train": [names], ...}`, `{name: "train", ...}`, a table of images and splits, or CUB-200's numbers.
     Raises DataError for a name in two of them.
 
     Args:
-        captioned: tables that are called after splits are lists, too, where they have captions, which are not read.
+        captioned: tables that are called after splits may be lists, too, where they have captions, which are not read.
+        doubtful: of the files, those that lie where lists seldom do.
     """
     lists, files = Lists(), sorted(files)
     splits_of: dict[tuple[Path, str | None], set[str | None]] = {}  # of names that differ in the split's word alone
@@ -136,14 +175,12 @@ def split_lists(files: Iterable[Path], notes: list[str], captioned: bool = False
         splits_of.setdefault((path.parent, form_of(path.stem)), set()).add(split_of_name(path.stem))
     for path in files:
         own = split_of_name(path.stem)
-        about = bool(own) or may_be_about_splits(path.stem)
-        among = own and len(splits_of[path.parent, form_of(path.stem)]) > 1  # birds_train.txt, birds_test.txt
+        about = bool(own) or may_be_about_splits(path.stem) or plain(path.stem) == "trainval"
         firm = bool(split_of_name(path.stem, strict=True) or re.search("split|partition", path.stem.casefold()))
+        usual, pairs = path.suffix.lower() in KINDS and path not in doubtful, None
         try:
-            pairs = candidates(path, about, bool(among), captioned and firm)
-            if pairs is None:
-                continue
-            named = [(split, str(name), *column) for split, name, *column in pairs if split]
+            pairs = candidates(path, about) if usual else None
+            named = [(split, str(name), *column) for split, name, *column in pairs or () if split]
         except UnicodeDecodeError as error:
             notes.append(f"no list of a split: {path} cannot be read ({error})")
             lists.unread += [path] if firm else []
@@ -156,45 +193,58 @@ def split_lists(files: Iterable[Path], notes: list[str], captioned: bool = False
         for split, name, *column in named:
             lists.add(split, name, path)
             lists.keyed |= {key_of(name): plain(column[0])} if column else {}
-        if about and not named:
+        if named:
+            continue
+        among = own if len(splits_of[path.parent, form_of(path.stem)]) > 1 else None  # birds_train.txt, birds_test.txt
+        with contextlib.suppress(DataError, UnicodeDecodeError):  # it need not be one
+            loose = candidates(path, about, Loose(among, captioned and firm))
+            if maybe := [(split, str(name), *column) for split, name, *column in loose or () if split]:
+                lists.maybe.append((path, maybe))
+                continue
+        if about and pairs is not None:
             notes.append(f"{path.name} is not read: it names no images of a split")
             lists.unread += [path] if firm else []
-    if "train" not in {split for names in lists.names.values() for split in names.values()}:
-        for path in files:
-            if plain(path.stem) == "trainval" and path.suffix.lower() in LISTS:  # of Oxford's pets, without train.txt
-                for name, _ in [name_and_more(line, bare=True) for line in lines_in(path)]:
-                    if key_of(name) not in lists.names.get(last(name), {}):
-                        lists.add("train", name, path)
     return lists
 
 
-def candidates(path: Path, about: bool, among: bool, captioned: bool) -> Iterable[tuple[Any, ...]] | None:
+class Loose(NamedTuple):
+    """What may be taken for a list where it names nearly all images.
+
+    Attributes:
+        among: the split that a file's name says that differs in that from others.
+        captioned: a table with captions is meant, too.
+    """
+
+    among: str | None
+    captioned: bool
+
+
+def candidates(path: Path, about: bool, loose: Loose | None = None) -> Iterable[tuple[Any, ...]] | None:
     """(split, name of an image) of a file that may be a list, with the column of names if that is one of ids; None for
     a file that is something else: captions, a text about one image.
 
     Args:
         about: its name is about splits.
-        among: it is one of several whose names differ in the word for the split.
-        captioned: a table with captions is a list, too.
+        loose: whether, and how, it is asked of what is seldom a list.
     """
     suffix, own = path.suffix.lower(), split_of_name(path.stem)
     if not about and suffix not in (".csv", ".tsv"):
         return None
     if any(path.with_suffix(image).exists() for image in IMAGE_SUFFIXES):
         return None
-    if suffix in (*LISTS, "", ".npy"):
+    if suffix in (*LISTS, ".ids", "", ".npy"):
         images = path.with_name("images.txt")
         cub = plain(path.stem) == "traintestsplit" and images.is_file()
-        return by_number(path, images) if cub else in_names(lines_in(path), path, among)
-    if suffix in TABLES:
+        return by_number(path, images) if cub else in_names(lines_in(path), path, loose)
+    if suffix in (".csv", ".tsv", ".jsonl", ".parquet"):
         rows = rows_in(path)
         first = next(rows, {})
         columns = [c for c in first if c is not None]
         if not first and about:
             return ()
-        if not first or (caption_columns(columns) and not captioned):
+        if not first or (caption_columns(columns) and not (loose and loose.captioned)):
             return None
-        said = about or find_column(columns, (*SPLIT_COLUMNS, *MAYBE_SPLIT_COLUMNS))
+        said = about or find_column(columns, (*SPLIT_COLUMNS, *(MAYBE_SPLIT_COLUMNS if loose else ())))
         return in_rows([*chain([first], rows)], path) if said else None
     if suffix == ".json" and (not own or "split" in path.stem.casefold() or begins_as_names(path)):
         return in_json(read_json(path), path)
@@ -249,6 +299,8 @@ def rows_in(path: Path) -> Iterator[Mapping[Any, Any]]:
 
     try:
         file = pyarrow.parquet.ParquetFile(path)
+        if caption_columns(file.schema_arrow.names):
+            return
         held = pyarrow.types.is_nested, pyarrow.types.is_binary, pyarrow.types.is_large_binary
         simple = [f.name for f in file.schema_arrow if not any(holds(f.type) for holds in held)]
         for batch in file.iter_batches(1000, columns=simple):
@@ -260,9 +312,10 @@ def rows_in(path: Path) -> Iterator[Mapping[Any, Any]]:
 def lines_in(path: Path) -> list[str]:
     if path.suffix.lower() == ".npy":
         try:
-            return [str(name) for name in np.load(path, allow_pickle=False).ravel().tolist()]
+            names = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: cannot be read as a list of names ({error})") from error
+        return [str(name) for name in names.tolist()] if names.ndim == 1 and names.dtype.kind in "USiu" else []
     with open(path, encoding=encoding_of(path)) as file:
         return [line.strip() for line in file if line.strip()]
 
@@ -284,12 +337,15 @@ def begins_as_names(path: Path) -> bool:
         return re.match(rb'[\xef\xbb\xbf\xff\xfe\0\s]*\[[\0\s]*["\d\]]', file.read(1024)) is not None
 
 
-def in_names(lines: Sequence[str], path: Path, among: bool = False) -> Iterator[tuple[str | None, str]]:
-    """(split, name) of lines of names: all of images, unless the file's name is nothing but that of a split, or differs
-    in that from others (`among`), and each line is one word. After a name may stand its split, CelebA's number of one,
-    or numbers of classes (VOC, Oxford's pets)."""
+def in_names(lines: Sequence[str], path: Path, loose: Loose | None = None) -> Iterator[tuple[str | None, str]]:
+    """(split, name) of lines of names: all of images, unless the file's name is nothing but that of a split, or, where
+    it is asked loosely, differs in that from others, and each line is one word; `trainval` is for training then. After
+    a name may stand its split, CelebA's number of one, or numbers of classes (VOC, Oxford's pets)."""
     own, strict = split_of_name(path.stem), split_of_name(path.stem, strict=True)
-    strict = strict or (own if among and all(len(line.split()) == 1 for line in lines) else None)
+    if loose and plain(path.stem) == "trainval":
+        own = strict = "train"
+    elif loose and not strict and all(len(line.split()) == 1 for line in lines):
+        strict = loose.among
     pairs = [name_and_more(line, bool(strict) or not own) for line in lines]
     if len({name for name, _ in pairs}) < len({*lines}):  # `dog 1`, `dog 2`: the numbers are of the names
         pairs = [(line, "") for line in lines]
@@ -336,10 +392,11 @@ def in_rows(rows: Sequence[Mapping[Any, Any]], path: Path) -> Iterator[tuple[Any
 def in_lists(rows: Iterable[Picture], lists: Lists, notes: list[str], keep: bool = False) -> Iterator[Picture]:
     """The rows, in the splits that the lists say; those that no list names are left out, unless they name theirs, or
     `keep`. Raises DataError where a file called after splits names images, but not in a form that we know."""
-    if not (lists.names or lists.unread):
+    if not (lists.names or lists.unread or lists.maybe):
         yield from rows
         return
     rows = list(rows)
+    lists.settle(rows, notes)
     names: dict[str, set[str]] = {}
     for row in rows:
         names.setdefault(last(row.place), set()).add(row.place)

@@ -191,7 +191,7 @@ def form_of_all(values: Sequence[Any]) -> str | None:
 
 
 def form_of(value: Any) -> str | None:
-    if not isinstance(value, str) or len(value) > 40 or not split_of_name(value):
+    if not isinstance(value, str) or len(value) > 40 or " " in value or not split_of_name(value):  # a steam train
         return None
     words = [re.sub(r"\d+", "", word) or word for word in words_in(value)]
     return " ".join("*" if word in SPLIT_WORDS else word for word in words) if {*words} & SPLIT_WORDS.keys() else None

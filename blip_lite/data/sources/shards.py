@@ -103,9 +103,9 @@ def shards(
             raise DataError(f"{path}: not a whole, uncompressed tar file ({error})") from error
 
 
-def members(path: Path) -> Iterator[tarfile.TarInfo]:
+def members(path: Path, strict: bool = False) -> Iterator[tarfile.TarInfo]:
     """What a tar holds, and what `cat` joined to it holds. Raises TarError for what is no whole tar, or a compressed
-    one, whose files cannot be read in any order."""
+    one, whose files cannot be read in any order; if `strict`, also for what lies behind it and is none, a signature."""
     with open(path, "rb") as file:
         at: int | None = 0
         while at is not None:
@@ -118,6 +118,9 @@ def members(path: Path) -> Iterator[tarfile.TarInfo]:
                     raise tarfile.ReadError(f"what lies at byte {at} is damaged, or no tar")
                 check_end(tar, path)
                 at = behind_zeros(file, tar.offset)
+            if at is not None and not strict:
+                file.seek(at + 257)
+                at = at if file.read(5) == b"ustar" else None
 
 
 def behind_zeros(file: BinaryIO, at: int) -> int | None:
@@ -209,6 +212,8 @@ def tar_captions(
             captions = (
                 [*captions_told(about, columns, where)] if columns and pictures_of(pieces) else captions_in(about)
             )
+    except DataError:
+        raise
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON
         raise DataError(f"{where}: its caption cannot be read ({error})") from error
     return captions, about if isinstance(about, Mapping) else {}

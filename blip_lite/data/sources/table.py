@@ -98,8 +98,9 @@ def pick_columns(
 
 
 def column_of_files(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], files: Files, where: str) -> str:
-    """Of columns that may name the images, the one whose files are there: a `filename` may be what a picture was called
-    before it came to its `path`. The first, where none has more. Raises DataError for two that lead to other files."""
+    """Of columns that may name the images, the first if half of its files are there, else the one that has most: a
+    `filename` may be what a picture was called before it came to its `path`. Raises DataError for two that lead to
+    files of other names."""
     found: dict[str, list[Path | None]] = {}
     for column in columns:
         cells = [cell for row in rows if isinstance(cell := row.get(column), str) and not is_url(cell)]
@@ -108,10 +109,11 @@ def column_of_files(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], f
             found[column] = [file and (file if file.is_file() else None) for file in files(cells)]
     counts = {column: sum(map(bool, some)) for column, some in found.items()}
     best = max(found, key=lambda c: counts[c], default=columns[0])
+    best = columns[0] if 2 * counts.get(columns[0], 0) >= len(rows) else best
     for other in found:
         if 0 < counts[other] == counts[best] and other != best:
-            pairs = [(a, b) for a, b in zip(found[best], found[other], strict=True) if a and b and a != b]
-            if odd := next(((a, b) for a, b in pairs if not are_copies(a, b)), None):
+            pairs = [(a, b) for a, b in zip(found[best], found[other], strict=True) if a and b and a.name != b.name]
+            if odd := next(((a, b) for a, b in pairs if not are_copies(a, b)), None):  # not a picture and its thumbnail
                 raise DataError(
                     f"{where}: column {best!r} leads to {odd[0]}, column {other!r} to {odd[1]}; say which with "
                     "--image_column"
