@@ -28,7 +28,7 @@ from blip_lite.data.names import (
 from blip_lite.data.sources.encoding import encoding_of, utf8
 from blip_lite.data.sources.hub import datasets_rows, parquet
 from blip_lite.data.sources.karpathy import karpathy_rows
-from blip_lite.data.sources.lists import FOLDERS, has_suffix, in_lists, may_be_list, split_lists
+from blip_lite.data.sources.lists import FOLDERS, Lists, has_suffix, in_lists, may_be_list, split_lists
 from blip_lite.data.sources.marks import Marks, agreed
 from blip_lite.data.sources.records import LISTS_OF_ROWS, Place, are_rows, places, transposed
 from blip_lite.data.sources.relations import is_key, is_number, with_pictures
@@ -138,25 +138,25 @@ def load_file(path: Path, settings: DataSettings) -> Listing:
     split = split_of_name(path.stem)
     with os.scandir(path.parent) as entries:
         names = [Path(e.path) for e in entries if not e.name.lower().endswith(tuple(IMAGE_SUFFIXES))]
-    beside = sorted(p for p in names if may_be_list(p))
     alike = sorted(p for p in names if p.suffix.lower() == path.suffix.lower())
     others = [p for p in alike if split_of_name(p.stem) not in (None, split)]
-    below = [file for p in names if p.name.casefold() in FOLDERS and p.is_dir() for file in p.rglob("*")]
-    found = [p for p in (*beside, *below) if may_be_list(p) and p.name != path.name and p.is_file()]
-    doubtful = [
-        file
-        for p in names
-        if plain(p.name) in ("meta", "metadata", "annotations", "annotation") and p.is_dir()
-        for file in p.iterdir()
-        if may_be_list(file) and split_of_name(file.stem, strict=True) and file.is_file()
-    ]
-    lists = split_lists([*found, *doubtful], notes, doubtful=doubtful)
+    lists = lists_beside(path, names, notes)
     if split and others:
         notes.append(f"{others[0].name}, beside it, is not read; the name of the folder takes both, as splits")
     elif split == "validation":
         notes.append(f"{path.name} says validation; read alone, it is shared out anew")
     rows = file_rows(path, root, settings, notes, "test" if split == "test" else None)
     return Listing(path.stem, in_lists(rows, lists, notes, keep=split is not None), notes)
+
+
+def lists_beside(path: Path, beside: Iterable[Path], notes: list[str]) -> Lists:
+    """The lists of splits among what lies beside a captions file, and in folders for lists or annotations there."""
+    folders = [p for p in beside if p.is_dir()]
+    below = [file for p in folders if p.name.casefold() in FOLDERS for file in p.rglob("*")]
+    about = [p for p in folders if plain(p.name) in ("meta", "metadata", "annotations", "annotation")]
+    doubtful = [file for p in about for file in p.iterdir() if split_of_name(file.stem, strict=True)]
+    files = [p for p in (*beside, *below, *doubtful) if may_be_list(p) and p.name != path.name and p.is_file()]
+    return split_lists(files, notes, doubtful=doubtful)
 
 
 def is_text_table(path: Path) -> bool:
