@@ -1672,3 +1672,11 @@ def test_lines_of_a_name_and_a_caption_without_a_header(tmp_path: Path) -> None:
         as_csv(tmp_path, [f"{n}.jpg" for n in RIGHT])
         (tmp_path / "captions.txt").write_text(line)
         assert pairs(load(tmp_path)) == RIGHT
+
+
+def test_karpathys_sentences_may_be_a_text(tmp_path: Path) -> None:
+    images = [
+        {"filename": photo(tmp_path / f"{n}.jpg", n).name, "split": "train", "sentences": f"caption {n}"} for n in RIGHT
+    ]
+    (tmp_path / "a.json").write_text(json.dumps({"images": images}))
+    assert pairs(load(tmp_path / "a.json")) == RIGHT

@@ -10,7 +10,7 @@ from blip_lite.data.dataset import Listing
 from blip_lite.data.names import find_column
 from blip_lite.data.sources.hub import hub
 from blip_lite.data.sources.marks import Marks
-from blip_lite.data.sources.table import PROBE, captions_told, inside, read_json
+from blip_lite.data.sources.table import PROBE, captions_of, captions_told, inside, read_json
 from blip_lite.errors import DataError
 from blip_lite.processing.download import cache_dir
 from blip_lite.processing.picture import Picture
@@ -65,11 +65,13 @@ def karpathy_rows(
             url = None
             if download_missing:
                 url = image.get("url") or f"http://images.cocodataset.org/{name}"
-            image_id, said = str(image.get("cocoid", name)), [image] if columns else image["sentences"]
-            inner = [one for one in image.get("sentences", ()) if isinstance(one, Mapping)]
-            if columns and any(find_column([*one], columns.split(",")) for one in inner):  # `raw`, say
-                said = inner
-            captions = tuple(c for one in said for c in captions_told(one, columns, at))
+            image_id = str(image.get("cocoid", name))
+            if columns is None:
+                captions = captions_of(image["sentences"], at)
+            else:
+                inner = [one for one in image.get("sentences", ()) if isinstance(one, Mapping)]
+                in_them = any(find_column([*one], columns.split(",")) for one in inner)  # `raw`, say
+                captions = tuple(c for one in (inner if in_them else [image]) for c in captions_told(one, columns, at))
             yield Picture(image_id, inside(root, name, at), captions, at, marks.split(image, at), url)
         marks.tell()
     except (KeyError, TypeError, AttributeError) as error:
