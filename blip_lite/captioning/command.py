@@ -255,8 +255,8 @@ def begin(args: argparse.Namespace, rank: int, wait: Callable[[], None], seen: S
     begun_in = directory_of(journal)
     if output.suffix == ".parquet":
         import pyarrow.parquet  # noqa: F401  of an extra: missing, it is to be told before the first image
-    inputs = [*args.images, *lists_in(args.images)]
-    if read := [a for a in inputs if behind_links(Path(a)) in map(behind_links, (output, journal))]:
+    lists = lists_in(args.images)
+    if read := [a for a in (*args.images, *lists) if behind_links(Path(a)) in map(behind_links, (output, journal))]:
         raise ConfigError(f"--output {output}: {read[0]} is read, it cannot be written at the same time")
     for path in (output, journal):
         try_to_write(path)
@@ -277,7 +277,7 @@ def begin(args: argparse.Namespace, rank: int, wait: Callable[[], None], seen: S
                 f"--output {output}: is there, but {journal.name}, from which it is made, is not; --overwrite"
             )
         since = journal.stat().st_mtime if journal.exists() else 0
-        younger = tuple(f"{a}, " for a in lists_in(args.images) if os.path.isfile(a) and os.path.getmtime(a) > since)
+        younger = tuple(f"{a}, " for a in lists if os.path.isfile(a) and os.path.getmtime(a) > since)
         if rank == 0:
             take_up(journal)
         if rank == 0 and is_edited(journal, output):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from blip_lite.errors import CheckpointError
+from blip_lite.processing.file_kinds import head_of
 from blip_lite.processing.hub import from_hub
 
 HUB_FILES = ["*.json", "vocab.txt", "model*.safetensors", "pytorch_model*.bin"]
@@ -95,24 +95,16 @@ def refuse_large(path: Path) -> None:
 
 def is_lfs(file: Path) -> bool:
     """Whether a file is what Git LFS puts in the place of a large one."""
-    return head_of(file).startswith(b"version https://git-lfs")
-
-
-def head_of(file: Path) -> bytes:
-    """What a file begins with; `?` for one that cannot be opened."""
-    with contextlib.suppress(OSError), open(file, "rb") as opened:
-        return opened.read(24)
-    return b"?"
+    return head_of(str(file)).startswith(b"version https://git-lfs")
 
 
 def why_not_read(file: Path, error: Exception) -> str:
     """What is wrong with a file of weights, and what helps."""
-    head = head_of(file)
     if is_lfs(file):
         return "a Git LFS pointer: run `git lfs pull`"
-    if not head:
+    if file.is_file() and not file.stat().st_size:
         return "it is empty: download or copy it again"
-    if head.lstrip().startswith(b"<"):
+    if head_of(str(file)).lstrip().startswith(b"<"):
         return "it is a web page, not weights: download it again"
     return str(error) if isinstance(error, OSError) else f"{error}; was it cut off? Then download or copy it again"
 

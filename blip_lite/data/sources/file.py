@@ -137,7 +137,8 @@ def load_file(path: Path, settings: DataSettings) -> Listing:
     root, notes = Path(settings.image_root).expanduser() if settings.image_root else path.parent, list[str]()
     split = split_of_name(path.stem)
     with os.scandir(path.parent) as entries:
-        names = [Path(e.path) for e in entries if not e.name.lower().endswith(tuple(IMAGE_SUFFIXES))]
+        pictures = tuple(IMAGE_SUFFIXES)  # of which there may be many
+        names = [Path(e.path) for e in entries if not e.name.lower().endswith(pictures)]
     alike = sorted(p for p in names if p.suffix.lower() == path.suffix.lower())
     others = [p for p in alike if split_of_name(p.stem) not in (None, split)]
     lists = lists_beside(path, names, notes)
@@ -151,9 +152,8 @@ def load_file(path: Path, settings: DataSettings) -> Listing:
 
 def lists_beside(path: Path, beside: Iterable[Path], notes: list[str]) -> Lists:
     """The lists of splits among what lies beside a captions file, and in folders for lists or annotations there."""
-    folders = [p for p in beside if p.is_dir()]
-    below = [file for p in folders if p.name.casefold() in FOLDERS for file in p.rglob("*")]
-    about = [p for p in folders if plain(p.name) in ("meta", "metadata", "annotations", "annotation")]
+    below = [file for p in beside if p.name.casefold() in FOLDERS and p.is_dir() for file in p.rglob("*")]
+    about = [p for p in beside if plain(p.name) in ("meta", "metadata", "annotations", "annotation") and p.is_dir()]
     doubtful = [file for p in about for file in p.iterdir() if split_of_name(file.stem, strict=True)]
     files = [p for p in (*beside, *below, *doubtful) if may_be_list(p) and p.name != path.name and p.is_file()]
     return split_lists(files, notes, doubtful=doubtful)
@@ -270,12 +270,13 @@ class RightFolders(NamedTuple):
             return with_suffix(inside(folder, short, where))
 
         folder = self.elsewhere.get(folded(short), self.best)
-        if (twin := self.twins.get(folded(short))) and not are_copies(within(folder), within(twin)):
+        file = within(folder)
+        if (twin := self.twins.get(folded(short))) and not are_copies(file, within(twin)):
             raise SeveralFolders(
                 f"{where}: images of these names are in {folder} and in {twin}; say which with --image_root, or write "
                 "the folder before each name"
             )
-        return folder, within(folder)
+        return folder, file
 
 
 def right_folders(probe: Sequence[Path], root: Path, where: str, split: str | None) -> RightFolders | None:

@@ -172,17 +172,17 @@ def parquet_rows(folder: Path, files: Sequence[Path], settings: DataSettings, no
     splits = {path: split_of_path(inner[path]) or split_of_name(path.stem) for path in files}
     lone = set(splits.values()) <= {"train", None} or set(splits.values()) <= {"validation"}
     given = {path: None if lone else splits[path] for path in files}
-    rows = {inner[path]: (split, file_rows(path, folder, settings, notes, split)) for path, split in given.items()}
+    rows = {path: (split, file_rows(path, folder, settings, notes, split)) for path, split in given.items()}
     yield from not_twice(folder, rows)
 
 
-def not_twice(folder: Path, files: Mapping[PurePosixPath, tuple[str | None, Iterable[Picture]]]) -> Iterator[Picture]:
-    """The rows of several files, by their path in the folder, each with its split. Raises DataError where two of one
+def not_twice(folder: Path, files: Mapping[Path, tuple[str | None, Iterable[Picture]]]) -> Iterator[Picture]:
+    """The rows of several files in the folder, each with its split. Raises DataError where two of one
     split have other captions of most of the same pictures: an old copy (`train_old.csv`), another language. Files whose
     paths differ in numbers alone are parts of one."""
-    forms = {file: (split, re.sub(r"\d+", "", str(file))) for file, (split, _) in files.items()}
+    forms = {file: (split, re.sub(r"\d+", "", str(file.relative_to(folder)))) for file, (split, _) in files.items()}
     alone = {split for split, count in Counter(split for split, _ in set(forms.values())).items() if count == 1}
-    read: dict[tuple[str | None, str], tuple[PurePosixPath, set[str], set[int]]] = {}
+    read: dict[tuple[str | None, str], tuple[Path, set[str], set[int]]] = {}
     for file, (split, rows) in files.items():
         if split in alone:  # a thousand shards, say: nothing is to be remembered
             yield from rows
@@ -195,8 +195,9 @@ def not_twice(folder: Path, files: Mapping[PurePosixPath, tuple[str | None, Iter
     for ((one, _), (file, ids, said)), ((two, _), (other, more, words)) in combinations(read.items(), 2):
         both = len(ids & more) if one == two else 0
         if 2 * both > min(len(ids), len(more)) and 2 * len(said & words) < min(len(said), len(words)):
+            names = " and ".join(path.relative_to(folder).as_posix() for path in (file, other))
             raise DataError(
-                f"{folder}: {file} and {other} have other captions of {both} images: which? Take one away, name the "
+                f"{folder}: {names} have other captions of {both} images: which? Take one away, name the "
                 "file with --dataset, or put the captions of both into one table"
             )
 
@@ -371,8 +372,7 @@ def split_tables(
                 row.image_id = id_in(folder, row)
             yield row
 
-    inner = {table: PurePosixPath(table.relative_to(folder).as_posix()) for table in tables}
-    yield from not_twice(folder, {inner[table]: (split, rows_of(table, split)) for table, split in tables.items()})
+    yield from not_twice(folder, {table: (split, rows_of(table, split)) for table, split in tables.items()})
 
 
 def image_root(settings: DataSettings) -> Path | None:

@@ -61,6 +61,27 @@ def parquet_columns(path: Path) -> list[str]:
         return list(pyarrow.parquet.read_schema(path).names)
 
 
+def plain_rows(path: Path) -> Iterator[Mapping[str, Any]]:
+    """The rows of a Parquet file, of its columns of texts and numbers: pictures may be gigabytes. Raises DataError."""
+    import pyarrow.parquet
+
+    with reading(path):
+        file = pyarrow.parquet.ParquetFile(path)
+        schema = file.schema_arrow
+        columns = [name for name, kind in zip(schema.names, schema.types, strict=True) if is_plain(kind)]
+        for batch in file.iter_batches(1024, columns=columns):
+            yield from batch.to_pylist()
+
+
+def is_plain(kind: Any) -> bool:
+    """Whether a column of Arrow's holds texts, numbers or truths."""
+    import pyarrow
+
+    kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+    texts = pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind) or pyarrow.types.is_string_view(kind)
+    return texts or pyarrow.types.is_primitive(kind) or pyarrow.types.is_decimal(kind)
+
+
 def saved(folder: Path) -> dict[str, Any]:
     """What `datasets.save_to_disk` wrote."""
     import datasets

@@ -25,6 +25,7 @@ from blip_lite.data.names import (
     split_of_name,
 )
 from blip_lite.data.sources.encoding import encoding_of
+from blip_lite.data.sources.hub import parquet_columns, plain_rows
 from blip_lite.data.sources.marks import Marks, agreed, form_of, split_in
 from blip_lite.data.sources.table import PROBE, read_json, read_table
 from blip_lite.errors import DataError
@@ -60,16 +61,20 @@ class Lists:
         self.keyed: dict[str, str] = {}
         self.maybe: list[tuple[Path, list[tuple[str, ...]]]] = []
 
-    def add(self, split: str, name: str, path: Path) -> None:
-        """Raises DataError for a name that is in two splits."""
+    def add(self, path: Path, split: str, name: str, column: str | None = None) -> None:
+        """Take a name of a list, from its column of ids if it has one. Raises DataError for a name in two splits."""
         key, there = key_of(name), self.names.setdefault(last(name), {})
         if there.setdefault(key, split) != split:
             raise DataError(f"{path}: {name} is in {split}, and in {there[key]}, by the lists of {path.parent}")
         if not has_suffix(name):
             self.bare.add(key)
+        if column is not None:
+            self.keyed[key] = plain(column)
 
     def settle(self, rows: Sequence[Picture], notes: list[str]) -> None:
         """Take the files of `maybe`, or none of them."""
+        if not self.maybe:
+            return
         known = [{last(name) for name in (row.place, row.image_id, row.key[1]) if name} for row in rows]
         every = set[str]().union(*known)
         has_train = any("train" in there.values() for there in self.names.values())
@@ -94,10 +99,9 @@ class Lists:
             )
             return
         for path, said in files:
-            for split, name, *column in said:
-                if last(name) in every:
-                    self.add(split, name, path)
-                    self.keyed |= {key_of(name): plain(column[0])} if column else {}
+            for entry in said:
+                if last(entry[1]) in every:
+                    self.add(path, *entry)
 
     def split_of(self, row: Picture, alone: bool) -> str | None:
         """The split of a row's image: by its name, else, where that is another thing, by its id; first by its id where
@@ -190,14 +194,14 @@ def split_lists(
                 raise
             notes.append(f"no list of a split: {error}")
             continue
-        for split, name, *column in named:
-            lists.add(split, name, path)
-            lists.keyed |= {key_of(name): plain(column[0])} if column else {}
+        for entry in named:
+            lists.add(path, *entry)
         if named:
             continue
         among = own if len(splits_of[path.parent, form_of(path.stem)]) > 1 else None  # birds_train.txt, birds_test.txt
         with contextlib.suppress(DataError, UnicodeDecodeError):  # it need not be one
-            loose = candidates(path, about, Loose(among, captioned and firm))
+            told = usual and path.suffix.lower() in (".json", *YAML)  # which says the same again
+            loose = None if told else candidates(path, about, Loose(among, captioned and firm))
             if maybe := [(split, str(name), *column) for split, name, *column in loose or () if split]:
                 lists.maybe.append((path, maybe))
                 continue
@@ -290,23 +294,11 @@ def in_json(content: Any, path: Path) -> Iterable[tuple[Any, ...]] | None:
 
 
 def rows_in(path: Path) -> Iterator[Mapping[Any, Any]]:
-    """The rows of a table, of Parquet without the columns that hold pictures. Raises DataError."""
+    """The rows of a table; none of Parquet that has captions. Raises DataError."""
     if path.suffix.lower() != ".parquet":
         yield from (row for _, row in read_table(path, strict=False))
-        return
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-        if caption_columns(file.schema_arrow.names):
-            return
-        held = pyarrow.types.is_nested, pyarrow.types.is_binary, pyarrow.types.is_large_binary
-        simple = [f.name for f in file.schema_arrow if not any(holds(f.type) for holds in held)]
-        for batch in file.iter_batches(1000, columns=simple):
-            yield from batch.to_pylist()
-    except (OSError, ValueError, pyarrow.ArrowException) as error:
-        raise DataError(f"{path}: cannot be read as Parquet ({error})") from error
+    elif not caption_columns(parquet_columns(path)):
+        yield from plain_rows(path)
 
 
 def lines_in(path: Path) -> list[str]:

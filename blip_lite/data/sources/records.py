@@ -7,22 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from blip_lite.data.names import CAPTION_COLUMNS, ID_COLUMNS, IMAGE_COLUMNS, find_column, plain, split_of_name
-from blip_lite.data.sources.hub import reading
+from blip_lite.data.sources.hub import plain_rows
 from blip_lite.data.sources.lists import has_suffix
 from blip_lite.data.sources.table import header_of, read_json, read_table
 from blip_lite.errors import DataError
 
-LISTS_OF_ROWS = (
-    "data",
-    "annotations",
-    "rows",
-    "items",
-    "samples",
-    "records",
-    "results",
-    "captions",
-    "entries",
-)  # how people call rows in an object of JSON
+# How people call rows in an object of JSON.
+LISTS_OF_ROWS = (*("data", "annotations", "rows", "items", "samples", "records", "results", "captions", "entries"),)
 
 Row = Mapping[str, Any]
 Place = tuple[str, Row]  # ("FILE, line N", row)
@@ -33,30 +24,11 @@ def records(path: Path) -> Iterator[Row]:
     as pictures may be gigabytes. Raises what reading raises."""
     suffix = path.suffix.lower()
     if suffix == ".parquet":
-        import pyarrow.parquet
-
-        with reading(path):
-            file = pyarrow.parquet.ParquetFile(path)
-            columns = [
-                name
-                for name, kind in zip(file.schema_arrow.names, file.schema_arrow.types, strict=True)
-                if is_plain(kind)
-            ]
-            for batch in file.iter_batches(1024, columns=columns):
-                yield from batch.to_pylist()
+        yield from plain_rows(path)
     elif suffix == ".json":
         yield from json_records(read_json(path), path)
     else:
         yield from (row for _, row in read_table(path))
-
-
-def is_plain(kind: Any) -> bool:
-    """Whether a column of Arrow's holds texts, numbers or truths."""
-    import pyarrow
-
-    kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
-    texts = pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind) or pyarrow.types.is_string_view(kind)
-    return texts or pyarrow.types.is_primitive(kind) or pyarrow.types.is_decimal(kind)
 
 
 def columns_of(path: Path) -> list[str]:

@@ -106,7 +106,7 @@ def column_of_files(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], f
         cells = [cell for row in rows if isinstance(cell := row.get(column), str) and not is_url(cell)]
         named = all("/" in cell or Path(cell).suffix.lower() in IMAGE_SUFFIXES for cell in cells)
         if named and len(cells) == len(rows):  # numbers of rows may be names of other pictures
-            found[column] = [file and (file if file.is_file() else None) for file in files(cells)]
+            found[column] = [file if file and file.is_file() else None for file in files(cells)]
     counts = {column: sum(map(bool, some)) for column, some in found.items()}
     best = max(found, key=lambda c: counts[c], default=columns[0])
     best = columns[0] if 2 * counts.get(columns[0], 0) >= len(rows) else best
@@ -383,7 +383,7 @@ def table_rows(
     joined = {name for name in names if plain(name) in LISTS_OF_CAPTIONS}
     if folder := folder_column([row for _, row in first], image, names, root):
         notes.append(f"{first[0][0]}: the images' folders are in column {folder[1]!r}")
-    ids = id_column([row for _, row in first], image)
+    ids = id_column([c for c in sample if c is not None], image)
     log = {"url", "status", "errormessage"} <= {plain(c) for c in sample if c is not None}  # img2dataset's
     marks = Marks([image, *names], notes, [row for _, row in first])
     failed = 0
@@ -453,22 +453,19 @@ def table_rows(
 JOINED = "image's id in the other table"  # the column of it in rows of two tables
 
 
-def id_column(rows: Sequence[Mapping[str, Any]], image: str) -> tuple[str, str] | None:
+def id_column(columns: Sequence[str], image: str) -> tuple[str, str] | None:
     """(name, column) of the images' ids, beside the column of their files; no name where they are another table's."""
-    if any(JOINED in row for row in rows):
+    if JOINED in columns:
         return "", JOINED
-    for name in ID_COLUMNS:
-        column = find_column([c for c in first_cells(rows) if c is not None], [name])
-        if column is not None and column != image:
-            return name, column
-    return None
+    found = ((name, find_column(columns, [name])) for name in ID_COLUMNS)
+    return next(((name, column) for name, column in found if column not in (None, image)), None)
 
 
 def id_text(value: Any) -> str:
     """7, 7.0 and `7` are one id."""
-    return (
-        "" if is_empty(value) else str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
-    )
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return "" if is_empty(value) else str(value).strip()
 
 
 def folder_column(
