@@ -1375,6 +1375,20 @@ def test_a_list_of_splits_by_id_is_joined_by_id(
     assert pairs(found) == RIGHT and splits(found) == SPLIT
 
 
+@pytest.mark.parametrize("write", [as_coco, as_csv])
+@pytest.mark.parametrize("header", ["id;set", "id;split", "image_id;split"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_lists_column_of_ids_may_hold_names_without_suffix(
+    tmp_path: Path, write: Any, header: str, whole: bool
+) -> None:
+    """COCO's images have ids of their own, which are other numbers."""
+    names = [photo(tmp_path / "images" / f"{n}.png", n).name for n in range(COUNT)]
+    captions = write(tmp_path, [f"images/{name}" for name in names])
+    (tmp_path / "split.csv").write_text(header + "".join(f"\n{n};{SPLIT[n]}" for n in range(COUNT)))
+    found = load(tmp_path if whole else captions)
+    assert splits(found) == SPLIT and pairs(found) == RIGHT
+
+
 @pytest.mark.parametrize("form", ["birds_{}", "open_images_{}_v6", "{}2017-en", "coco/{}", "my-{}-part"])
 @pytest.mark.parametrize("column", ["source", "subset", "dataset_id", "group"])
 def test_cells_that_differ_in_the_word_for_the_split(tmp_path: Path, column: str, form: str) -> None:

@@ -103,12 +103,22 @@ class Lists:
                 if last(entry[1]) in every:
                     self.add(path, *entry)
 
+    def choose(self, rows: Sequence[Picture]) -> None:
+        """Take a list's column of ids for one of names, where it names more of the images by those: `id;split` of lists
+        holds often the names without their suffix."""
+        for column in {*self.keyed.values()}:
+            own = {name for name, of in self.keyed.items() if of == column}
+            lasts = {last(name) for name in own}
+            ids = [key_of(key) for other, key in map(id_of, rows) if other in ("", column) and key]
+            if sum(last(row.place) in lasts for row in rows) > sum(key in own for key in ids):
+                self.keyed = {name: of for name, of in self.keyed.items() if of != column}
+
     def split_of(self, row: Picture, alone: bool) -> str | None:
         """The split of a row's image: by its name, else, where that is another thing, by its id; first by its id where
         the list's column is that of the ids. `alone`: no other image has the last part of its name, so that the folders
         before it need not be the same."""
         named = self.find(row.place, row.where, alone)
-        column, key = row.key if row.key[1] else ("", row.image_id if row.name else "")
+        column, key = id_of(row)
         if not key or (named and named[0] not in self.bare):
             return named[1] if named else None
         numbered = self.find(key, row.where, alone)
@@ -134,6 +144,11 @@ class Lists:
         if len({there[other] for other in found}) > 1:
             raise DataError(f"{where}: {name} may be {' or '.join(found[:2])} of the lists; write the folder before it")
         return (found[0], there[found[0]]) if found else None
+
+
+def id_of(row: Picture) -> tuple[str, str]:
+    """(the column of a row's id, empty where it is the image's own; the id, empty where the row has but a name)."""
+    return row.key if row.key[1] else ("", row.image_id if row.name else "")
 
 
 def key_of(name: str) -> str:
@@ -389,6 +404,7 @@ def in_lists(rows: Iterable[Picture], lists: Lists, notes: list[str], keep: bool
         return
     rows = list(rows)
     lists.settle(rows, notes)
+    lists.choose(rows)
     names: dict[str, set[str]] = {}
     for row in rows:
         names.setdefault(last(row.place), set()).add(row.place)
