@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, features
 
 from blip_lite.errors import ImageError
 from blip_lite.processing.file_kinds import kind_of
@@ -139,6 +139,7 @@ KINDS = ["pHYs", "gAMA", "sRGB", "cHRM", "iCCP", "sBIT", "bKGD", "hIST", "tIME",
     st.sampled_from(KINDS), st.binary(max_size=12), st.booleans(), st.booleans(), st.sampled_from(["L", "RGB", "deep"])
 )
 @example("pHYs", b"", True, True, "deep")
+@example("tRNS", b"\0\0", False, True, "L")
 @settings(deadline=None, max_examples=120)
 def test_a_broken_chunk_that_pixels_do_not_need_refuses_no_picture(
     kind: str, content: bytes, whole: bool, late: bool, mode: str
@@ -212,6 +213,32 @@ def test_what_is_no_picture_is_called_what_it_is(data: bytes, says: str) -> None
     with pytest.raises(ImageError, match=says) as caught:
         open_image(data)
     assert "TIFF" not in says or "not a JPEG" not in str(caught.value)
+
+
+FULL = {  # ways to write a photograph, none of which may end in zeros
+    "JPEG": {"quality": 98}, "JPEG, flat": {"quality": 30}, "JPEG, progressive": {"progressive": True},
+    "PNG": {}, "PNG, stored": {"compress_level": 0}, "WEBP": {}, "WEBP, lossless": {"lossless": True}, "GIF": {},
+    **({"AVIF": {}} if ".avif" in IMAGE_SUFFIXES and features.check("avif") else {}),
+}  # fmt: skip
+
+
+@given(st.sampled_from(sorted(FULL)), st.floats(0.2, 0.9), st.integers(60, 400), st.integers(0, 40), st.booleans())
+@settings(deadline=None, max_examples=60)
+def test_pixels_that_end_in_zeros_are_damaged(way: str, share: float, side: int, noise: int, exif: bool) -> None:
+    """As of a download whose size was set aside before: a decoder takes them for a picture that is grey or black
+    below. Zeros behind a whole file do no harm, nor does a black picture."""
+    rng, about = np.random.default_rng(0), Image.Exif()
+    about[0x010E] = "padded" + 2000 * "\0"  # as Windows leaves it in a file's metadata
+    picture = Image.fromarray(rng.integers(0, noise + 1, (side, side, 3)).astype(np.uint8) + 100 * bool(noise))
+    file = io.BytesIO()
+    picture.save(file, way.partition(",")[0], **FULL[way], **({"exif": about} if exif and way != "GIF" else {}))
+    data = file.getvalue()
+    for padding in (0, 1, 63, 64, 5000):
+        assert open_image(data + bytes(padding)).size == picture.size
+    kept = int(len(data) * share)
+    if (b"\0" * 64 not in data[kept - 64 :]) and len(data) - kept > 200 and noise:
+        with pytest.raises(ImageError, match="cannot be decoded|damaged"):
+            open_image(data[:kept] + bytes(len(data) - kept))
 
 
 def test_an_offset_that_no_file_can_have_is_damage() -> None:

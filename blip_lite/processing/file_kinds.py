@@ -6,6 +6,8 @@ import os
 import re
 import stat
 import struct
+import zlib
+from collections.abc import Iterator
 
 from PIL import features
 
@@ -73,6 +75,7 @@ KINDS: tuple[tuple[bytes, str], ...] = (  # what a file begins with -> what it i
     (rb"(\xef\xbb\xbf)?\s*\{\s*\"", "this is JSON"),
     *((begins, f"this is {name}: convert it to JPEG or PNG") for begins, name in PICTURES),
 )
+PNG = b"\x89PNG\r\n\x1a\n"
 HEAD = 256  # bytes of a file that say what it is
 READ = (  # what the kinds of pictures that are read begin with, TIFF apart
     rb"\xff\xd8\xff|\x89PNG\r\n|GIF8[79]a|RIFF....WEBP|....ftyp(avi[fs]|hei[cxms]|hev[cm]|mif1|msf1)|" + BMP
@@ -118,17 +121,32 @@ def kind_of(data: bytes) -> str | None:
 
 def layout_of_jpeg(data: bytes) -> str:
     """What a JPEG is that Pillow does not open, in words, by the marker that begins its frame."""
-    at = 2
-    while at + 9 < len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
+    for marker, at in segments_of_jpeg(data):
         if marker == 0xF7:
             return "JPEG-LS: convert it to JPEG or PNG"
         if marker in (0xC3, 0xC7, 0xCB, 0xCF):
             return "a lossless JPEG: convert it to JPEG or PNG"
-        if 0xC0 <= marker <= 0xC2 and data[at + 4] != 8:
+        if 0xC0 <= marker <= 0xC2 and data[at + 4] > 8:
             return f"a JPEG of {data[at + 4]} bits a colour: convert it to one of 8 bits, or to PNG"
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return "a damaged JPEG"
+
+
+def segments_of_jpeg(data: bytes) -> Iterator[tuple[int, int]]:
+    """(marker, where it stands) of a JPEG's segments, the last before its pixels (0xDA) too."""
+    at = 2
+    while at + 9 < len(data) and data[at] == 0xFF:
+        yield data[at + 1], at
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big") if data[at + 1] != 0xFF else 1  # a fill byte
+
+
+def chunks_of_png(data: bytes) -> Iterator[tuple[bytes, int, int, bool]]:
+    """(kind, where it begins, where it ends, whether its checksum is right) of a PNG's chunks."""
+    at = len(PNG)
+    while at + 12 <= len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        is_whole = zlib.crc32(memoryview(data)[at + 4 : end - 4]) == int.from_bytes(data[end - 4 : end], "big")
+        yield data[at + 4 : at + 8], at, end, is_whole
+        at = end
 
 
 def layout_of_tiff(data: bytes) -> str:

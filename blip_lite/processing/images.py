@@ -7,7 +7,6 @@ import io
 import os
 import re
 import stat
-import zlib
 from collections.abc import Container, Mapping
 from functools import partial
 from pathlib import Path
@@ -17,9 +16,10 @@ import numpy as np
 from PIL import Image
 
 from blip_lite.errors import ImageError
+from blip_lite.processing.damage import damage
 from blip_lite.processing.decoder_warnings import about
 from blip_lite.processing.depth import SAMPLE_FORMAT, SIGNED, eight_bits, mend_tiff, widen
-from blip_lite.processing.file_kinds import AVIF, HEIC, TIFF, kind_of, layout_of_tiff
+from blip_lite.processing.file_kinds import AVIF, HEIC, PNG, TIFF, chunks_of_png, kind_of, layout_of_tiff
 
 ImageInput = str | Path | bytes | bytearray | memoryview | io.IOBase | Image.Image | np.ndarray
 
@@ -58,9 +58,6 @@ MAX_SIDE = 2**16 - 1  # pixels; JPEG's own limit
 MAX_BYTES = 2**30  # of a file
 
 
-PNG = b"\x89PNG\r\n\x1a\n"
-
-
 ORIENTATION = 274  # EXIF's tag
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -88,7 +85,7 @@ def open_image(source: ImageInput) -> Image.Image:
             or `{"bytes": ..., "path": ...}`.
 
     Raises:
-        ImageError: no such file, not an image, truncated, or a decompression bomb: more than Pillow's limit of 179
+        ImageError: no such file, not an image, truncated, damaged, or a decompression bomb: more than Pillow's limit of 179
             megapixels, a side above 65,535, or more than 89 megapixels (`Image.MAX_IMAGE_PIXELS`) at above 300 a byte.
     """
     source = unpacked(source)
@@ -125,6 +122,8 @@ def _open_image(source: ImageInput, name: str) -> Image.Image:
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels in {len(data)} bytes")
         if not (image.width and image.height):
             raise ValueError("it has no pixels")
+        if data and (how := damage(data)):
+            raise ValueError(how)
         if data and image.info["deep"]:
             rgb = _to_rgb(widen(image, again))
         else:
@@ -207,15 +206,17 @@ def size_of(data: bytes) -> tuple[int, int]:
 
 
 def _open(data: bytes, load: bool = True) -> Image.Image:
-    """Pillow's image; the pixels of a PNG loaded, but for the largest. Where Pillow stumbles over what a PNG says
-    besides its pixels (broken texts, resolutions, profiles; more than Pillow's bounds), without that."""
+    """Pillow's image; the pixels of a PNG loaded, but for the largest. What a PNG says besides its pixels (texts,
+    resolutions, profiles) is left out where its checksum is wrong, and where Pillow stumbles over it."""
+    if data[:8] != PNG:
+        return _opened(data, load)
+    if any(kind[:1].islower() and not is_whole for kind, _, _, is_whole in chunks_of_png(data)):
+        data = _bare(data, None)
     try:
         return _opened(data, load)
     except Image.DecompressionBombError:
         raise
     except Exception:  # Pillow raises many kinds
-        if data[:8] != PNG:
-            raise
         tried = data
         for kept in ((b"tRNS", b"eXIf"), (b"tRNS",), ()):
             if (bare := _bare(data, kept)) != tried:
@@ -242,17 +243,14 @@ def _opened(data: bytes, load: bool) -> Image.Image:
     return image
 
 
-def _bare(data: bytes, kept: Container[bytes]) -> bytes:
-    """A PNG without all that is not needed for its pixels, but for chunks of these kinds that are whole."""
-    chunks, at = [PNG], len(PNG)
-    while at + 12 <= len(data):
-        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
-        kind = data[at + 4 : at + 8]
-        is_whole = zlib.crc32(data[at + 4 : end - 4]) == int.from_bytes(data[end - 4 : end], "big")
-        if kind[:1].isupper() or (kind in kept and is_whole):
+def _bare(data: bytes, kept: Container[bytes] | None) -> bytes:
+    """A PNG without all that is not needed for its pixels, but for chunks of these kinds (None: of every kind) whose
+    checksum is right."""
+    chunks, end = [PNG], len(PNG)
+    for kind, at, end, is_whole in chunks_of_png(data):
+        if kind[:1].isupper() or (is_whole and (kept is None or kind in kept)):
             chunks.append(data[at:end])
-        at = end
-    return b"".join((*chunks, data[at:]))
+    return b"".join((*chunks, data[end:]))
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
