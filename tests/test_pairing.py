@@ -1389,6 +1389,36 @@ def test_a_lists_column_of_ids_may_hold_names_without_suffix(
     assert splits(found) == SPLIT and pairs(found) == RIGHT
 
 
+@given(
+    folders=st.sampled_from(
+        [("train2014", "val2014", "test2015"), ("train", "val", "test"), ("cats", "dogs", "birds")]
+    ),
+    begins=st.sampled_from(["", "data/", "/home/me/data/", "D:\\data\\"]),
+    into=st.sampled_from(["images", "", "flickr/jpg"]),
+    write=st.sampled_from([as_csv, as_jsonl, as_coco]),
+    whole=st.booleans(),
+)
+@FEW_EXAMPLES
+def test_pictures_of_several_folders_that_were_put_into_one(
+    tmp_path_factory: pytest.TempPathFactory, folders: tuple[str, ...], begins: str, into: str, write: Any, whole: bool
+) -> None:
+    """As Karpathy's names, `val2014/COCO_val2014_...`, beside a folder of all: what the folders said still counts."""
+    folder = tmp_path_factory.mktemp("flat")
+    for n in range(COUNT):
+        photo(folder / into / f"x{n}.png", n)
+    captions = write(folder, [f"{begins}{folders[n % 3]}/x{n}.png" for n in range(COUNT)])
+    found = load(folder if whole else captions)
+    assert pairs(found) == RIGHT and (folders[0] == "cats" or splits(found) == SPLIT)
+
+
+def test_names_that_only_their_folders_tell_apart_are_not_put_into_one(tmp_path: Path) -> None:
+    for n in range(COUNT):
+        photo(tmp_path / "images" / f"{n}.png", n)
+    captions = as_csv(tmp_path, [f"{'ab'[n % 2]}/{n // 2}.png" for n in range(COUNT)])
+    with pytest.raises(DataError, match=r"b/0.png and a/0.png would be one picture, .*Put each into its own"):
+        load(captions)
+
+
 @pytest.mark.parametrize("form", ["birds_{}", "open_images_{}_v6", "{}2017-en", "coco/{}", "my-{}-part"])
 @pytest.mark.parametrize("column", ["source", "subset", "dataset_id", "group"])
 def test_cells_that_differ_in_the_word_for_the_split(tmp_path: Path, column: str, form: str) -> None:

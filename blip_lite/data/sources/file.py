@@ -228,7 +228,10 @@ def in_right_folder(
                 paths[name] = found.file(row.image, row.where)
                 used.setdefault(paths[name][0])
             folder, row.image = paths[name]
-            row.name = row.image.name if found.shorter is None else row.name  # lists of splits say that
+            if found.shorter is None:
+                row.name = row.image.name  # lists of splits say that
+            elif found.shorter is os.path.basename:
+                row.name = row.place  # whose folders may say a split
             of_folder = split_of_name(folder.name, strict=True) if folder != root.parent else None
             if of_folder == "test" and row.split not in (None, "test"):
                 raise DataError(f"{row.where}: {row.image_id} is in {row.split}, but its folder {folder} says test")
@@ -249,6 +252,7 @@ class RightFolders(NamedTuple):
         twins: another folder of those that are in two that are as likely.
         shorter: makes names in these of those in `root`; None where the names are numbers, and those of the pictures,
             too, but for leading zeros or COCO's beginning.
+        whole: what was made shorter, by what came of it.
     """
 
     root: Path
@@ -256,6 +260,7 @@ class RightFolders(NamedTuple):
     elsewhere: dict[str, Path]
     twins: dict[str, Path]
     shorter: Callable[[str], str | None] | None
+    whole: dict[str, str]
 
     def file(self, image: Path, where: str) -> tuple[Path, Path]:
         """(the folder, the file) of an image in `root`. Raises DataError for one that lies outside, and SeveralFolders
@@ -263,6 +268,11 @@ class RightFolders(NamedTuple):
         name = Path(str(image).removeprefix(os.path.join(os.path.abspath(self.root), ""))).as_posix()
         if (short := self.shorter(name) if self.shorter else without_zeros(name)) is None:
             return self.best, image
+        if self.shorter and (other := self.whole.setdefault(short, name)) != name:
+            raise SeveralFolders(
+                f"{where}: {name} and {other} would be one picture, {self.best / short}: their folders are not there. "
+                "Put each into its own"
+            )
 
         def within(folder: Path) -> Path:
             if self.shorter is None:
@@ -298,7 +308,7 @@ def right_folders(probe: Sequence[Path], root: Path, where: str, split: str | No
 
     for lost, way in shortenings(names):
         shorter: Callable[[str], str | None] | None = way
-        within = [f for f in folders if not lost or stands_for(f.name, lost)]
+        within = [f for f in folders if all(stands_for(f.name, other) for other in lost)]
         has = {f: {n for n in names if on_disk(f / (way(n) or n))} for f in (root, *within)}
         if any(has.values()):
             break
@@ -326,7 +336,7 @@ def right_folders(probe: Sequence[Path], root: Path, where: str, split: str | No
     for folder in has:  # names of the first rows may have folders of their own
         if folder != best and likely(folder) == likely(best):
             twins |= {key(name): folder for name in has[best] & has[folder]}
-    return RightFolders(root, best, elsewhere, twins, shorter)
+    return RightFolders(root, best, elsewhere, twins, shorter, {})
 
 
 def are_numbers(probe: Sequence[Path], root: Path) -> bool:
@@ -379,20 +389,21 @@ def without(begins: str, name: str) -> str | None:
     return name[len(begins) :] if name.startswith(begins) else None
 
 
-def shortenings(names: Sequence[str]) -> Iterator[tuple[str, Callable[[str], str | None]]]:
+def shortenings(names: Sequence[str]) -> Iterator[tuple[AbstractSet[str], Callable[[str], str | None]]]:
     """What may be left out of names: nothing; one after the other of the folders that all of these begin with, up to
-    one that may name a split (None for a name that begins otherwise); and the eight signs that Label Studio puts before
-    the name of an uploaded file. With it, the folder that is left out where it is the only one: more are another
-    machine's."""
+    one that may name a split (None for a name that begins otherwise); the eight signs that Label Studio puts before
+    the name of an uploaded file; and all folders, for pictures of several that were put into one. With it, the folders
+    that are left out for which another must stand; none, where all begin with several: they are another machine's."""
     shared = PurePosixPath(os.path.commonpath([os.path.dirname(name) for name in names])).parts
     for cut in range(len(shared) + 1):
-        if cut and split_of_name(shared[cut - 1]):  # `flowers_test`: what is cut off is not looked at again
-            return
+        if cut and split_of_name(shared[cut - 1]):  # `flowers_test`: what is cut off so is not looked at again
+            break
         begins = "".join(f"{part}/" for part in shared[:cut])
-        lost = shared[0] if cut == len(shared) == 1 else ""
-        yield lost, partial(without, begins)
+        yield ({shared[0]} if cut == len(shared) == 1 else set()), partial(without, begins)
     if all(_UPLOADED.search(name) for name in names):
-        yield "", lambda name: _UPLOADED.sub("", name)
+        yield set(), lambda name: _UPLOADED.sub("", name)
+    if folders := {PurePosixPath(name).parent.name for name in names} - {""}:
+        yield folders, os.path.basename
 
 
 def object_rows(
