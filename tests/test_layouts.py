@@ -910,6 +910,41 @@ def test_a_json_beside_each_image_is_read_and_may_say_more(tmp_path: Path) -> No
 
 
 @given(
+    places=st.sampled_from(
+        [("images", "json"), ("photos", "complete"), ("{}/images", "{}/annotations"), ("a/{}", "b/{}")]
+    ),
+    key=st.sampled_from(["caption", "captions", "short_caption"]),
+    more=st.sampled_from([{}, {"image": "x.png", "width": 3}]),
+)
+@FEW_EXAMPLES
+def test_a_json_for_each_image_in_a_folder_of_their_own(
+    tmp_path_factory: pytest.TempPathFactory, places: tuple[str, str], key: str, more: dict[str, Any]
+) -> None:
+    folder = tmp_path_factory.mktemp("jsons")
+    for n, (caption, scene) in enumerate(caption_to_scene.items()):
+        images, texts = (place.format(("train", "test", "val")[n % 3]) for place in places)
+        draw(folder, f"{images}/{n}.png", scene)
+        (folder / texts).mkdir(parents=True, exist_ok=True)
+        (folder / texts / f"{n}.json").write_text(
+            json.dumps({**more, key: [caption] if key == "captions" else caption})
+        )
+    if key == "short_caption":
+        with pytest.raises(DataError, match=r"json has no caption, but .*short_caption; --caption_column names"):
+            load(folder)
+    found = splits_of(load(folder, caption_column=key if key == "short_caption" else None))
+    assert set(found) == set(caption_to_scene)
+    for n, caption in enumerate(caption_to_scene) if "{}" in places[0] else ():
+        assert found[caption] == ("train", "test", "validation")[n % 3]
+    for path in folder.rglob("*.json"):  # LabelMe's
+        path.write_text(json.dumps({"imagePath": path.with_suffix(".png").name, "shapes": []}))
+    names = sorted(folder.rglob("*.png"))
+    table(
+        folder, "captions.csv", [(path.relative_to(folder).as_posix(), f"caption {n}") for n, path in enumerate(names)]
+    )
+    assert set(splits_of(load(folder))) == {f"caption {n}" for n in range(len(names))}
+
+
+@given(
     value=st.sampled_from([lambda n: n, float, str, lambda n: f"{n}.png", lambda n: f"{n}%2Epng"]),
     key=st.sampled_from(["image", "image_id", "file_name"]),
 )

@@ -29,7 +29,6 @@ from blip_lite.captioning.inputs import (
     expand,
     identity,
     is_pipe,
-    is_url,
     lists_in,
     passed_over_text,
     without_texts,
@@ -64,6 +63,7 @@ from blip_lite.captioning.review import items_of, write_page
 from blip_lite.errors import BrokenOff, ConfigError, ImageError
 from blip_lite.model.flops import bfloat16_gain, bfloat16_slower
 from blip_lite.model.pretrained import DECODING
+from blip_lite.processing.download import is_url
 from blip_lite.processing.images import IMAGE_SUFFIXES
 from blip_lite.processing.picture import Picture
 from blip_lite.processing.progress import Progress

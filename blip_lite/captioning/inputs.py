@@ -6,7 +6,6 @@ import codecs
 import glob
 import io
 import os
-import re
 import stat
 import sys
 import tarfile
@@ -25,7 +24,7 @@ from blip_lite.data.sources.hub import parquet_columns, reading
 from blip_lite.data.sources.shards import expand_braces, members, read_piece
 from blip_lite.data.sources.table import read_table
 from blip_lite.errors import ConfigError, ImageError
-from blip_lite.processing.download import fetch_again
+from blip_lite.processing.download import fetch_again, is_url
 from blip_lite.processing.encoded import from_base64, is_base64
 from blip_lite.processing.file_kinds import HEAD, begins_like_a_picture, begins_like_another_picture, head_of
 from blip_lite.processing.images import IMAGE_SUFFIXES, OTHER_PICTURES, ImageInput
@@ -309,10 +308,6 @@ def is_pipe(name: str | Path) -> bool:
         return False
 
 
-def is_url(text: str) -> bool:
-    return re.match(r"https?://", text, re.IGNORECASE) is not None
-
-
 def named(name: str, folder: Path | None, allow_urls: bool) -> Picture:
     """An image by its path, relative to `folder`, or by its URL. `~` and `file://` are understood where no file is
     called so."""
@@ -383,7 +378,7 @@ def pick(columns: list[str], image_column: str | None, where: str) -> str:
     """The column of the images of a table. Raises ConfigError if there is none, and for a CSV without a header."""
     columns = [c for c in columns if c is not None]
     column = find_column(columns, [image_column] if image_column else IMAGE_COLUMNS)
-    pictures = [c for c in columns if is_url(c.strip()) or Path(c.strip()).suffix.lower() in IMAGE_SUFFIXES]
+    pictures = [c for c in columns if is_url(c) or Path(c.strip()).suffix.lower() in IMAGE_SUFFIXES]
     if pictures and Path(where).suffix.lower() in (".csv", ".tsv") and (column is None or column in pictures):
         what = (
             "`image` before it, or rename it to .txt"

@@ -13,8 +13,9 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from blip_lite.captioning.inputs import identity, is_url
+from blip_lite.captioning.inputs import identity
 from blip_lite.errors import ConfigError
+from blip_lite.processing.download import is_url
 
 IN = "\nbegun in "  # a line of the lock's file
 BEGINS = b'{"image": '  # each line of a journal

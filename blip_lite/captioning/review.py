@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from blip_lite.captioning.inputs import identity, is_url, named
+from blip_lite.captioning.inputs import identity, named
 from blip_lite.captioning.journal import behind_links, to_line
 from blip_lite.captioning.outputs import Sidecars, try_to_write, whole, write_sidecar
 from blip_lite.captioning.review_table import (
@@ -35,6 +35,7 @@ from blip_lite.captioning.review_table import (
 from blip_lite.data.names import plain
 from blip_lite.data.sources.table import read_table, unescaped
 from blip_lite.errors import ConfigError, DataError, ImageError
+from blip_lite.processing.download import is_url
 from blip_lite.processing.picture import Picture
 from blip_lite.reports.review import MOST, Item, embed, find_doubts, review_page
 from blip_lite.storage import lock

@@ -10,12 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from blip_lite.captioning.inputs import is_url
 from blip_lite.data.names import find_column
 from blip_lite.data.sources.encoding import utf8
 from blip_lite.data.sources.marks import is_true
 from blip_lite.data.sources.table import captions_in, on_disk, read_table, unescaped
 from blip_lite.errors import DataError
+from blip_lite.processing.download import is_url
 from blip_lite.processing.text import has_words
 
 STATUSES = ("approved", "rejected", "")  # "": a decision that was undone

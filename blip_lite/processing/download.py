@@ -7,6 +7,7 @@ import hashlib
 import http.client
 import ipaddress
 import os
+import re
 import socket
 import threading
 import time
@@ -44,6 +45,11 @@ def cached(url: str) -> Path:
     """Where the image of a URL is kept."""
     name = hashlib.sha256(url.encode()).hexdigest()
     return cache_dir() / "urls" / name[:2] / name
+
+
+def is_url(value: object) -> bool:
+    """Whether a value is the address of something on the web."""
+    return isinstance(value, str) and re.match(r"\s*https?://", value, re.IGNORECASE) is not None
 
 
 def is_public(address: str) -> bool:

@@ -6,7 +6,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path, PurePosixPath
@@ -53,6 +53,7 @@ class Found:
     parquets: list[Path] = field(default_factory=list)
     tars: list[Path] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
+    no_captions: str = ""  # what the .json beside the images have instead
 
 
 def walk(folder: Path) -> Found:
@@ -110,7 +111,7 @@ def load_folder(folder: Path, settings: DataSettings) -> Listing:
     if both := about.keys() & beside.keys():
         notes.append(f"{len(both)} images have a text and a .json with a caption beside them; the text is read")
     if not texts and not any(may_hold_captions(table) for table in found.tables):
-        texts = parallel(found)
+        texts = parallel(found.images, found.texts)
     mostly = 2 * len(texts) >= max(1, len(found.images))
     extracted = [p for p in found.tables if p.suffix.lower() != ".json" and found.images and looks_like_captions(p)]
     asked_for = bool(settings.caption_column or settings.image_column)  # a text beside an image has no columns
@@ -242,16 +243,16 @@ def sidecars(found: Found) -> dict[Path, list[Path]]:
     return {image: texts for image, texts in there.items() if texts}
 
 
-def parallel(found: Found) -> dict[Path, list[Path]]:
+def parallel(images: Sequence[Path], texts: Collection[Path]) -> dict[Path, list[Path]]:
     """The text of each image in a folder of the same inner structure: `images/a/1.jpg`, `text/a/1.txt` (CUB-200), or
     `train/images/1.jpg`, `train/captions/1.txt`; not a detector's boxes (`labels/1.txt`)."""
-    if not found.images or not found.texts:
+    if not images or not texts:
         return {}
-    base = Path(os.path.commonpath([*found.images, *found.texts]))
-    return paired(found, base, named=False) or paired(found, base, named=True)
+    base = Path(os.path.commonpath([*images, *texts]))
+    return paired(images, texts, base, named=False) or paired(images, texts, base, named=True)
 
 
-def paired(found: Found, base: Path, named: bool) -> dict[Path, list[Path]]:
+def paired(images: Sequence[Path], texts: Collection[Path], base: Path, named: bool) -> dict[Path, list[Path]]:
     """`parallel`, where the first folder below `base` is left out of each path, or the last one that is `named` after
     images or texts."""
 
@@ -262,22 +263,23 @@ def paired(found: Found, base: Path, named: bool) -> dict[Path, list[Path]]:
         return (*parts[:left_out], *parts[left_out + 1 :])
 
     of_inner: dict[tuple[str, ...], list[Path]] = {}
-    for text in sorted(found.texts):
+    for text in sorted(texts):
         of_inner.setdefault(inner(text), []).append(text)
-    of_inner = {p: [t for t in texts if len(texts) == 1 or not says_boxes(t)] for p, texts in of_inner.items()}
-    of_inner = {place: texts for place, texts in of_inner.items() if place and len(texts) == 1}
-    images = Counter(map(inner, found.images))
-    return {
-        image: of_inner[place] for image in found.images if images[place := inner(image)] == 1 and place in of_inner
-    }
+    of_inner = {p: [t for t in there if len(there) == 1 or not says_boxes(t)] for p, there in of_inner.items()}
+    of_inner = {place: there for place, there in of_inner.items() if place and len(there) == 1}
+    count = Counter(map(inner, images))
+    return {image: of_inner[place] for image in images if count[place := inner(image)] == 1 and place in of_inner}
 
 
 def jsons_beside(found: Found, columns: str | None) -> dict[Path, Path]:
-    """The `.json` with a caption, or with `columns` that are told, beside each image, where most have one. They are
-    taken from the tables, as each is about one image, like LabelMe's, which has boxes and no caption."""
-    tables = set(found.tables)
+    """The `.json` with a caption, or with `columns` that are told, beside each image or in a folder of their own, where
+    most have one. They are taken from the tables, as each is about one image, like LabelMe's, which has boxes and no
+    caption."""
+    jsons = {table for table in found.tables if table.suffix.lower() == ".json"}
     names = ((image, (image.with_suffix(".json"), Path(f"{image}.json"))) for image in found.images)
-    beside = {image: path for image, paths in names for path in paths if path in tables}
+    beside = {image: path for image, paths in names for path in paths if path in jsons}
+    if not beside and 2 * len(jsons) >= len(found.images):
+        beside = {image: path for image, (path,) in parallel(found.images, jsons).items()}
     if 2 * len(beside) < max(1, len(found.images)):
         return {}
     found.tables = [table for table in found.tables if table not in set(beside.values())]
@@ -286,6 +288,9 @@ def jsons_beside(found: Found, columns: str | None) -> dict[Path, Path]:
         keys = [*about] if isinstance(about, Mapping) else []
         if captions_of(about, str(path)) or (columns and find_column(keys, columns.split(","))):
             return beside
+        found.no_captions = (
+            found.no_captions or f"{path} has no caption, but {', '.join(map(str, keys[:8])) or 'a list'}"
+        )
     return {}
 
 
@@ -457,6 +462,7 @@ def sidecar_rows(
             f"{folder}: has no metadata.csv, metadata.jsonl or metadata.parquet with columns file_name "
             "and caption, and no image has a .txt with its caption beside it"
             + (f". There are {tables}" if tables else "")
+            + (f". {found.no_captions}; --caption_column names what is one" if found.no_captions else "")
             + ("" if found.images else ". There are no images either")
             + "".join(f". {n} {suffix}: {REMEDIES[suffix]}" for suffix, n in found.others.items() if suffix in REMEDIES)
         )

@@ -22,8 +22,9 @@ from blip_lite.data.names import (
 from blip_lite.data.sources.lists import has_suffix
 from blip_lite.data.sources.marks import is_empty
 from blip_lite.data.sources.records import Place, Row, columns_of, records
-from blip_lite.data.sources.table import ANNOTATIONS, JOINED, PROBE, Files, is_url
+from blip_lite.data.sources.table import ANNOTATIONS, JOINED, PROBE, Files
 from blip_lite.errors import DataError
+from blip_lite.processing.download import is_url
 
 _WORDS = ("image", "img", "picture", "pic", "photo", "file", "media", "asset")
 _PICTURES = {*_WORDS, *(f"{word}s" for word in _WORDS)}

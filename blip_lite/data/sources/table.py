@@ -32,7 +32,7 @@ from blip_lite.data.names import (
 from blip_lite.data.sources.encoding import encoding_of, utf16_of
 from blip_lite.data.sources.marks import Marks, agreed, is_empty
 from blip_lite.errors import DataError, ImageError
-from blip_lite.processing.download import cached
+from blip_lite.processing.download import cached, is_url
 from blip_lite.processing.images import IMAGE_SUFFIXES
 from blip_lite.processing.picture import Picture
 from blip_lite.processing.text import NULLS
@@ -143,10 +143,6 @@ def is_count(column: str, others: Iterable[str], rows: Sequence[Mapping[str, Any
         if numbers and any(number.lstrip("0") != stem.lstrip("0") for number, stem in pairs):
             return True
     return False
-
-
-def is_url(value: Any) -> bool:
-    return isinstance(value, str) and re.match(r"\s*https?://", value, re.IGNORECASE) is not None
 
 
 def captions_in(value: Any) -> list[str]:
