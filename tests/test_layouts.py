@@ -958,6 +958,16 @@ def test_numbers_and_escapes_that_name_files(tmp_path_factory: pytest.TempPathFa
     assert set(splits_of(load(folder / "c.json"))) == set(caption_to_scene)
 
 
+def test_what_is_no_utf8_is_told_with_its_words(tmp_path: Path) -> None:
+    """A Czech name of Windows reads wrong as cp1252; nobody would know."""
+    for n, scene in enumerate(SCENES):
+        draw(tmp_path, f"{n}.png", scene)
+    lines = ["image,caption", *(f"{n}.png,a dog waits in front of the Dvořák museum {n}" for n in range(len(SCENES)))]
+    (tmp_path / "captions.csv").write_bytes("\n".join(lines).encode("cp1250"))
+    told = [note for note in load(tmp_path / "captions.csv").notes if "is not UTF-8" in note]
+    assert told and "cp1252 (Dvoøák). If that reads wrong, save it as UTF-8" in told[0]
+
+
 @given(encoding=st.sampled_from(["utf-8-sig", "utf-16", "cp1252"]), end=st.sampled_from(["\n", "\r\n", "\n\n"]))
 @FEW_EXAMPLES
 def test_token_files_as_editors_save_them(tmp_path_factory: pytest.TempPathFactory, encoding: str, end: str) -> None:

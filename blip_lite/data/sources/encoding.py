@@ -48,7 +48,11 @@ def encoding_of(path: Path, notes: list[str] | None = None) -> str:
             and all(c.isalpha() or c in CP1252_SIGNS for c in signs)
         ):
             if notes is not None:
-                notes.append(f"{path.name} is not UTF-8; read as Windows' cp1252")
+                words = list(dict.fromkeys(re.findall(r"\w*[^\x00-\x7f]\w*", text)))[:3]  # cp1250's would look odd
+                notes.append(
+                    f"{path.name} is not UTF-8; read as Windows' cp1252 ({', '.join(words)}). If that reads wrong, "
+                    "save it as UTF-8"
+                )
             return "cp1252"
     raise DataError(f"{path}: " + (kind_of(head) or f"cannot be read ({reason}); save it as UTF-8"))
 
