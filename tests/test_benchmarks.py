@@ -13,7 +13,7 @@ from blip_lite.data.sources.shapes import draw_scene, scene_captions, scene_ids
 from conftest import ROOT
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_command_for_a_gpu_works_on_a_tiny_shape(tmp_path: Path) -> None:
     """All parts, on the CPU; a second run keeps what the first had, and a run without time begins nothing."""
     flickr, lines = tmp_path / "flickr8k", []

@@ -32,7 +32,7 @@ def test_captions_are_padded_to_few_lengths_without_another_loss(tmp_path: Path)
     assert losses[0] == pytest.approx(losses[1], rel=1e-6) and plain.num_targets() == padded.num_targets()
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_compiled_steps_are_those_without(tmp_path: Path, checkpointing: bool) -> None:
     """Gradients of a batch, then steps on two batches of one shape and a smaller one, with the average of the weights that
@@ -59,7 +59,7 @@ def test_compiled_steps_are_those_without(tmp_path: Path, checkpointing: bool) -
     assert compiled_shown == pytest.approx(shown, rel=1e-4)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_compiled_run_trains_validates_and_resumes(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, compile=True)
     found = train(config)

@@ -39,7 +39,7 @@ def step(name: str) -> str:
     return found
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_steps_run_and_the_server_answers_until_it_is_stopped(hf_dir: Path, tmp_path: Path) -> None:
     """COPY, RUN pip, ENTRYPOINT, HEALTHCHECK and compose's command, in a virtual environment that sees this one's
     packages, so that pip fetches nothing."""

@@ -128,7 +128,7 @@ def test_two_tables_may_name_their_images_alike(hf_dir: Path, tmp_path: Path) ->
     assert images_in(tmp_path / "out.jsonl") == [str(tmp_path / f / "1.png") for f in ("a", "b")]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_memory_does_not_grow_with_a_list(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("".join(f"/photos/{i // 1000:04d}/{i:09d}.jpg\n" for i in range(200_000)))
     seen = Seen()

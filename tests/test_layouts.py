@@ -914,20 +914,20 @@ def test_a_json_beside_each_image_is_read_and_may_say_more(tmp_path: Path) -> No
         [("images", "json"), ("photos", "complete"), ("{}/images", "{}/annotations"), ("a/{}", "b/{}")]
     ),
     key=st.sampled_from(["caption", "captions", "short_caption"]),
-    more=st.sampled_from([{}, {"image": "x.png", "width": 3}]),
+    more=st.booleans(),
 )
 @FEW_EXAMPLES
 def test_a_json_for_each_image_in_a_folder_of_their_own(
-    tmp_path_factory: pytest.TempPathFactory, places: tuple[str, str], key: str, more: dict[str, Any]
+    tmp_path_factory: pytest.TempPathFactory, places: tuple[str, str], key: str, more: bool
 ) -> None:
     folder = tmp_path_factory.mktemp("jsons")
     for n, (caption, scene) in enumerate(caption_to_scene.items()):
         images, texts = (place.format(("train", "test", "val")[n % 3]) for place in places)
         draw(folder, f"{images}/{n}.png", scene)
         (folder / texts).mkdir(parents=True, exist_ok=True)
-        (folder / texts / f"{n}.json").write_text(
-            json.dumps({**more, key: [caption] if key == "captions" else caption})
-        )
+        about = {"image": f"{n}.png", "width": 3} if more else {}
+        about[key] = [caption] if key == "captions" else caption
+        (folder / texts / f"{n}.json").write_text(json.dumps(about))
     if key == "short_caption":
         with pytest.raises(DataError, match=r"json has no caption, but .*short_caption; --caption_column names"):
             load(folder)
@@ -956,6 +956,25 @@ def test_numbers_and_escapes_that_name_files(tmp_path_factory: pytest.TempPathFa
         draw(folder, f"images/{n}.png", scene)
     (folder / "c.json").write_text(json.dumps(rows))
     assert set(splits_of(load(folder / "c.json"))) == set(caption_to_scene)
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".json"])
+def test_texts_of_one_split_are_no_captions_of_anothers_pictures(tmp_path: Path, suffix: str) -> None:
+    for n, (caption, scene) in enumerate(caption_to_scene.items()):
+        draw(tmp_path, f"train/{n}.png", scene)
+        (tmp_path / "val").mkdir(exist_ok=True)
+        (tmp_path / f"val/{n}{suffix}").write_text(json.dumps({"caption": caption}) if suffix == ".json" else caption)
+    with pytest.raises(DataError, match="no image has a .txt|which of"):
+        load(tmp_path)
+
+
+def test_a_json_of_another_folder_that_is_about_another_image(tmp_path: Path) -> None:
+    for n, (caption, scene) in enumerate(caption_to_scene.items()):
+        draw(tmp_path, f"images/{n}.png", scene)
+        (tmp_path / "json").mkdir(exist_ok=True)
+        (tmp_path / f"json/{n}.json").write_text(json.dumps({"image": f"{n + 1}.png", "caption": caption}))
+    with pytest.raises(DataError, match=r"json/\d+.json: is about \d+.png by what it says, and about .*images/\d+.png"):
+        load(tmp_path)
 
 
 def test_what_is_no_utf8_is_told_with_its_words(tmp_path: Path) -> None:

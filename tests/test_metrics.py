@@ -74,7 +74,7 @@ def test_coco_metrics_equal_pycocoevalcap_called_directly() -> None:
     assert found["per_image"]["CIDEr"] == pytest.approx(golden["cider_by_image"], abs=1e-9)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @needs_java
 def test_coco_metrics_of_the_whole_test_split_equal_the_published_ones() -> None:
     folder = real_data("golden_metrics", "coco_karpathy_test_magic")

@@ -1411,12 +1411,50 @@ def test_pictures_of_several_folders_that_were_put_into_one(
     assert pairs(found) == RIGHT and (folders[0] == "cats" or splits(found) == SPLIT)
 
 
+@pytest.mark.parametrize("there", ["test/images", "masks", "train/masks", "birds/images", "thumbnails", "images/test"])
+@pytest.mark.parametrize("folders", [("train/images", "val/images"), ("train", "val"), ("cats/images", "dogs/images")])
+def test_no_folder_that_says_something_stands_for_several(tmp_path: Path, folders: tuple[str, ...], there: str) -> None:
+    for n in range(COUNT):
+        photo(tmp_path / there / f"x{n}.png", n)
+    captions = as_csv(tmp_path, [f"{folders[n % 2]}/x{n}.png" for n in range(COUNT)])
+    with pytest.raises(DataError, match="there is no image"):
+        load(captions)
+    photo(tmp_path / "images" / "x0.png", 0)  # which lacks the others; those of `there` are none of them
+    with pytest.raises(DataError, match="there is no image"):
+        load(captions)
+
+
+def test_a_picture_that_is_there_comes_before_one_of_its_name_in_one_folder(tmp_path: Path) -> None:
+    for n in range(60):
+        photo(tmp_path / "images" / f"x{n}.png", n)
+    for n in range(4):
+        photo(tmp_path / "extra" / f"x{n}.png", 90 + n)
+    names = [f"{'ab'[n % 2]}/x{n}.png" for n in range(4, 60)] + [f"extra/x{n}.png" for n in range(4)]
+    found = load(as_csv(tmp_path, names))
+    places = {e.captions[0]: str(e.image) for part in found.splits.values() for e in part}
+    assert places["caption 57"] == str(tmp_path / "extra/x1.png")
+    assert places["caption 1"] == str(tmp_path / "images/x5.png")
+
+
 def test_names_that_only_their_folders_tell_apart_are_not_put_into_one(tmp_path: Path) -> None:
     for n in range(COUNT):
         photo(tmp_path / "images" / f"{n}.png", n)
     captions = as_csv(tmp_path, [f"{'ab'[n % 2]}/{n // 2}.png" for n in range(COUNT)])
-    with pytest.raises(DataError, match=r"b/0.png and a/0.png would be one picture, .*Put each into its own"):
+    with pytest.raises(
+        DataError, match=r"there is only .*/images/0.png for a/0.png and b/0.png; put each into its own"
+    ):
         load(captions)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_an_id_that_no_list_has_makes_no_names_of_ids(tmp_path: Path, own: bool) -> None:
+    """The others still go by their ids, which are other files' names."""
+    ids = [*range(1, COUNT), 77]
+    rows = [f"{ids[n]},{photo(tmp_path / f'images/{n}.png', n).name},caption {n}" for n in range(COUNT)]
+    (tmp_path / "captions.csv").write_text("\n".join(["id,file_name,caption", *rows]))
+    said = [f"{ids[n]};{SPLIT[n]}" for n in range(COUNT - 1)] + ["0;train"] * (not own)
+    (tmp_path / "split.csv").write_text("\n".join(["id;split", *said]))
+    assert splits(load(tmp_path)) == {n: split for n, split in SPLIT.items() if n < COUNT - 1}
 
 
 @pytest.mark.parametrize("form", ["birds_{}", "open_images_{}_v6", "{}2017-en", "coco/{}", "my-{}-part"])

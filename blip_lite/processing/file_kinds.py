@@ -135,8 +135,11 @@ def segments_of_jpeg(data: bytes) -> Iterator[tuple[int, int]]:
     """(marker, where it stands) of a JPEG's segments, the last before its pixels (0xDA) too."""
     at = 2
     while at + 9 < len(data) and data[at] == 0xFF:
-        yield data[at + 1], at
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big") if data[at + 1] != 0xFF else 1  # a fill byte
+        marker = data[at + 1]
+        yield marker, at
+        if marker == 0xDA:
+            return
+        at += 1 if marker == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")  # 0xFF: a fill byte
 
 
 def chunks_of_png(data: bytes) -> Iterator[tuple[bytes, int, int, bool]]:

@@ -85,8 +85,9 @@ def open_image(source: ImageInput) -> Image.Image:
             or `{"bytes": ..., "path": ...}`.
 
     Raises:
-        ImageError: no such file, not an image, truncated, damaged, or a decompression bomb: more than Pillow's limit of 179
-            megapixels, a side above 65,535, or more than 89 megapixels (`Image.MAX_IMAGE_PIXELS`) at above 300 a byte.
+        ImageError: no such file, not an image, truncated, damaged, or a decompression bomb: more than Pillow's limit of
+            179 megapixels, a side above 65,535, or more than 89 megapixels (`Image.MAX_IMAGE_PIXELS`) at above 300 a
+            byte.
     """
     source = unpacked(source)
     if isinstance(source, os.PathLike):

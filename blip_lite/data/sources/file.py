@@ -230,7 +230,7 @@ def in_right_folder(
             folder, row.image = paths[name]
             if found.shorter is None:
                 row.name = row.image.name  # lists of splits say that
-            elif found.shorter is os.path.basename:
+            elif found.names is not None:
                 row.name = row.place  # whose folders may say a split
             of_folder = split_of_name(folder.name, strict=True) if folder != root.parent else None
             if of_folder == "test" and row.split not in (None, "test"):
@@ -252,7 +252,7 @@ class RightFolders(NamedTuple):
         twins: another folder of those that are in two that are as likely.
         shorter: makes names in these of those in `root`; None where the names are numbers, and those of the pictures,
             too, but for leading zeros or COCO's beginning.
-        whole: what was made shorter, by what came of it.
+        names: where all folders are left out of names, the name that each file was found for; else None.
     """
 
     root: Path
@@ -260,7 +260,7 @@ class RightFolders(NamedTuple):
     elsewhere: dict[str, Path]
     twins: dict[str, Path]
     shorter: Callable[[str], str | None] | None
-    whole: dict[str, str]
+    names: dict[Path, str] | None
 
     def file(self, image: Path, where: str) -> tuple[Path, Path]:
         """(the folder, the file) of an image in `root`. Raises DataError for one that lies outside, and SeveralFolders
@@ -268,11 +268,8 @@ class RightFolders(NamedTuple):
         name = Path(str(image).removeprefix(os.path.join(os.path.abspath(self.root), ""))).as_posix()
         if (short := self.shorter(name) if self.shorter else without_zeros(name)) is None:
             return self.best, image
-        if self.shorter and (other := self.whole.setdefault(short, name)) != name:
-            raise SeveralFolders(
-                f"{where}: {name} and {other} would be one picture, {self.best / short}: their folders are not there. "
-                "Put each into its own"
-            )
+        if self.names is not None and on_disk(image):
+            return image.parent, image
 
         def within(folder: Path) -> Path:
             if self.shorter is None:
@@ -286,6 +283,9 @@ class RightFolders(NamedTuple):
                 f"{where}: images of these names are in {folder} and in {twin}; say which with --image_root, or write "
                 "the folder before each name"
             )
+        other = name if self.names is None else self.names.setdefault(file, name)
+        if os.path.dirname(other) != os.path.dirname(name):
+            raise SeveralFolders(f"{where}: there is only {file} for {other} and {name}; put each into its own folder")
         return folder, file
 
 
@@ -306,9 +306,9 @@ def right_folders(probe: Sequence[Path], root: Path, where: str, split: str | No
         named = split_of_name(folder.name, strict=True)
         return folder == root, bool(split) and named == split, plain(folder.name) in IMAGE_FOLDERS
 
-    for lost, way in shortenings(names):
+    for fits, way in shortenings(names, root):
         shorter: Callable[[str], str | None] | None = way
-        within = [f for f in folders if all(stands_for(f.name, other) for other in lost)]
+        within = [f for f in folders if fits(f)]
         has = {f: {n for n in names if on_disk(f / (way(n) or n))} for f in (root, *within)}
         if any(has.values()):
             break
@@ -326,7 +326,7 @@ def right_folders(probe: Sequence[Path], root: Path, where: str, split: str | No
     best = full[0]
     names_in: Callable[[Path], AbstractSet[str]] = pictures_in if shorter else lambda f: numbered_pictures(f).keys()
     own, elsewhere, twins = names_in(best), dict[str, Path](), dict[str, Path]()
-    for folder in folders:  # a table of several folders names each picture once
+    for folder in within if shorter is os.path.basename else folders:  # a table of several names each picture once
         more = names_in(folder) if folder != best else frozenset[str]()
         if not (both := more & (own | elsewhere.keys())):
             elsewhere |= dict.fromkeys(more, folder)
@@ -336,7 +336,7 @@ def right_folders(probe: Sequence[Path], root: Path, where: str, split: str | No
     for folder in has:  # names of the first rows may have folders of their own
         if folder != best and likely(folder) == likely(best):
             twins |= {key(name): folder for name in has[best] & has[folder]}
-    return RightFolders(root, best, elsewhere, twins, shorter, {})
+    return RightFolders(root, best, elsewhere, twins, shorter, {} if shorter is os.path.basename else None)
 
 
 def are_numbers(probe: Sequence[Path], root: Path) -> bool:
@@ -374,11 +374,12 @@ def pictures_in(folder: Path) -> set[str]:
     return {name for path in names if path.suffix in IMAGE_SUFFIXES for name in (path.name, path.stem)}
 
 
-def stands_for(folder: str, other: str) -> bool:
+def stands_for(other: str, folder: Path) -> bool:
     """Whether a folder may be another one, called otherwise: one of them says nothing (`images`), or they are alike
     (`cats_small`, `flickr8k_images`), and no other part of the same (`part2`)."""
-    one, two = ("".join(word for word in words_in(name) if not says_nothing(word)) for name in (folder, other))
-    numbers = [re.findall(r"\d+", name) for name in (folder, other)]
+    names = (folder.name, other)
+    one, two = ("".join(word for word in words_in(name) if not says_nothing(word)) for name in names)
+    numbers = [re.findall(r"\d+", name) for name in names]
     if all(numbers) and numbers[0] != numbers[1]:
         return False
     return not (one and two) or one in two or two in one or SequenceMatcher(None, one, two).ratio() > 0.6
@@ -389,21 +390,34 @@ def without(begins: str, name: str) -> str | None:
     return name[len(begins) :] if name.startswith(begins) else None
 
 
-def shortenings(names: Sequence[str]) -> Iterator[tuple[AbstractSet[str], Callable[[str], str | None]]]:
-    """What may be left out of names: nothing; one after the other of the folders that all of these begin with, up to
-    one that may name a split (None for a name that begins otherwise); the eight signs that Label Studio puts before
-    the name of an uploaded file; and all folders, for pictures of several that were put into one. With it, the folders
-    that are left out for which another must stand; none, where all begin with several: they are another machine's."""
+def shortenings(
+    names: Sequence[str], root: Path
+) -> Iterator[tuple[Callable[[Path], bool], Callable[[str], str | None]]]:
+    """What may be left out of names, after whether a folder may have what is left: nothing; one after the other of the
+    folders that all of these begin with, up to one that may name a split (None for a name that begins otherwise); the
+    eight signs that Label Studio puts before the name of an uploaded file; and all folders, for pictures that were put
+    into one folder whose name says nothing.
+
+    A folder that is left out where it is the only one must be called alike; more are another machine's."""
+
+    def anything(folder: Path) -> bool:
+        return True
+
+    def nothing_said(folder: Path) -> bool:
+        below = os.path.relpath(folder, root if folder.is_relative_to(root) else root.parent)
+        return all(map(says_nothing, words_in(below)))
+
     shared = PurePosixPath(os.path.commonpath([os.path.dirname(name) for name in names])).parts
     for cut in range(len(shared) + 1):
         if cut and split_of_name(shared[cut - 1]):  # `flowers_test`: what is cut off so is not looked at again
             break
         begins = "".join(f"{part}/" for part in shared[:cut])
-        yield ({shared[0]} if cut == len(shared) == 1 else set()), partial(without, begins)
+        alike = partial(stands_for, shared[0]) if cut == len(shared) == 1 else anything
+        yield alike, partial(without, begins)
     if all(_UPLOADED.search(name) for name in names):
-        yield set(), lambda name: _UPLOADED.sub("", name)
-    if folders := {PurePosixPath(name).parent.name for name in names} - {""}:
-        yield folders, os.path.basename
+        yield anything, lambda name: _UPLOADED.sub("", name)
+    if any(map(os.path.dirname, names)):
+        yield nothing_said, os.path.basename
 
 
 def object_rows(

@@ -27,7 +27,7 @@ from blip_lite.data.names import (
 from blip_lite.data.sources.encoding import encoding_of, utf8
 from blip_lite.data.sources.file import IMAGE_FOLDERS, REMEDIES, file_rows, header_of, is_text_table
 from blip_lite.data.sources.hub import datasets_rows, hub, parquet_columns, saved
-from blip_lite.data.sources.lists import LISTS, YAML, in_lists, may_be_list, split_lists
+from blip_lite.data.sources.lists import LISTS, YAML, has_suffix, in_lists, last, may_be_list, split_lists
 from blip_lite.data.sources.marks import Marks
 from blip_lite.data.sources.relations import is_called_after_pictures, without_pictures
 from blip_lite.data.sources.shards import tar_rows
@@ -254,43 +254,48 @@ def parallel(images: Sequence[Path], texts: Collection[Path]) -> dict[Path, list
 
 def paired(images: Sequence[Path], texts: Collection[Path], base: Path, named: bool) -> dict[Path, list[Path]]:
     """`parallel`, where the first folder below `base` is left out of each path, or the last one that is `named` after
-    images or texts."""
+    images or texts; not where the two that are left out are of other splits."""
 
-    def inner(path: Path) -> tuple[str, ...]:
+    def inner(path: Path) -> tuple[str | None, ...]:
         parts = Path(fold(path.relative_to(base))).with_suffix("").parts
         after = [n for n, part in enumerate(parts[:-1]) if plain(part) in (*IMAGE_FOLDERS, *ANNOTATIONS)]
         left_out = after[-1] if named and after else 0
-        return (*parts[:left_out], *parts[left_out + 1 :])
+        return (*parts[:left_out], *parts[left_out + 1 :], split_of_name(parts[left_out], strict=True))
 
-    of_inner: dict[tuple[str, ...], list[Path]] = {}
+    of_inner: dict[tuple[str | None, ...], list[Path]] = {}
     for text in sorted(texts):
         of_inner.setdefault(inner(text), []).append(text)
     of_inner = {p: [t for t in there if len(there) == 1 or not says_boxes(t)] for p, there in of_inner.items()}
-    of_inner = {place: there for place, there in of_inner.items() if place and len(there) == 1}
+    of_inner = {place: there for place, there in of_inner.items() if len(place) > 1 and len(there) == 1}
     count = Counter(map(inner, images))
     return {image: of_inner[place] for image in images if count[place := inner(image)] == 1 and place in of_inner}
 
 
 def jsons_beside(found: Found, columns: str | None) -> dict[Path, Path]:
-    """The `.json` with a caption, or with `columns` that are told, beside each image or in a folder of their own, where
-    most have one. They are taken from the tables, as each is about one image, like LabelMe's, which has boxes and no
-    caption."""
+    """The `.json` with a caption, or with `columns` that are told, beside each image or, where there are no texts, in a
+    folder of their own, where most have one. They are taken from the tables, as each is about one image, like
+    LabelMe's, which has boxes and no caption. Raises DataError for one in another folder that is about another image.
+    """
     jsons = {table for table in found.tables if table.suffix.lower() == ".json"}
     names = ((image, (image.with_suffix(".json"), Path(f"{image}.json"))) for image in found.images)
     beside = {image: path for image, paths in names for path in paths if path in jsons}
-    if not beside and 2 * len(jsons) >= len(found.images):
+    if not beside and 2 * len(jsons) >= len(found.images) and not parallel(found.images, found.texts):
         beside = {image: path for image, (path,) in parallel(found.images, jsons).items()}
     if 2 * len(beside) < max(1, len(found.images)):
         return {}
+    first = {image: read_json(path) for image, path in [*beside.items()][:20]}
+    if not all(isinstance(about, Mapping) for about in first.values()):  # lists of names, tables
+        return {}
     found.tables = [table for table in found.tables if table not in set(beside.values())]
-    for path in list(beside.values())[:20]:
-        about = read_json(path)
-        keys = [*about] if isinstance(about, Mapping) else []
-        if captions_of(about, str(path)) or (columns and find_column(keys, columns.split(","))):
+    for image, about in first.items():
+        path, column = beside[image], find_column([*about], IMAGE_COLUMNS)
+        of = about[column] if column else None
+        if path.parent != image.parent and isinstance(of, str) and has_suffix(of) and last(of) != last(image.name):
+            raise DataError(f"{path}: is about {of} by what it says, and about {image} by its name")
+    for image, about in first.items():
+        if captions_of(about, str(beside[image])) or (columns and find_column([*about], columns.split(","))):
             return beside
-        found.no_captions = (
-            found.no_captions or f"{path} has no caption, but {', '.join(map(str, keys[:8])) or 'a list'}"
-        )
+        found.no_captions = f"{beside[image]} has no caption, but {', '.join(map(str, [*about][:8]))}"
     return {}
 
 

@@ -103,14 +103,15 @@ class Lists:
                 if last(entry[1]) in every:
                     self.add(path, *entry)
 
-    def choose(self, rows: Sequence[Picture]) -> None:
-        """Take a list's column of ids for one of names, where it names more of the images by those: `id;split` of lists
-        holds often the names without their suffix."""
+    def choose(self, rows: Sequence[Picture], notes: list[str]) -> None:
+        """Take a list's column of ids for one of names, where the images have other ids: `id;split` holds often names
+        without their suffix."""
         for column in {*self.keyed.values()}:
             own = {name for name, of in self.keyed.items() if of == column}
             lasts = {last(name) for name in own}
             ids = [key_of(key) for other, key in map(id_of, rows) if other in ("", column) and key]
-            if sum(last(row.place) in lasts for row in rows) > sum(key in own for key in ids):
+            if 0.1 * sum(last(row.place) in lasts for row in rows) > sum(key in own for key in ids):
+                notes.append(f"a list's column {column} holds names of images, which have other ids")
                 self.keyed = {name: of for name, of in self.keyed.items() if of != column}
 
     def split_of(self, row: Picture, alone: bool) -> str | None:
@@ -404,7 +405,7 @@ def in_lists(rows: Iterable[Picture], lists: Lists, notes: list[str], keep: bool
         return
     rows = list(rows)
     lists.settle(rows, notes)
-    lists.choose(rows)
+    lists.choose(rows, notes)
     names: dict[str, set[str]] = {}
     for row in rows:
         names.setdefault(last(row.place), set()).add(row.place)
