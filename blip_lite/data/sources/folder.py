@@ -283,8 +283,9 @@ def jsons_beside(found: Found, columns: str | None) -> dict[Path, Path]:
         beside = {image: path for image, (path,) in parallel(found.images, jsons).items()}
     if 2 * len(beside) < max(1, len(found.images)):
         return {}
-    first = {image: read_json(path) for image, path in [*beside.items()][:20]}
-    if not all(isinstance(about, Mapping) for about in first.values()):  # lists of names, tables
+    read = ((image, read_json(path)) for image, path in [*beside.items()][:20])
+    first = {image: about for image, about in read if isinstance(about, Mapping)}
+    if not first:  # lists of names, tables
         return {}
     found.tables = [table for table in found.tables if table not in set(beside.values())]
     for image, about in first.items():
