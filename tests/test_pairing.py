@@ -1762,3 +1762,20 @@ def test_karpathys_sentences_may_be_a_text(tmp_path: Path) -> None:
     ]
     (tmp_path / "a.json").write_text(json.dumps({"images": images}))
     assert pairs(load(tmp_path / "a.json")) == RIGHT
+
+
+@pytest.mark.parametrize("begins", ["images/", "data/images/", "/home/me/data/images/", "photos/"])
+@pytest.mark.parametrize("there", ["masks", "train_depth", "Thumbnails"])
+def test_masks_stand_for_no_pictures(tmp_path: Path, begins: str, there: str) -> None:
+    for n in range(COUNT):
+        photo(tmp_path / there / f"x{n}.png", n)
+    captions = as_csv(tmp_path, [f"{begins}x{n}.png" for n in range(COUNT)])
+    with pytest.raises(DataError, match="there is no image"):
+        load(captions)
+    as_csv(tmp_path, [f"x{n}.png" for n in range(COUNT)])  # nothing says that others are meant
+    assert pairs(load(captions)) == RIGHT
+    as_csv(tmp_path, [f"{begins}x{n}.png" for n in range(COUNT)])
+    for n in range(COUNT - 1):
+        photo(tmp_path / "images" / f"x{n}.png", n)
+    with pytest.raises(DataError, match=f"there is no image .*x{COUNT - 1}.png"):
+        load(captions)

@@ -34,6 +34,11 @@ _PLAIN = {
     *("list", "lists", "ids", "names", "id", "daten", "bilder", "final", "official", "new", "my", "v", "version"),
 }
 
+DERIVED = {  # words for pictures that are made from others
+    *("mask", "masks", "depth", "depths", "crop", "crops", "thumbnail", "thumbnails", "thumbs", "segmentation"),
+    *("segmentations", "panoptic", "edges", "canny", "normals", "heatmap", "heatmaps", "saliency", "mattes"),
+}
+
 # The first name that is there is taken.
 IMAGE_COLUMNS = (
     *("image", "filename", "imagename", "imagefile", "imagefilename", "imagepath", "imgpath", "filepath", "path"),
@@ -132,6 +137,11 @@ def may_be_usable(column: str) -> bool:
 def says_nothing(word: str) -> bool:
     """Whether a word in a folder's name says nothing of its pictures: `images`, `jpg`, `dataset`."""
     return word in _PLAIN or word in ("jpg", "jpeg", "png", "pics", "picture", "frames", "photo")
+
+
+def is_derived(folder: str) -> bool:
+    """Whether a folder is called after pictures that are made from others: `masks`, `train_depth`."""
+    return not DERIVED.isdisjoint(words_in(folder))
 
 
 def words_in(name: str) -> list[str]:

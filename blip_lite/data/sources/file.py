@@ -20,6 +20,7 @@ from blip_lite.data.names import (
     IMAGE_COLUMNS,
     caption_columns,
     find_column,
+    is_derived,
     plain,
     says_nothing,
     split_of_name,
@@ -312,6 +313,7 @@ def right_folders(probe: Sequence[Path], root: Path, where: str, split: str | No
         has = {f: {n for n in names if on_disk(f / (way(n) or n))} for f in (root, *within)}
         if any(has.values()):
             break
+    folders = within
     if are_numbers(probe, root) and len({*map(without_zeros, names)}) == len({*names}):  # `3` beside `0003`: which?
         # Where some are there as they are spelled, the others are not elsewhere: one that is lost is no other folder's.
         numbers = {f: numbered_pictures(f) for f in has if has[f] or not any(has.values())}
@@ -326,7 +328,7 @@ def right_folders(probe: Sequence[Path], root: Path, where: str, split: str | No
     best = full[0]
     names_in: Callable[[Path], AbstractSet[str]] = pictures_in if shorter else lambda f: numbered_pictures(f).keys()
     own, elsewhere, twins = names_in(best), dict[str, Path](), dict[str, Path]()
-    for folder in within if shorter is os.path.basename else folders:  # a table of several names each picture once
+    for folder in folders:  # a table of several folders names each picture once
         more = names_in(folder) if folder != best else frozenset[str]()
         if not (both := more & (own | elsewhere.keys())):
             elsewhere |= dict.fromkeys(more, folder)
@@ -380,9 +382,13 @@ def stands_for(other: str, folder: Path) -> bool:
     names = (folder.name, other)
     one, two = ("".join(word for word in words_in(name) if not says_nothing(word)) for name in names)
     numbers = [re.findall(r"\d+", name) for name in names]
-    if all(numbers) and numbers[0] != numbers[1]:
+    if (all(numbers) and numbers[0] != numbers[1]) or not is_no_mask_of(other, folder):
         return False
     return not (one and two) or one in two or two in one or SequenceMatcher(None, one, two).ratio() > 0.6
+
+
+def is_no_mask_of(other: str, folder: Path) -> bool:
+    return is_derived(other) or not is_derived(folder.name)
 
 
 def without(begins: str, name: str) -> str | None:
@@ -398,7 +404,8 @@ def shortenings(
     eight signs that Label Studio puts before the name of an uploaded file; and all folders, for pictures that were put
     into one folder whose name says nothing.
 
-    A folder that is left out where it is the only one must be called alike; more are another machine's."""
+    A folder that is left out where it is the only one must be called alike; more are another machine's, for which any
+    stands but one of masks."""
 
     def anything(folder: Path) -> bool:
         return True
@@ -408,12 +415,14 @@ def shortenings(
         return all(map(says_nothing, words_in(below)))
 
     shared = PurePosixPath(os.path.commonpath([os.path.dirname(name) for name in names])).parts
-    for cut in range(len(shared) + 1):
-        if cut and split_of_name(shared[cut - 1]):  # `flowers_test`: what is cut off so is not looked at again
+    yield anything, partial(without, "")
+    for cut, lost in enumerate(shared, 1):
+        if split_of_name(lost):  # what is cut off so is not looked at again
+            if not split_of_name(lost, strict=True):  # `flowers_test` may be another's test
+                return
             break
-        begins = "".join(f"{part}/" for part in shared[:cut])
-        alike = partial(stands_for, shared[0]) if cut == len(shared) == 1 else anything
-        yield alike, partial(without, begins)
+        alike = partial(stands_for if len(shared) == 1 else is_no_mask_of, lost)
+        yield alike, partial(without, "".join(f"{part}/" for part in shared[:cut]))
     if all(_UPLOADED.search(name) for name in names):
         yield anything, lambda name: _UPLOADED.sub("", name)
     if any(map(os.path.dirname, names)):

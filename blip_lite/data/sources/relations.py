@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from blip_lite.data.names import (
     CAPTION_COLUMNS,
+    DERIVED,
     IMAGE_COLUMNS,
     caption_columns,
     find_column,
@@ -29,8 +30,8 @@ from blip_lite.processing.download import is_url
 _WORDS = ("image", "img", "picture", "pic", "photo", "file", "media", "asset")
 _PICTURES = {*_WORDS, *(f"{word}s" for word in _WORDS)}
 _OTHERS = {  # what tables are about that have a word for pictures in their name, too
-    "caption", "captions", "mask", "masks", "depth", "depths", "crop", "crops", "thumbnail", "thumbnails", "thumbs",
-    "box", "boxes", "region", "regions", "object", "objects", "annotation", "annotations", "segmentation", "panoptic",
+    *DERIVED, "caption", "captions", "annotation", "annotations",
+    "box", "boxes", "region", "regions", "object", "objects",
 }  # fmt: skip
 _KEY = re.compile(
     rf"(?:{'|'.join(_WORDS)})(?:id|uid|uuid|no|nr|num|number|key|fk|ref|idx|index)|(?:id|fk)(?:image|img)"
