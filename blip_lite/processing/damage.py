@@ -28,7 +28,7 @@ def end_of_pixels(data: bytes) -> int:
         end = data.find(b"\xff\xd9", pixels)
         return end if end >= 0 else len(data)
     if data[:8] == PNG:
-        return max((end for kind, _, end, _ in chunks_of_png(data) if kind == b"IDAT"), default=0)
+        return max((end for kind, _, end in chunks_of_png(data) if kind == b"IDAT"), default=0)
     at = 0 if data[4:8] == b"ftyp" else len(data)
     while at + 16 <= len(data):
         kind, size = data[at + 4 : at + 8], int.from_bytes(data[at : at + 4], "big")

@@ -142,14 +142,18 @@ def segments_of_jpeg(data: bytes) -> Iterator[tuple[int, int]]:
         at += 1 if marker == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")  # 0xFF: a fill byte
 
 
-def chunks_of_png(data: bytes) -> Iterator[tuple[bytes, int, int, bool]]:
-    """(kind, where it begins, where it ends, whether its checksum is right) of a PNG's chunks."""
+def chunks_of_png(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """(kind, where it begins, where it ends) of a PNG's chunks."""
     at = len(PNG)
     while at + 12 <= len(data):
         end = at + 12 + int.from_bytes(data[at : at + 4], "big")
-        is_whole = zlib.crc32(memoryview(data)[at + 4 : end - 4]) == int.from_bytes(data[end - 4 : end], "big")
-        yield data[at + 4 : at + 8], at, end, is_whole
+        yield data[at + 4 : at + 8], at, end
         at = end
+
+
+def is_whole(data: bytes, at: int, end: int) -> bool:
+    """Whether the checksum of a PNG's chunk is right."""
+    return zlib.crc32(memoryview(data)[at + 4 : end - 4]) == int.from_bytes(data[end - 4 : end], "big")
 
 
 def layout_of_tiff(data: bytes) -> str:

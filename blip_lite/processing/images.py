@@ -19,7 +19,7 @@ from blip_lite.errors import ImageError
 from blip_lite.processing.damage import damage
 from blip_lite.processing.decoder_warnings import about
 from blip_lite.processing.depth import SAMPLE_FORMAT, SIGNED, eight_bits, mend_tiff, widen
-from blip_lite.processing.file_kinds import AVIF, HEIC, PNG, TIFF, chunks_of_png, kind_of, layout_of_tiff
+from blip_lite.processing.file_kinds import AVIF, HEIC, PNG, TIFF, chunks_of_png, is_whole, kind_of, layout_of_tiff
 
 ImageInput = str | Path | bytes | bytearray | memoryview | io.IOBase | Image.Image | np.ndarray
 
@@ -211,16 +211,14 @@ def _open(data: bytes, load: bool = True) -> Image.Image:
     resolutions, profiles) is left out where its checksum is wrong, and where Pillow stumbles over it."""
     if data[:8] != PNG:
         return _opened(data, load)
-    if any(kind[:1].islower() and not is_whole for kind, _, _, is_whole in chunks_of_png(data)):
-        data = _bare(data, None)
+    tried = _bare(data)
     try:
-        return _opened(data, load)
+        return _opened(tried, load)
     except Image.DecompressionBombError:
         raise
     except Exception:  # Pillow raises many kinds
-        tried = data
         for kept in ((b"tRNS", b"eXIf"), (b"tRNS",), ()):
-            if (bare := _bare(data, kept)) != tried:
+            if (bare := _bare(tried, kept)) != tried:
                 tried = bare
                 with contextlib.suppress(Exception):
                     return _opened(bare, load)
@@ -244,14 +242,16 @@ def _opened(data: bytes, load: bool) -> Image.Image:
     return image
 
 
-def _bare(data: bytes, kept: Container[bytes] | None) -> bytes:
-    """A PNG without all that is not needed for its pixels, but for chunks of these kinds (None: of every kind) whose
-    checksum is right."""
-    chunks, end = [PNG], len(PNG)
-    for kind, at, end, is_whole in chunks_of_png(data):
-        if kind[:1].isupper() or (is_whole and (kept is None or kind in kept)):
-            chunks.append(data[at:end])
-    return b"".join((*chunks, data[end:]))
+def _bare(data: bytes, kept: Container[bytes] | None = None) -> bytes:
+    """A PNG with no chunks but those needed for its pixels and of the `kept` kinds; where none are told, without those
+    that are not needed and whose checksum is wrong."""
+    parts, since = [], 0
+    for kind, at, end in chunks_of_png(data):
+        if kind[:1].isupper() or (is_whole(data, at, end) if kept is None else kind in kept):
+            continue
+        parts.append(data[since:at])
+        since = end
+    return b"".join((*parts, data[since:])) if parts else data
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
